@@ -1,0 +1,67 @@
+"""Everything the package raises on purpose.
+
+::
+
+    BharatEOError
+    ├── ConfigError            a key or value in a configuration or on the command line
+    ├── RegionError            a region of interest that cannot be placed on Earth
+    ├── SourceError            pixels could not be had
+    │   ├── UnreachableError       the server or folder did not answer (after retries)
+    │   ├── CorruptRasterError     a file is truncated or is no raster
+    │   ├── UnknownCodeError       a label code the class scheme does not know
+    │   └── EmptyRegionError       the region holds no valid pixel
+    ├── DatasetError           a dataset folder is missing, unfinished or another plan's
+    ├── ContractError          a run was given input that breaks its contract
+    ├── RunError               a run folder is missing, unfinished or another configuration's
+    └── StorageError           the disk is full or refuses writes
+
+Messages name the value, the file and the remedy, in that order.
+"""
+
+
+class BharatEOError(Exception):
+    """Base of every error raised on purpose; the command line prints it without a traceback."""
+
+
+class ConfigError(BharatEOError):
+    """A key or value of a configuration is wrong."""
+
+
+class RegionError(BharatEOError):
+    """A region of interest is misspelt, malformed or impossible."""
+
+
+class SourceError(BharatEOError):
+    """Pixels could not be had from a source."""
+
+
+class UnreachableError(SourceError):
+    """A server or folder did not answer, also after retries."""
+
+
+class CorruptRasterError(SourceError):
+    """A raster file is truncated or unreadable."""
+
+
+class UnknownCodeError(SourceError):
+    """A label raster holds a code that its class scheme does not know."""
+
+
+class EmptyRegionError(SourceError):
+    """A region of interest holds no valid pixel."""
+
+
+class DatasetError(BharatEOError):
+    """A dataset folder is missing, unfinished or belongs to another plan."""
+
+
+class ContractError(BharatEOError):
+    """A run was given input that breaks its contract (bands, unit, statistics, nodata)."""
+
+
+class RunError(BharatEOError):
+    """A run folder is missing, unfinished or belongs to another configuration."""
+
+
+class StorageError(BharatEOError):
+    """The disk is full or refuses to be written to."""

@@ -1,0 +1,57 @@
+"""Writing files so that a killed program leaves either the old file or the new one, never half."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+from bharateo.errors import StorageError
+
+_DISK_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.EFBIG}
+
+
+def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Write ``path`` through ``write(file)``: aside, synced to disk, then renamed into place.
+
+    Raises:
+        StorageError: the disk is full or refuses; the old file, if any, is untouched.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with aside.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        if error.errno in _DISK_TROUBLE:
+            raise StorageError(
+                f"cannot write {path}: {os.strerror(error.errno or 0)}; free some space or choose "
+                "another --output, then run the same command again: it goes on where it stopped"
+            ) from error
+        raise
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text file atomically."""
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def write_json(path: Path, record: Any) -> None:
+    """Write a JSON file atomically, indented, with keys in their given order."""
+    write_text(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete the files that killed writers left aside in ``folder``."""
+    for path in folder.rglob(".*.partial"):
+        path.unlink(missing_ok=True)

@@ -6,12 +6,15 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 import yaml
+from jsonargparse import ArgumentError, ArgumentParser
 
 from bharateo.errors import ConfigError
 
@@ -96,9 +99,11 @@ class TrainingConfig:
     lr: float = 1e-3
     weight_decay: float = 0.05
     beta2: float = 0.95
+    decay: Literal["matrices", "all"] = "matrices"
+    """What weight decay applies to; ``matrices`` spares biases, norms and single vectors."""
     warmup_epochs: float = 1.0
     schedule: Literal["cosine", "cosine_epoch"] = "cosine"
-    """``cosine`` per step after a linear warm-up; ``cosine_epoch`` stepped each epoch, no warm-up."""
+    """``cosine``: per step, after a linear warm-up; ``cosine_epoch``: per epoch, no warm-up."""
     grad_clip: float | None = 1.0
     augment: Literal["none", "d4"] = "d4"
     """``d4``: one of the eight flips and quarter turns of a square, drawn per chip."""
@@ -121,3 +126,113 @@ class Config:
         }
     )
     training: TrainingConfig = field(default_factory=TrainingConfig)
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """The configuration in a YAML file, with ``section.key=value`` overrides on top.
+
+    Raises:
+        ConfigError: the file is missing or no YAML, or a key or value is wrong.
+    """
+    record = read_yaml(path)
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {override!r} is not KEY=VALUE, e.g. training.epochs=5")
+        _put(record, key.strip().split("."), yaml.safe_load(value))
+    return parse_config(record, str(path))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file that holds a mapping.
+
+    Raises:
+        ConfigError: the file is missing, no YAML, or holds something else.
+    """
+    try:
+        record = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is no YAML: {error}") from error
+    if not isinstance(record or {}, dict):
+        raise ConfigError(f"{path} must hold sections (data, model, heads, training), not a list")
+    return record or {}
+
+
+def parse_config(record: Mapping[str, Any], where: str = "the configuration") -> Config:
+    """The configuration a mapping describes; what it leaves out has its default.
+
+    Raises:
+        ConfigError: a key is unknown (with the nearest known one) or a value does not fit.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Config, "config")
+    unknown = next(_unknown_keys(asdict(Config()), record), None)
+    if unknown:
+        raise ConfigError(f"{where}: {unknown}")
+    try:
+        parsed = parser.parse_object({"config": deepcopy(dict(record))})  # it is changed in place
+        config: Config = parser.instantiate_classes(parsed).config
+    except (ArgumentError, TypeError, ValueError) as error:
+        reason = re.sub(r"\bconfig\.", "", " ".join(str(error).split()))
+        raise ConfigError(f"{where}: {reason}") from error
+    return config
+
+
+def to_yaml(config: Config) -> str:
+    """The whole configuration as YAML, defaults included."""
+    return yaml.safe_dump(_plain(asdict(config)), sort_keys=False)
+
+
+def differences(record: Mapping[str, Any], config: Config) -> list[str]:
+    """``key: there against wanted`` for every key in which a stored configuration differs."""
+    there, wanted = dict(_leaves(record)), dict(_leaves(_plain(asdict(config))))
+    return [
+        f"{key}: {there.get(key)!r} there, {wanted.get(key)!r} wanted"
+        for key in sorted({*there, *wanted})
+        if there.get(key) != wanted.get(key)
+    ]
+
+
+def _unknown_keys(known: Any, given: Any, path: str = "") -> Iterator[str]:
+    """Say which keys of ``given`` are not in ``known``; heads and options are free mappings."""
+    if not isinstance(given, Mapping) or path in ("heads", "data.plan.split"):
+        return
+    for key, value in given.items():
+        if isinstance(known, Mapping) and key in known:
+            yield from _unknown_keys(known[key], value, f"{path}.{key}".lstrip("."))
+        elif isinstance(known, Mapping):
+            near = difflib.get_close_matches(str(key), [str(name) for name in known], n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            section = f"section {path!r}" if path else "the top level"
+            yield f"unknown key {key!r} in {section}: {hint}known are {', '.join(known)}"
+
+
+def _put(record: dict[str, Any], keys: list[str], value: Any) -> None:
+    for key in keys[:-1]:
+        record = record.setdefault(key, {})
+        if not isinstance(record, dict):
+            raise ConfigError(f"--set {'.'.join(keys)}: {key} is a value, not a section")
+    record[keys[-1]] = value
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _leaves(record: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in record.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}", value
+
+
+def preset_path(name: str) -> Path:
+    """The YAML file of a configuration that comes with the package: v0, seed or sample."""
+    installed = Path(__file__).parent / "configs"
+    folder = installed if installed.is_dir() else Path(__file__).parents[2] / "configs"
+    return folder / f"{name}.yaml"

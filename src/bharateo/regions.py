@@ -71,7 +71,7 @@ def parse_roi(text: str) -> Roi:
         values = []
     if len(values) == 4:
         return _check(Roi(name, bbox=(values[0], values[1], values[2], values[3])))
-    if len(values) == 3 and values[2] == int(values[2]):
+    if len(values) == 3 and values[2].is_integer():
         return _check(Roi(name, values[0], values[1], int(values[2])))
     if len(values) == 2:
         return _check(Roi(name, values[0], values[1]))
@@ -180,7 +180,7 @@ def worldcover_window(roi: Roi) -> PixelWindow:
         to_row = math.ceil((90 - south) * PIXELS_PER_DEGREE - 1e-6)
     else:
         col = _pixel(roi.lon + 180) - roi.size_px // 2
-        row = _pixel(90 - roi.lat) - roi.size_px // 2
+        row = min(_pixel(90 - roi.lat), GLOBE_HEIGHT_PX - 1) - roi.size_px // 2
         to_col, to_row = col + roi.size_px, row + roi.size_px
     row, to_row = max(row, 0), min(to_row, GLOBE_HEIGHT_PX)
     return PixelWindow(row, col % GLOBE_WIDTH_PX, to_row - row, to_col - col)
@@ -214,9 +214,7 @@ def window_of_geobox(geobox: GeoBox) -> PixelWindow:
 
 def tile_name(west: int, south: int) -> str:
     """The name of the tile whose south-west corner is there, e.g. ``N27E075`` or ``S03W060``."""
-    return (
-        f"{'N' if south >= 0 else 'S'}{abs(south):02d}{'E' if west >= 0 else 'W'}{abs(west):03d}"
-    )
+    return f"{'N' if south >= 0 else 'S'}{abs(south):02d}{'E' if west >= 0 else 'W'}{abs(west):03d}"
 
 
 def tile_windows(window: PixelWindow) -> Iterator[TileWindow]:

@@ -121,6 +121,7 @@ SENTINEL2_L1C = Sensor(
     unit="top-of-atmosphere reflectance",
     composites={"true colour B4-B3-B2": ("B04", "B03", "B02"),
                 "false colour B8-B4-B3": ("B08", "B04", "B03")},
-    display_range=(0.04, 0.24),
+    display_range=(0.08, 0.20),
     standardised=True,
+    notes="Level 1C: top of atmosphere, not corrected for the air, and compressed with loss.",
 )  # fmt: skip

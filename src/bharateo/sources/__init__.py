@@ -10,7 +10,7 @@ from odc.geo.geobox import GeoBox
 
 from bharateo.landcover import ClassScheme
 from bharateo.raster import Raster
-from bharateo.regions import Region, Roi
+from bharateo.regions import Region
 from bharateo.sensor import Sensor
 
 

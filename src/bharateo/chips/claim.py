@@ -1,0 +1,148 @@
+"""Whose a dataset folder is: what its build was asked for, and who is writing there now."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Any
+
+from bharateo import __version__
+from bharateo.chips.store import BUILD_FOLDER, DATASET_FILE
+from bharateo.config import PlanConfig
+from bharateo.errors import DatasetError
+from bharateo.files import remove_leftovers, write_json
+from bharateo.landcover import BHARATEO_CLASSES, IGNORE, ClassScheme
+from bharateo.regions import Region
+from bharateo.sources import Recipe
+
+try:
+    import fcntl
+except ImportError:  # Windows: two builds at once are not noticed there
+    fcntl = None  # type: ignore[assignment]
+
+_PLAN_FILE = "plan.json"
+_LOCK_FILE = "lock"
+_GRID = ("name", "crs", "transform", "shape")
+_MOST_DIFFERENCES = 4
+
+
+def identity(recipe: Recipe, plan: PlanConfig, seed: int) -> dict[str, Any]:
+    """What decides a dataset's contents, as it stands in ``dataset.json``."""
+    record = {
+        "name": recipe.name,
+        "source": {"image": recipe.image.name, "landcover": recipe.landcover.name},
+        "sensor": recipe.image.sensor.to_json(),
+        "class_scheme": _scheme(recipe.landcover.scheme),
+        "regions": [grid(region) for region in recipe.regions],
+        "plan": asdict(plan),
+        "seed": seed,
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(record))
+    return plain
+
+
+def identity_of(info: Mapping[str, Any]) -> dict[str, Any]:
+    """The identity kept in a ``dataset.json``."""
+    keys = ("name", "source", "sensor", "class_scheme", "plan", "seed")
+    regions = [{key: region[key] for key in _GRID} for region in info["regions"]]
+    return {key: info[key] for key in keys} | {"regions": regions}
+
+
+def _scheme(scheme: ClassScheme) -> dict[str, Any]:
+    return {
+        "name": scheme.name,
+        "classes": [asdict(land_class) for land_class in BHARATEO_CLASSES],
+        "native": {str(code): list(meaning) for code, meaning in scheme.native.items()},
+        "nodata": scheme.nodata,
+        "ignore": IGNORE,
+    }
+
+
+def grid(region: Region) -> dict[str, Any]:
+    """A region's name and pixel grid, as they stand in ``dataset.json``."""
+    geobox = region.geobox
+    return {
+        "name": region.name,
+        "crs": str(geobox.crs),
+        "transform": list(geobox.affine)[:6],
+        "shape": list(geobox.shape),
+    }
+
+
+@contextmanager
+def claimed(output: Path, wanted: Mapping[str, Any]) -> Iterator[None]:
+    """Hold ``output`` for a build of ``wanted``: mark it as that build's, and keep others out.
+
+    Raises:
+        DatasetError: the folder holds other files or another build, or is being written to.
+    """
+    _check_ours(output)
+    work = output / BUILD_FOLDER
+    work.mkdir(parents=True, exist_ok=True)
+    with (work / _LOCK_FILE).open("wb") as lock:
+        _lock(lock, output)
+        remove_leftovers(output)
+        mark = {"code_version": __version__, **wanted}
+        if (work / _PLAN_FILE).exists():
+            check_same(output, json.loads((work / _PLAN_FILE).read_text(encoding="utf-8")), mark)
+        else:
+            write_json(work / _PLAN_FILE, mark)
+        yield
+
+
+def _check_ours(output: Path) -> None:
+    ours = (output / BUILD_FOLDER).is_dir() or (output / DATASET_FILE).exists()
+    if output.exists() and not ours and (not output.is_dir() or any(output.iterdir())):
+        raise DatasetError(
+            f"{output} holds other files and no dataset: choose another --output, "
+            "a folder that is empty or does not exist yet"
+        )
+
+
+def _lock(file: IO[bytes], output: Path) -> None:
+    """Take the lock, which the system drops when its holder dies, however that happens."""
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise DatasetError(
+            f"another build is writing to {output}: wait for it to end, or choose another --output"
+        ) from error
+
+
+def check_same(output: Path, there: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Make sure that what a folder holds is what is wanted.
+
+    Raises:
+        DatasetError: it is not; the message says in what.
+    """
+    old, new = dict(_flat(there)), dict(_flat(wanted))
+    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    if not keys:
+        return
+    said = [
+        f"{key} is {json.dumps(old.get(key))} there and {json.dumps(new.get(key))} here"
+        for key in keys[:_MOST_DIFFERENCES]
+    ]
+    more = f" and {len(keys) - len(said)} more" if len(keys) > len(said) else ""
+    raise DatasetError(
+        f"{output} holds the build of another plan ({'; '.join(said)}{more}): "
+        f"choose another --output, or delete {output} to build it anew"
+    )
+
+
+def _flat(record: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Every leaf of nested JSON with its dotted name, e.g. ``plan.split.test``."""
+    if isinstance(record, Mapping) and record:
+        items = record.items()
+    elif isinstance(record, list) and record:
+        items = {str(place): value for place, value in enumerate(record)}.items()
+    else:
+        yield name, record
+        return
+    for key, value in items:
+        yield from _flat(value, f"{name}.{key}" if name else key)

@@ -1,0 +1,279 @@
+"""The command line: verbs and their options. Each stage is imported when its verb is called."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import bharateo
+from bharateo.errors import BharatEOError
+
+_ROOT_HELP = (
+    "where WorldCover tiles lie: a folder, an http(s) URL or an s3 URL that holds "
+    "v200/2021/map/... (default: $BHARATEO_WORLDCOVER_ROOT, else the public bucket)"
+)
+_ROI_HELP = (
+    "a place to sample from, as NAME=LON,LAT[,SIZE_PX] or NAME=WEST,SOUTH,EAST,NORTH or a known "
+    "name (delhi_ncr, shekhawati, mathura_belt); repeat for several"
+)
+_SET_HELP = "override one key of the configuration, e.g. training.lr=0.001; repeat for several"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit status (0 done, 1 refused with a message, 130 stopped)."""
+    parser = build_parser()
+    options = parser.parse_args(arguments)
+    try:
+        options.verb(options)
+    except BharatEOError as error:
+        print(f"bharateo: {type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("bharateo: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Every verb with its options."""
+    parser = argparse.ArgumentParser(
+        prog="bharateo",
+        description="Masked-autoencoder pretraining for Earth observation, from public pixels to "
+        "an honest report. Every verb turns one folder into the next: a configuration into a "
+        "dataset, a dataset into a run, a run into an evaluation and a report. Every verb can be "
+        "killed and run again; it goes on where it stopped.",
+        epilog="Start with `bharateo demo`.",
+    )
+    parser.add_argument("--version", action="version", version=f"bharateo {bharateo.__version__}")
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    _add_demo(verbs)
+    _add_build(verbs)
+    _add_pretrain(verbs)
+    _add_evaluate(verbs)
+    _add_report(verbs)
+    _add_tokens(verbs)
+    return parser
+
+
+def _verb(
+    verbs: argparse._SubParsersAction[argparse.ArgumentParser],
+    run: Callable[[argparse.Namespace], None],
+    name: str,
+    help_line: str,
+    text: str,
+) -> argparse.ArgumentParser:
+    parser = verbs.add_parser(
+        name, help=help_line, description=text, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.set_defaults(verb=run)
+    return parser
+
+
+def _add_demo(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _verb(
+        verbs,
+        _demo,
+        "demo",
+        "the whole way: pixels, dataset, training, evaluation, report",
+        "Build a dataset, train a masked autoencoder on it, evaluate it and write a report.\n"
+        "Reads ESA WorldCover where it answers within seconds, else the packaged sample.\n\n"
+        "  bharateo demo\n"
+        "  bharateo demo --roi pune=73.86,18.52 --output runs/pune\n"
+        "  bharateo demo --preset seed --output runs/seed",
+    )
+    parser.add_argument("--preset", choices=("v0", "seed"), default="v0",
+                        help="v0: our model on held-out ground; seed: the first experiment as "
+                        "published (default: v0)")  # fmt: skip
+    parser.add_argument("--output", type=Path, default=Path("runs/demo"), metavar="DIR",
+                        help="gets dataset/ and run/ with run/report.html "
+                        "(default: runs/demo)")  # fmt: skip
+    parser.add_argument("--worldcover-root", metavar="ROOT", help=_ROOT_HELP)
+    parser.add_argument("--roi", action="append", default=[], metavar="ROI", help=_ROI_HELP)
+    _add_epochs_and_seed(parser)
+
+
+def _add_build(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _verb(
+        verbs,
+        _build,
+        "build",
+        "a configuration into a dataset folder",
+        "Read the regions of a configuration and store their chips, labels and splits.\n\n"
+        "  bharateo build configs/v0.yaml --output datasets/v0",
+    )
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="a YAML file; see configs/")
+    parser.add_argument("--output", type=Path, required=True, metavar="DATASET",
+                        help="the dataset folder to make or to go on with")  # fmt: skip
+    parser.add_argument("--worldcover-root", metavar="ROOT", help=_ROOT_HELP)
+    parser.add_argument("--roi", action="append", default=[], metavar="ROI",
+                        help=_ROI_HELP + " (instead of the configuration's)")  # fmt: skip
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=_SET_HELP)
+
+
+def _add_pretrain(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _verb(
+        verbs,
+        _pretrain,
+        "pretrain",
+        "a dataset into a trained run",
+        "Train the configuration's model on the train split of a dataset.\n\n"
+        "  bharateo pretrain configs/v0.yaml --dataset datasets/v0 --output runs/v0",
+    )
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="a YAML file; see configs/")
+    parser.add_argument("--dataset", type=Path, required=True, help="a folder made by build")
+    parser.add_argument("--output", type=Path, required=True, metavar="RUN",
+                        help="the run folder to make or to go on with")  # fmt: skip
+    _add_epochs_and_seed(parser)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=_SET_HELP)
+
+
+def _add_evaluate(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _verb(
+        verbs,
+        _evaluate,
+        "evaluate",
+        "score a run beside the baselines, on its own dataset or another",
+        "Score a run per split and per region, with block-bootstrap intervals.\n\n"
+        "  bharateo evaluate runs/v0\n"
+        "  bharateo evaluate runs/v0 --dataset datasets/elsewhere --output elsewhere.json",
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="a folder made by pretrain")
+    parser.add_argument("--dataset", type=Path, metavar="OTHER",
+                        help="score on this dataset instead of the run's own")  # fmt: skip
+    parser.add_argument("--output", type=Path, metavar="FILE",
+                        help="the JSON file to write (default: RUN/evaluation.json; needed with "
+                        "--dataset)")  # fmt: skip
+
+
+def _add_report(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _verb(
+        verbs,
+        _report,
+        "report",
+        "a run into one self-contained HTML page",
+        "Write RUN/report.html: where the pixels come from, what was learnt, how well.\n"
+        "Evaluates the run first if that has not been done.\n\n"
+        "  bharateo report runs/v0",
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="a folder made by pretrain")
+
+
+def _add_tokens(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _verb(
+        verbs,
+        _tokens,
+        "tokens",
+        "count tokens, pixels and scalars of a run",
+        "Count what a run is shown and asked: tokens, pixels and scalars, each by its name.\n"
+        "Without arguments: the two published runs. With RUN: a finished run, as presented.\n\n"
+        "  bharateo tokens\n"
+        "  bharateo tokens runs/v0\n"
+        "  bharateo tokens --chips 5000 --epochs 100 --bands 10",
+    )
+    parser.add_argument("run", type=Path, nargs="?", metavar="RUN", help="a finished run's folder")
+    parser.add_argument("--chips", type=int, help="chips presented in an epoch")
+    parser.add_argument("--epochs", type=int, default=1, help="epochs (default: 1)")
+    parser.add_argument("--bands", type=int, default=3, help="bands of a chip (default: 3)")
+    parser.add_argument("--chip-px", type=int, default=128, help="side of a chip (default: 128)")
+    parser.add_argument("--patch-px", type=int, default=16, help="side of a patch (default: 16)")
+    parser.add_argument("--mask-ratio", type=float, default=0.75,
+                        help="share of tokens hidden (default: 0.75)")  # fmt: skip
+
+
+def _add_epochs_and_seed(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--epochs", type=int, help="epochs to train (default: the preset's)")
+    parser.add_argument("--seed", type=int, help="seed of every random draw (default: 42)")
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from bharateo.demo import demo
+    from bharateo.display import Display
+
+    demo(
+        options.output,
+        Display(),
+        options.preset,
+        options.worldcover_root,
+        options.roi,
+        options.epochs,
+        options.seed,
+    )
+
+
+def _build(options: argparse.Namespace) -> None:
+    from bharateo import stages
+    from bharateo.config import load_config
+    from bharateo.display import Display
+
+    config = load_config(options.config, options.set)
+    data = config.data
+    if options.roi:
+        data = replace(data, rois=tuple(options.roi))
+    if options.worldcover_root:
+        data = replace(data, worldcover_root=options.worldcover_root)
+    stages.build(replace(config, data=data), options.output, Display())
+
+
+def _pretrain(options: argparse.Namespace) -> None:
+    from bharateo import stages
+    from bharateo.chips.store import Dataset
+    from bharateo.config import load_config
+    from bharateo.display import Display
+
+    overrides = [
+        *options.set,
+        *(f"training.{name}={getattr(options, name)}" for name in ("epochs", "seed")
+          if getattr(options, name) is not None),
+    ]  # fmt: skip
+    config = load_config(options.config, overrides)
+    stages.pretrain(config, Dataset.open(options.dataset), options.output, Display())
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from bharateo import stages
+    from bharateo.chips.store import Dataset
+    from bharateo.display import Display
+    from bharateo.errors import ConfigError
+    from bharateo.training.checkpoint import Run
+
+    if options.dataset and not options.output:
+        raise ConfigError(
+            "--dataset needs --output FILE, so that the run's own evaluation.json is not replaced "
+            "by figures of other ground"
+        )
+    run = Run.open(options.run)
+    dataset = Dataset.open(options.dataset) if options.dataset else run.own_dataset()
+    output = options.output or options.run / "evaluation.json"
+    stages.evaluate(run, dataset, output, Display())
+
+
+def _report(options: argparse.Namespace) -> None:
+    from bharateo import stages
+    from bharateo.display import Display
+    from bharateo.training.checkpoint import Run
+
+    display = Display()
+    evaluation = options.run / "evaluation.json"
+    if not evaluation.exists():
+        run = Run.open(options.run)
+        stages.evaluate(run, run.own_dataset(), evaluation, display)
+    stages.report(options.run, display)
+
+
+def _tokens(options: argparse.Namespace) -> None:
+    from bharateo import stages
+    from bharateo.accounting import Accounting
+    from bharateo.display import Display
+
+    account = None
+    if options.chips:
+        account = Accounting(options.chips, options.epochs, options.chip_px, options.patch_px,
+                             options.bands, options.mask_ratio)  # fmt: skip
+    stages.tokens(options.run, account, Display())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,71 @@
+"""Progress on a terminal: a live bar for people, one line now and then for logs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from bharateo.accounting import Row
+
+LOG_EVERY_S = 10.0
+
+
+class Display:
+    """Where the verbs say what they do."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(highlight=False, soft_wrap=True)
+
+    def say(self, text: str) -> None:
+        """One line, at once."""
+        self.console.print(text, markup=False)
+
+    def table(self, title: str, rows: Sequence[Row]) -> None:
+        """Quantities with their units and meanings."""
+        table = Table("quantity", title=title, title_justify="left", box=SIMPLE_HEAD)
+        table.add_column("value", justify="right", no_wrap=True)
+        table.add_column("unit")
+        table.add_column("meaning", overflow="fold")
+        for row in rows:
+            table.add_row(row.name, f"{row.value:,}", row.unit, row.meaning)
+        self.console.print(table)
+
+    @contextmanager
+    def bar(self, name: str) -> Iterator[Bar]:
+        """A progress bar on a terminal, lines every ten seconds elsewhere."""
+        if not self.console.is_terminal:
+            yield Bar(name, self, None)
+            return
+        columns = (
+            TextColumn("{task.fields[title]}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.percentage:3.0f} %"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        with Progress(*columns, console=self.console) as progress:
+            yield Bar(name, self, progress)
+
+
+class Bar:
+    """One long job under way."""
+
+    def __init__(self, name: str, display: Display, progress: Progress | None) -> None:
+        self.name, self.display, self.progress = name, display, progress
+        self.task = progress.add_task(name, title=name, note="", total=None) if progress else None
+        self.logged = time.monotonic()
+
+    def update(self, done: float, total: float, note: str = "") -> None:
+        """Show ``done`` of ``total`` and a short note."""
+        if self.progress and self.task is not None:
+            self.progress.update(self.task, completed=done, total=total, note=note)
+        elif time.monotonic() - self.logged >= LOG_EVERY_S:
+            self.logged = time.monotonic()
+            self.display.say(f"{self.name}: {100 * done / max(total, 1):3.0f} %  {note}")

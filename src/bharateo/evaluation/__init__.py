@@ -1,0 +1,1 @@
+"""Evaluation: baselines, scores with intervals, and reconstructions to look at."""

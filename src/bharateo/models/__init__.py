@@ -1,0 +1,1 @@
+"""Models: patches and masks, the transformer, the two autoencoders and their heads."""

@@ -1,0 +1,180 @@
+"""Pretext tasks: each head owns its target, prediction, loss and metrics.
+
+A new task is one class here, one line in ``HEADS`` and one entry under ``heads`` in the YAML.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bharateo.config import HeadConfig
+from bharateo.errors import ConfigError
+from bharateo.landcover import IGNORE, NUM_CLASSES
+from bharateo.models.mae import MaskedAutoencoder, Tokens
+from bharateo.models.patches import take_tokens
+
+Sums = dict[str, tuple[Tensor, Tensor]]
+"""Metric -> (sum, count): adds over batches without bias, whatever is missing in them."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch of chips.
+
+    ``image`` is in physical units and may hold anything where ``valid`` is False;
+    ``class_counts`` are the labelled pixels of each class in each patch (tokens row-major);
+    ``chip`` the chips' rows in the dataset.
+    """
+
+    image: Float[Tensor, "batch band row col"]
+    valid: Bool[Tensor, "batch row col"]
+    class_counts: Int64[Tensor, "batch token cls"]
+    chip: Int64[Tensor, batch]
+
+
+class Head(nn.Module):
+    """A pretext task on the decoded tokens. ``loss_metric`` names its loss among its metrics."""
+
+    loss_metric: ClassVar[str]
+
+    def forward(
+        self, tokens: Tokens, batch: Batch, model: MaskedAutoencoder
+    ) -> tuple[Tensor, Sums]:
+        """The task's loss (a mean over its targets) and the sums its metrics are made of."""
+        raise NotImplementedError
+
+
+class PixelHead(Head):
+    """Rebuild the pixels of the masked patches: LayerNorm, Linear, SmoothL1 in model units.
+
+    Metrics: ``rec_smooth_l1`` (model units) and ``masked_mae`` (physical units), over valid
+    scalars of masked patches.
+    """
+
+    loss_metric = "rec_smooth_l1"
+
+    def __init__(self, model: MaskedAutoencoder, beta: float = 0.1) -> None:
+        super().__init__()
+        self.beta = beta
+        self.norm = nn.LayerNorm(model.decoded_width)
+        self.linear = nn.Linear(model.decoded_width, model.values_per_patch)
+
+    def predict(self, tokens: Tokens) -> Float[Tensor, "batch masked value"]:
+        """Masked patches in model units."""
+        predicted: Tensor = self.linear(self.norm(tokens.masked))
+        return predicted
+
+    def forward(
+        self, tokens: Tokens, batch: Batch, model: MaskedAutoencoder
+    ) -> tuple[Tensor, Sums]:
+        """SmoothL1 over valid scalars of masked patches."""
+        target, pixels = model.patches(batch.image, batch.valid, tokens.mask.masked)
+        weight = pixels[:, :, None, :].expand(-1, -1, model.num_bands, -1).flatten(2)
+        predicted = self.predict(tokens).float()
+        error = smooth_l1(predicted, target, self.beta).masked_fill(~weight, 0.0)
+        count = weight.sum()
+        loss = error.sum() / count.clamp(min=1)
+        with torch.no_grad():
+            by_band = (predicted - target).abs_().masked_fill_(~weight, 0.0)
+            absolute = by_band.unflatten(2, (model.num_bands, -1)).sum((0, 1, 3))
+            mae = (absolute * model.normalise.std).sum()
+        return loss, {"rec_smooth_l1": (error.detach().sum(), count), "masked_mae": (mae, count)}
+
+
+class LandCoverHead(Head):
+    """Predict every patch's land cover: LayerNorm, Linear, cross-entropy over labelled patches.
+
+    ``target`` "mode" is the most frequent class (ties to the lowest id), "fraction" the share of
+    every class among the labelled pixels. Metrics: ``esa_ce`` over all labelled patches;
+    ``esa_acc`` (of the most frequent class) over all, masked and visible ones, never mixed.
+    """
+
+    loss_metric = "esa_ce"
+
+    def __init__(self, model: MaskedAutoencoder, target: str = "fraction") -> None:
+        super().__init__()
+        if target not in ("mode", "fraction"):
+            raise ConfigError(f"heads.landcover.options.target: {target!r} is not mode or fraction")
+        self.target = target
+        self.norm = nn.LayerNorm(model.decoded_width)
+        self.linear = nn.Linear(model.decoded_width, NUM_CLASSES)
+
+    def predict(self, tokens: Tokens) -> Float[Tensor, "batch token cls"]:
+        """Class logits of all tokens, in the tokens' order."""
+        logits: Tensor = self.linear(self.norm(tokens.values))
+        return logits
+
+    def cross_entropy(
+        self,
+        logits: Float[Tensor, "batch token cls"],
+        counts: Int64[Tensor, "batch token cls"],
+    ) -> Float[Tensor, "batch token"]:
+        """Cross-entropy of every token with its target, 0 where nothing is labelled."""
+        if self.target == "mode":
+            mode = patch_mode(counts)
+            each = F.cross_entropy(
+                logits.flatten(0, 1), mode.flatten(), ignore_index=IGNORE, reduction="none"
+            )
+            return each.view_as(mode)
+        share = counts / counts.sum(2, keepdim=True).clamp(min=1)
+        return -(share * logits.log_softmax(2)).sum(2)
+
+    def forward(
+        self, tokens: Tokens, batch: Batch, model: MaskedAutoencoder
+    ) -> tuple[Tensor, Sums]:
+        """Cross-entropy over all labelled patches, visible ones too."""
+        counts = take_tokens(batch.class_counts, tokens.mask.order)
+        labelled = counts.sum(2) > 0
+        mode = patch_mode(counts)
+        logits = self.predict(tokens).float()
+        each = self.cross_entropy(logits, counts)
+        count = labelled.sum()
+        loss = each.sum() / count.clamp(min=1)
+        right = (logits.detach().argmax(2) == mode) & labelled
+        seen = tokens.mask.num_visible
+        return loss, {
+            "esa_ce": (each.detach().sum(), count),
+            "esa_acc": (right.sum(), count),
+            "esa_acc_masked": (right[:, seen:].sum(), labelled[:, seen:].sum()),
+            "esa_acc_visible": (right[:, :seen].sum(), labelled[:, :seen].sum()),
+        }
+
+
+def smooth_l1(predicted: Tensor, target: Tensor, beta: float) -> Tensor:
+    """SmoothL1 of every element: 0.5 d^2 / beta below beta, |d| - 0.5 beta above."""
+    return F.smooth_l1_loss(predicted, target, reduction="none", beta=beta)
+
+
+def patch_mode(counts: Int64[Tensor, "batch token cls"]) -> Int64[Tensor, "batch token"]:
+    """The most frequent class, ties to the lowest id; ``IGNORE`` where nothing is labelled."""
+    most, mode = counts.max(2)
+    first = (counts == most[..., None]).to(torch.uint8).argmax(2)
+    return torch.where(most > 0, first, torch.full_like(mode, IGNORE))
+
+
+HEADS: dict[str, type[Head]] = {"pixels": PixelHead, "landcover": LandCoverHead}
+
+
+def build_heads(heads: Mapping[str, HeadConfig], model: MaskedAutoencoder) -> nn.ModuleDict:
+    """The configured heads.
+
+    Raises:
+        ConfigError: a head or one of its options does not exist.
+    """
+    built: dict[str, nn.Module] = {}
+    for name, config in heads.items():
+        if name not in HEADS:
+            raise ConfigError(f"heads.{name} is not a head; known are {', '.join(HEADS)}")
+        options: dict[str, Any] = dict(config.options)
+        try:
+            built[name] = HEADS[name](model, **options).apply(model.init_weights)
+        except TypeError as error:
+            raise ConfigError(f"heads.{name}.options: {error}") from error
+    return nn.ModuleDict(built)

@@ -1,0 +1,232 @@
+"""The two masked autoencoders behind one interface: image, validity and mask in, tokens out.
+
+Both work on tokens in the mask's visible-first order, so the masked ones are a slice; attention
+does not mind the order, and positions are gathered with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from bharateo.config import ModelConfig
+from bharateo.models.patches import Mask, take_patches
+from bharateo.models.vit import blocks, init_transformer, sincos_positions
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What a model returns: one vector a token, visible first, with the mask that ordered them."""
+
+    values: Float[Tensor, "batch token dim"]
+    mask: Mask
+
+    @property
+    def masked(self) -> Float[Tensor, "batch masked dim"]:
+        """Vectors of the masked tokens."""
+        return self.values[:, self.mask.num_visible :]
+
+
+class Normalise(nn.Module):
+    """Physical units to model units: (x - mean) / std per band.
+
+    The first module of every model and the only normalisation anywhere. The statistics travel
+    in the weights; they are 0 and 1 for sensors that are not standardised. An invalid pixel takes
+    the mean of its patch's valid pixels, or 0, so that what it held cannot matter.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32))
+
+    def model_units(self, physical: Float[Tensor, "*lead band"]) -> Float[Tensor, "*lead band"]:
+        """Physical values of every band in model units."""
+        return (physical - self.mean) / self.std
+
+    def physical_units(
+        self, normalised: Float[Tensor, "batch band row col"]
+    ) -> Float[Tensor, "batch band row col"]:
+        """An image in model units back in physical units."""
+        return normalised * self.std[:, None, None] + self.mean[:, None, None]
+
+    def forward(
+        self,
+        patches: Float[Tensor, "batch chosen value"],
+        valid: Bool[Tensor, "batch chosen pixel"],
+    ) -> Float[Tensor, "batch chosen value"]:
+        """Normalised patches with their invalid pixels filled."""
+        by_band = patches.unflatten(2, (self.mean.shape[0], -1))
+        normalised = (by_band - self.mean[:, None]) / self.std[:, None]
+        if not valid.all():
+            known = valid[:, :, None]
+            normalised = normalised.masked_fill(~known, 0.0)
+            mean = normalised.sum(3, keepdim=True) / known.sum(3, keepdim=True).clamp(min=1)
+            normalised = torch.where(known, normalised, mean)
+        return normalised.flatten(2)
+
+
+class MaskedAutoencoder(nn.Module):
+    """What both models share: patches of the right tokens, normalised, with their validity."""
+
+    def __init__(self, config: ModelConfig, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.config = config
+        self.num_bands = len(mean)
+        self.grid = config.chip_px // config.patch_px
+        self.num_tokens = self.grid**2
+        self.values_per_patch = self.num_bands * config.patch_px**2
+        self.normalise = Normalise(mean, std)
+
+    @property
+    def decoded_width(self) -> int:
+        """Width of the returned tokens, the heads' input."""
+        raise NotImplementedError
+
+    def init_weights(self, module: nn.Module) -> None:
+        """How the model initialises a layer; PyTorch's own way unless overridden."""
+
+    def patches(
+        self,
+        image: Float[Tensor, "batch band row col"],
+        valid: Bool[Tensor, "batch row col"],
+        index: Tensor,
+    ) -> tuple[Float[Tensor, "batch chosen value"], Bool[Tensor, "batch chosen pixel"]]:
+        """Normalised patches ``index`` of an image in physical units, and pixel validity."""
+        pixels = take_patches(valid[:, None], self.config.patch_px, index)
+        return self.normalise(take_patches(image, self.config.patch_px, index), pixels), pixels
+
+    def forward(
+        self,
+        image: Float[Tensor, "batch band row col"],
+        valid: Bool[Tensor, "batch row col"],
+        mask: Mask,
+    ) -> Tokens:
+        """A vector for every token, given only the visible patches."""
+        raise NotImplementedError
+
+
+class V0(MaskedAutoencoder):
+    """The masked autoencoder of He et al. 2022: visible-only encoder, light decoder.
+
+    Validity reaches the encoder as a learned vector times the share of a patch's pixels that are
+    missing.
+    """
+
+    positions: Tensor
+    decoder_positions: Tensor
+
+    def __init__(self, config: ModelConfig, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__(config, mean, std)
+        width, decoder_width = config.width, config.decoder_width
+        self.embed = nn.Linear(self.values_per_patch, width)
+        self.missing = nn.Parameter(torch.zeros(width))
+        self.encoder = blocks(config.depth, width, config.num_heads, config.mlp_ratio)
+        self.norm = nn.LayerNorm(width)
+        self.to_decoder = nn.Linear(width, decoder_width)
+        self.mask_token = nn.Parameter(torch.zeros(decoder_width))
+        self.decoder = blocks(
+            config.decoder_depth, decoder_width, config.decoder_num_heads, config.mlp_ratio
+        )
+        self.apply(self.init_weights)
+        nn.init.normal_(self.mask_token, std=0.02)
+        nn.init.normal_(self.missing, std=0.02)
+        for name, size in (("positions", width), ("decoder_positions", decoder_width)):
+            table = sincos_positions(self.grid, self.grid, size)
+            self.register_buffer(name, table, persistent=False)
+
+    def init_weights(self, module: nn.Module) -> None:
+        """Xavier-uniform linear layers."""
+        init_transformer(module)
+
+    @property
+    def decoded_width(self) -> int:
+        """Width of the decoder."""
+        return self.config.decoder_width
+
+    def forward(
+        self,
+        image: Float[Tensor, "batch band row col"],
+        valid: Bool[Tensor, "batch row col"],
+        mask: Mask,
+    ) -> Tokens:
+        """Encode the visible patches, then decode all tokens."""
+        return self.decode(self.encode(image, valid, mask), mask)
+
+    def encode(
+        self,
+        image: Float[Tensor, "batch band row col"],
+        valid: Bool[Tensor, "batch row col"],
+        mask: Mask,
+    ) -> Float[Tensor, "batch visible dim"]:
+        """The encoder's vectors of the visible patches alone."""
+        patches, pixels = self.patches(image, valid, mask.visible)
+        missing = 1 - pixels.float().mean(2, keepdim=True)
+        x = self.embed(patches) + missing * self.missing + self.positions[mask.visible]
+        return self.norm(self.encoder(x))
+
+    def decode(self, encoded: Float[Tensor, "batch visible dim"], mask: Mask) -> Tokens:
+        """A decoder vector for every token; masked ones start as the mask token."""
+        batch, num_masked = mask.masked.shape
+        seen = self.to_decoder(encoded)
+        hidden = self.mask_token.to(seen.dtype).expand(batch, num_masked, -1)
+        x = torch.cat([seen, hidden], 1) + self.decoder_positions[mask.order]
+        return Tokens(self.decoder(x), mask)
+
+
+class Seed(MaskedAutoencoder):
+    """The model of the first BharatEO-v0 experiment, kept exactly.
+
+    Learned positions, the mask token put in at the input, all tokens through one encoder. It is
+    a baseline: the published numbers belong to it.
+    Source: N. Batra, "Building a Foundational EO Model for BharatEO", 2026-05-05.
+    """
+
+    def __init__(self, config: ModelConfig, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__(config, mean, std)
+        self.embed = nn.Linear(self.values_per_patch, config.width)
+        self.mask_token = nn.Parameter(torch.zeros(config.width))
+        self.positions = nn.Parameter(torch.zeros(self.num_tokens, config.width))
+        self.encoder = blocks(config.depth, config.width, config.num_heads, config.mlp_ratio)
+        nn.init.normal_(self.mask_token, std=0.02)
+        nn.init.normal_(self.positions, std=0.02)
+
+    @property
+    def decoded_width(self) -> int:
+        """Width of the encoder."""
+        return self.config.width
+
+    def forward(
+        self,
+        image: Float[Tensor, "batch band row col"],
+        valid: Bool[Tensor, "batch row col"],
+        mask: Mask,
+    ) -> Tokens:
+        """All tokens through the encoder, masked ones as the mask token."""
+        patches, _ = self.patches(image, valid, mask.visible)
+        seen = self.embed(patches)
+        hidden = self.mask_token.to(seen.dtype).expand(*mask.masked.shape, -1)
+        x = torch.cat([seen, hidden], 1) + self.positions[mask.order]
+        return Tokens(self.encoder(x), mask)
+
+
+MODELS: dict[str, type[MaskedAutoencoder]] = {"v0": V0, "seed": Seed}
+
+
+def build_model(
+    config: ModelConfig, mean: Sequence[float], std: Sequence[float]
+) -> MaskedAutoencoder:
+    """The model named in the configuration, for the bands the statistics are of."""
+    return MODELS[config.name](config, mean, std)
+
+
+def num_parameters(module: nn.Module) -> int:
+    """Number of trained values."""
+    return sum(parameter.numel() for parameter in module.parameters())

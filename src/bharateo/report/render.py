@@ -1,0 +1,128 @@
+"""Layers as pictures: stored or physical values to RGB, classes to colours, arrays to data URIs.
+
+Axes: band row col | row col rgb. RGB is uint8. A pixel without a value is never black, which is
+a colour the data may hold: it is hatched grey.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+
+import numpy as np
+from jaxtyping import Bool, Float, Shaped, UInt8
+from matplotlib import colormaps
+from PIL import Image
+
+from bharateo.landcover import IGNORE, class_colours
+from bharateo.sensor import Sensor
+
+HIDDEN_GREY = (134, 136, 138)
+"""Shown in place of a masked patch: mid grey, distinct on light and dark pages alike."""
+
+_HATCH = ((176, 176, 172), (146, 146, 143))
+_HATCH_PX = 4
+
+
+def physical(stored: Shaped[np.ndarray, "*shape"], sensor: Sensor) -> Float[np.ndarray, "*shape"]:
+    """Stored values in the sensor's unit, float32."""
+    values: np.ndarray = stored.astype(np.float32) * np.float32(sensor.scale)
+    return values + np.float32(sensor.offset)
+
+
+def composite_rgb(
+    image: Float[np.ndarray, "band row col"],
+    sensor: Sensor,
+    valid: Bool[np.ndarray, "row col"] | None = None,
+    composite: str | None = None,
+) -> UInt8[np.ndarray, "row col rgb"]:
+    """Three bands of an image in physical units, stretched linearly over the display range.
+
+    Values outside the range saturate; pixels that are not ``valid`` are hatched.
+    """
+    low, high = sensor.display_range
+    shown = image[list(sensor.composite_indices(composite))]
+    finite = np.nan_to_num(shown, nan=low, posinf=high, neginf=low)
+    share = np.clip((finite - low) / (high - low), 0, 1)
+    rgb = np.moveaxis(np.rint(share * 255).astype(np.uint8), 0, -1)
+    return rgb if valid is None else hatch(rgb, ~valid)
+
+
+def stretch_note(sensor: Sensor, composite: str | None = None) -> str:
+    """What the colours of a composite are, for its caption."""
+    name = composite or next(iter(sensor.composites))
+    if sensor.display_range == (0.0, 1.0) and sensor.num_bands == 3:
+        return f"{name}, shown as it is"
+    low, high = sensor.display_range
+    unit = sensor.unit.split(",")[0]
+    return f"{name}, {low:g} to {high:g} {unit} stretched linearly from black to white"
+
+
+def class_rgb(class_ids: UInt8[np.ndarray, "row col"]) -> UInt8[np.ndarray, "row col rgb"]:
+    """A class map in the classes' colours; pixels without a label are hatched."""
+    return hatch(class_colours()[class_ids], class_ids == IGNORE)
+
+
+def hatch(
+    rgb: UInt8[np.ndarray, "row col rgb"], where: Bool[np.ndarray, "row col"]
+) -> UInt8[np.ndarray, "row col rgb"]:
+    """A copy of the picture, hatched diagonally in two greys where told."""
+    row, col = np.indices(where.shape)
+    stripe = (row + col) // _HATCH_PX % 2
+    return np.where(where[..., None], np.array(_HATCH, np.uint8)[stripe], rgb)
+
+
+def paint(
+    rgb: UInt8[np.ndarray, "row col rgb"],
+    where: Bool[np.ndarray, "row col"],
+    colour: tuple[int, int, int] = HIDDEN_GREY,
+) -> UInt8[np.ndarray, "row col rgb"]:
+    """A copy of the picture with one flat colour where told."""
+    return np.where(where[..., None], np.array(colour, np.uint8), rgb)
+
+
+def ramp_rgb(values: Float[np.ndarray, "row col"], top: float) -> UInt8[np.ndarray, "row col rgb"]:
+    """Values from 0 to ``top`` on a perceptually even dark-to-bright ramp."""
+    share = np.clip(np.nan_to_num(values) / top if top > 0 else np.zeros_like(values), 0, 1)
+    rgb: np.ndarray = colormaps["inferno"](share, bytes=True)[..., :3]
+    return rgb
+
+
+def ramp_css() -> str:
+    """The same ramp as a CSS gradient, for legends."""
+    stops = colormaps["inferno"](np.linspace(0, 1, 9), bytes=True)[:, :3]
+    return "linear-gradient(90deg," + ",".join(f"rgb({r},{g},{b})" for r, g, b in stops) + ")"
+
+
+def upscale(
+    tokens: Shaped[np.ndarray, "token_row token_col *rest"], factor: int
+) -> Shaped[np.ndarray, "row col *rest"]:
+    """Every token's value repeated over the pixels of its patch."""
+    return tokens.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def png_uri(rgb: UInt8[np.ndarray, "row col rgb"]) -> str:
+    """A picture as a lossless PNG data URI, with a palette where 256 colours are enough."""
+    packed = rgb.astype(np.uint32) @ np.array([65536, 256, 1], np.uint32)
+    colours, index = np.unique(packed, return_inverse=True)
+    if len(colours) > 256:
+        picture = Image.fromarray(np.ascontiguousarray(rgb))
+    else:
+        picture = Image.fromarray(index.reshape(packed.shape).astype(np.uint8), "P")
+        channels = [colours >> 16, colours >> 8 & 255, colours & 255]
+        picture.putpalette(np.stack(channels, -1).astype(np.uint8).tobytes())
+    return _encode(picture, "png", optimize=True)
+
+
+def photo_uri(rgb: UInt8[np.ndarray, "row col rgb"]) -> str:
+    """A large picture as a data URI: JPEG if it has many colours, which is a tenth of the size."""
+    packed = rgb.astype(np.uint32) @ np.array([65536, 256, 1], np.uint32)
+    if len(np.unique(packed)) <= 256:
+        return png_uri(rgb)
+    return _encode(Image.fromarray(np.ascontiguousarray(rgb)), "jpeg", quality=88, subsampling=0)
+
+
+def _encode(picture: Image.Image, kind: str, **options: object) -> str:
+    file = io.BytesIO()
+    picture.save(file, kind, **options)
+    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -1,0 +1,398 @@
+"""ESA WorldCover: land-cover labels at 10 m, and their palette rendering as an input layer.
+
+Read from the public bucket, a web server or a folder laid out with the bucket's keys. What was
+read from afar is kept on disk and serves as long as its tiles stay the same, and offline.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+import zipfile
+import zlib
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import platformdirs
+from jaxtyping import UInt8
+from odc.geo.geobox import GeoBox
+
+from bharateo.errors import (
+    ConfigError,
+    CorruptRasterError,
+    SourceError,
+    StorageError,
+    UnreachableError,
+)
+from bharateo.files import write_atomically
+from bharateo.landcover import WORLDCOVER, palette
+from bharateo.raster import Raster, RasterFile, Traffic, Web, open_raster, web_address
+from bharateo.regions import (
+    NAMED_ROIS,
+    TILE_PX,
+    PixelWindow,
+    Roi,
+    TileWindow,
+    tile_windows,
+    window_of_geobox,
+    worldcover_region,
+    worldcover_window,
+)
+from bharateo.sensor import WORLDCOVER_PALETTE
+from bharateo.sources import Recipe
+
+PUBLIC_ROOT = "https://esa-worldcover.s3.eu-central-1.amazonaws.com"
+"""The product's own bucket (AWS Open Data, no sign-in)."""
+
+_REMEDY = (
+    "point data.worldcover_root or BHARATEO_WORLDCOVER_ROOT at a local copy laid out like the "
+    "bucket, or build from the packaged sample (data.source: sample)"
+)
+_MAX_OPEN_TILES = 16
+
+
+@dataclass(frozen=True)
+class Edition:
+    """One year of the product: its version, and how it wants to be cited."""
+
+    year: int
+    version: str
+    citation: str
+
+    @property
+    def folder(self) -> str:
+        """Where the bucket keeps its tiles."""
+        return f"{self.version}/{self.year}/map"
+
+    def key(self, tile: str) -> str:
+        """The bucket's key of a tile, e.g. of ``N27E075``."""
+        return f"{self.folder}/ESA_WorldCover_10m_{self.year}_{self.version}_{tile}_Map.tif"
+
+    @property
+    def attribution(self) -> tuple[str, ...]:
+        """The lines that the licence asks for."""
+        credit = (
+            f"© ESA WorldCover project {self.year} / Contains modified Copernicus Sentinel data "
+            f"({self.year}) processed by ESA WorldCover consortium"
+        )
+        return credit, "Licence: CC BY 4.0", self.citation
+
+
+EDITIONS = {
+    edition.year: edition
+    for edition in (
+        Edition(
+            2020,
+            "v100",
+            "Zanaga et al. 2021, ESA WorldCover 10 m 2020 v100, doi:10.5281/zenodo.5571936",
+        ),
+        Edition(
+            2021,
+            "v200",
+            "Zanaga et al. 2022, ESA WorldCover 10 m 2021 v200, doi:10.5281/zenodo.7254221",
+        ),
+    )
+}
+
+
+class WorldCover:
+    """Native WorldCover codes on the product's own grid.
+
+    ``root`` is a folder, http(s) or s3 URL; None means ``$BHARATEO_WORLDCOVER_ROOT``, else the
+    public bucket. ``cache`` is a folder; None means ``$BHARATEO_CACHE``, else the user's cache
+    folder. Only what comes over the network is kept there. Tiles are seen as they were when they
+    were first opened. Thread-safe, one read at a time.
+
+    Raises:
+        ConfigError: there is no such year, or the root is a URL of another kind.
+    """
+
+    scheme = WORLDCOVER
+
+    def __init__(
+        self,
+        root: str | None = None,
+        year: int = 2021,
+        cache: Path | None = None,
+        web: Web | None = None,
+    ):
+        self.root = _resolve_root(root)
+        self.edition = _edition(year)
+        self.name = f"ESA WorldCover {year} {self.edition.version}"
+        self.attribution = self.edition.attribution
+        self._web = web or Web()
+        self._cache = _Cache(_cache_folder(cache)) if web_address(self.root) else None
+        self._tiles: OrderedDict[str, RasterFile | None] = OrderedDict()
+        self._last: Raster | None = None
+        self._lock = threading.Lock()
+        self.cache_note = ""
+        """What the last read did with the cache; not provenance, which repeats itself."""
+
+    @property
+    def traffic(self) -> Traffic:
+        """What was fetched over the network so far."""
+        return self._web.traffic
+
+    def read(self, geobox: GeoBox) -> Raster:
+        """Native codes, uint8 (1, row, col), of a window of the product's grid; read-only.
+
+        Nodata (0) is not valid, and so is everything in tiles that do not exist (open ocean).
+        The provenance names root, version, window and the identity of every tile, null for those
+        that do not exist; ``offline`` says that the server was out of reach and the pixels are
+        the ones kept from an earlier read.
+
+        Raises:
+            RegionError: the GeoBox is not on the product's grid.
+            UnreachableError: the root did not answer and nothing was kept.
+            CorruptRasterError: a tile is damaged or of another product.
+            UnknownCodeError: a tile holds a code that the product does not have.
+        """
+        with self._lock:
+            if self._last is None or self._last.geobox != geobox:
+                native, provenance = self._read(window_of_geobox(geobox))
+                native.flags.writeable = False
+                self._last = Raster(native[None], native != WORLDCOVER.nodata, geobox, provenance)
+            return self._last
+
+    def close(self) -> None:
+        """Let go of all open tiles."""
+        with self._lock:
+            while self._tiles:
+                self._close_oldest()
+
+    def _read(self, window: PixelWindow) -> tuple[UInt8[np.ndarray, "row col"], dict[str, Any]]:
+        place = {
+            "root": self.root,
+            "version": f"{self.edition.version}/{self.edition.year}",
+            "window": {
+                "row": window.row,
+                "col": window.col,
+                "height": window.height,
+                "width": window.width,
+            },
+        }
+        try:
+            tiles = self._identities(window)
+        except UnreachableError as error:
+            return self._read_offline(place, error)
+        provenance = {"product": "ESA WorldCover", **place, "tiles": tiles, "offline": False}
+        if self._cache is None:
+            return self._assemble(window), provenance
+        entry = self._cache.entry(place, tiles)
+        if (kept := self._cache.load(entry)) is not None:
+            self.cache_note = "read"
+            return kept.native, provenance
+        note = "damaged, fetched again" if entry.exists() else "written"
+        native = self._assemble(window)
+        self.cache_note = self._cache.save(entry, native, tiles) or note
+        return native, provenance
+
+    def _read_offline(
+        self, place: Mapping[str, Any], error: UnreachableError
+    ) -> tuple[UInt8[np.ndarray, "row col"], dict[str, Any]]:
+        kept = self._cache.newest(place) if self._cache else None
+        if kept is None:
+            raise UnreachableError(f"{error}; or {_REMEDY}") from error
+        provenance = {"product": "ESA WorldCover", **place, "tiles": kept.tiles, "offline": True}
+        self.cache_note = f"read, since {error}"
+        return kept.native, provenance
+
+    def _identities(self, window: PixelWindow) -> dict[str, dict[str, Any] | None]:
+        identities: dict[str, dict[str, Any] | None] = {}
+        for part in tile_windows(window):
+            file = self._tile(part.tile)
+            identities[part.tile] = file.identity if file else None
+        return identities
+
+    def _assemble(self, window: PixelWindow) -> UInt8[np.ndarray, "row col"]:
+        native = np.zeros((window.height, window.width), np.uint8)
+        for part in tile_windows(window):
+            if file := self._tile(part.tile):
+                native[
+                    part.to_row : part.to_row + part.height, part.to_col : part.to_col + part.width
+                ] = self._read_part(file, part)
+        return native
+
+    def _read_part(self, file: RasterFile, part: TileWindow) -> UInt8[np.ndarray, "row col"]:
+        try:
+            native = file.read_window(part.row, part.col, part.height, part.width)[0]
+        except BaseException:
+            del self._tiles[part.tile]
+            raise
+        where = f"{file.location}, window row {part.row} col {part.col} of {native.shape}"
+        WORLDCOVER.collapse(native, where)
+        return native
+
+    def _tile(self, tile: str) -> RasterFile | None:
+        """The tile's open file, or None where the product has no such tile."""
+        if tile not in self._tiles:
+            if len(self._tiles) == _MAX_OPEN_TILES:
+                self._close_oldest()
+            self._tiles[tile] = self._open(tile)
+        self._tiles.move_to_end(tile)
+        return self._tiles[tile]
+
+    def _open(self, tile: str) -> RasterFile | None:
+        if web_address(self.root) is None:
+            _check_folder(self.root, self.edition)
+        file = open_raster(f"{self.root}/{self.edition.key(tile)}", self._web)
+        expected = (1, (TILE_PX, TILE_PX), np.uint8)
+        if file and (file.num_bands, file.shape, file.dtype) != expected:
+            file.close()
+            raise CorruptRasterError(
+                f"{file.location} has {file.num_bands} band(s) of {file.shape} {file.dtype} where "
+                f"a WorldCover tile has one of {(TILE_PX, TILE_PX)} uint8: fetch it again"
+            )
+        return file
+
+    def _close_oldest(self) -> None:
+        _, file = self._tiles.popitem(last=False)
+        if file:
+            file.close()
+
+
+class WorldCoverPalette:
+    """The label map in its display colours, uint8 (3, row, col), black where there is no label."""
+
+    sensor = WORLDCOVER_PALETTE
+
+    def __init__(self, worldcover: WorldCover):
+        self.name = f"{worldcover.name} palette"
+        self.attribution = worldcover.attribution
+        self._worldcover = worldcover
+
+    def read(self, geobox: GeoBox) -> Raster:
+        """The colours on a grid; fetches nothing if the labels were just read there."""
+        labels = self._worldcover.read(geobox)
+        colours = palette(WORLDCOVER.collapse(labels.values[0]))
+        return replace(labels, values=np.ascontiguousarray(colours))
+
+
+def worldcover_recipe(
+    rois: Sequence[Roi],
+    root: str | None = None,
+    year: int = 2021,
+    cache: Path | None = None,
+) -> Recipe:
+    """Palette colours as input and the codes behind them as labels, over some ROIs."""
+    worldcover = WorldCover(root, year, cache)
+    regions = tuple(worldcover_region(roi) for roi in rois)
+    return Recipe("worldcover", regions, WorldCoverPalette(worldcover), worldcover)
+
+
+def reachable(
+    root: str | None = None,
+    rois: Sequence[Roi] = (),
+    year: int = 2021,
+    timeout_s: float = 3.0,
+) -> str | None:
+    """None if the root answers for the first ROI's tile in time, else one sentence why it does not.
+
+    Any tile that is asked for in vain counts as an answer. Fetches the header of one tile at most.
+    """
+    source = WorldCover(root, year, web=Web(timeout_s, num_retries=0))
+    roi = rois[0] if rois else next(iter(NAMED_ROIS.values()))
+    tile = next(tile_windows(worldcover_window(roi))).tile
+    answer = [f"{source.root} did not answer within {timeout_s:g} s."]
+
+    def ask() -> None:
+        try:
+            source._tile(tile)
+            answer.clear()
+        except SourceError as error:
+            answer[:] = [f"{str(error).split(';')[0]}."]
+
+    # The system's own name look-up heeds no timeout: leave it behind.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(timeout_s)
+    return answer[0] if answer else None
+
+
+def _resolve_root(root: str | None) -> str:
+    root = root or os.environ.get("BHARATEO_WORLDCOVER_ROOT") or PUBLIC_ROOT
+    return (web_address(root) or str(Path(root).expanduser())).rstrip("/")
+
+
+def _edition(year: int) -> Edition:
+    if year not in EDITIONS:
+        known = ", ".join(map(str, EDITIONS))
+        raise ConfigError(f"worldcover_year {year} does not exist: the product has {known}")
+    return EDITIONS[year]
+
+
+def _check_folder(root: str, edition: Edition) -> None:
+    if not (Path(root) / edition.folder).is_dir():
+        problem = f"holds no {edition.folder}" if Path(root).is_dir() else "is not a folder"
+        raise UnreachableError(f"WorldCover root {root} {problem}: {_REMEDY}")
+
+
+# Kept windows: one file each, in a folder per root, version and window, named by what its tiles
+# were. So changed tiles make a new file, and without a network any file of the folder will do.
+
+
+@dataclass(frozen=True)
+class _Kept:
+    native: UInt8[np.ndarray, "row col"]
+    tiles: dict[str, Any]
+
+
+def _cache_folder(cache: Path | None) -> Path:
+    folder = cache or os.environ.get("BHARATEO_CACHE") or platformdirs.user_cache_path("bharateo")
+    return Path(folder) / "worldcover"
+
+
+def _digest(record: Any) -> str:
+    canonical = json.dumps(record, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+class _Cache:
+    """Windows on disk: ``.npz``, whose every member carries a CRC-32 that is checked on reading."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+
+    def entry(self, place: Mapping[str, Any], tiles: Mapping[str, Any]) -> Path:
+        """Where a window of tiles of just these identities is kept."""
+        return self._place_folder(place) / f"{_digest(tiles)}.npz"
+
+    def load(self, entry: Path) -> _Kept | None:
+        """What an entry holds; None if it does not exist or is damaged."""
+        try:
+            with entry.open("rb") as file, np.load(file, allow_pickle=False) as members:
+                return _Kept(members["native"], json.loads(str(members["tiles"])))
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+            return None
+
+    def newest(self, place: Mapping[str, Any]) -> _Kept | None:
+        """The window as last kept, whatever its tiles were then."""
+        entries = self._place_folder(place).glob("*.npz")
+        for entry in sorted(entries, key=lambda path: path.stat().st_mtime_ns, reverse=True):
+            if kept := self.load(entry):
+                return kept
+        return None
+
+    def save(
+        self, entry: Path, native: UInt8[np.ndarray, "row col"], tiles: Mapping[str, Any]
+    ) -> str | None:
+        """Keep a window; returns why it could not be kept, which is no reason to stop."""
+        record = json.dumps(tiles)
+        try:
+            write_atomically(
+                entry, lambda file: np.savez_compressed(file, native=native, tiles=record)
+            )
+        except (StorageError, OSError) as error:
+            return f"not written: {error}"
+        return None
+
+    def _place_folder(self, place: Mapping[str, Any]) -> Path:
+        window = place["window"]
+        name = "{row}-{col}-{height}x{width}".format(**window)
+        return self._folder / f"{name}-{_digest(place)[:16]}"

@@ -1,0 +1,129 @@
+"""The stages with their progress shown: what the verbs and the demo both call."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bharateo.config import Config, DataConfig
+from bharateo.display import Display
+from bharateo.errors import ConfigError
+
+if TYPE_CHECKING:
+    from bharateo.accounting import Accounting
+    from bharateo.chips.store import Dataset
+    from bharateo.sources import Recipe
+    from bharateo.training.checkpoint import Run
+
+
+def open_recipe(data: DataConfig) -> Recipe:
+    """The source named in the configuration, on its ROIs."""
+    if data.source == "sample":
+        from bharateo.sources.sample import sample_recipe
+
+        return sample_recipe()
+    from bharateo.regions import parse_roi
+    from bharateo.sources.worldcover import worldcover_recipe
+
+    rois = [parse_roi(text) for text in data.rois]
+    names = [roi.name for roi in rois]
+    if not rois or len({*names}) < len(names):
+        raise ConfigError(f"data.rois needs places with different names, got {names}")
+    return worldcover_recipe(rois, data.worldcover_root, data.worldcover_year)
+
+
+def build(config: Config, output: Path, display: Display) -> Dataset:
+    """Build the dataset of a configuration."""
+    from bharateo.chips.build import build as build_chips
+
+    with display.bar("build") as bar:
+        dataset = build_chips(
+            open_recipe(config.data), config.data.plan, output, config.data.seed, bar.update
+        )
+    splits = ", ".join(f"{count} {name}" for name, count in dataset.info["splits"].items())
+    display.say(f"dataset: {output} ({splits} squares of {dataset.size_px} px)")
+    return dataset
+
+
+def pretrain(config: Config, dataset: Dataset, output: Path, display: Display) -> Run:
+    """Train the model of a configuration."""
+    from bharateo.training.loop import Progress
+    from bharateo.training.loop import pretrain as train
+
+    with display.bar("pretrain") as bar:
+
+        def show(now: Progress) -> None:
+            metrics = now.metrics
+            shown = [f"epoch {now.epoch}/{now.num_epochs}", f"loss {metrics['loss']:.3f}"]
+            if "masked_mae" in metrics:
+                shown.append(f"masked MAE {metrics['masked_mae']:.4f}")
+            if "esa_acc_masked" in metrics:
+                shown.append(f"masked accuracy {metrics['esa_acc_masked']:.3f}")
+            left = f"{int(now.seconds_left) // 60}:{int(now.seconds_left) % 60:02d} left"
+            note = "  ".join([*shown, f"{now.chips_per_s:.0f} chips/s", left])
+            bar.update(now.step, now.num_steps, note)
+
+        run = train(dataset, config, output, show)
+    display.say(f"run: {output} ({run.contract['num_parameters'] / 1e6:.2f} M parameters)")
+    return run
+
+
+def evaluate(run: Run, dataset: Dataset, output: Path, display: Display) -> dict[str, Any]:
+    """Evaluate a run and print how it stands against the nearest visible token."""
+    from bharateo.evaluation.evaluate import evaluate as score
+
+    with display.bar("evaluate") as bar:
+        record = score(run, dataset, output, bar.update)
+    for split, scores in record["splits"].items():
+        model, copy = scores["model"], scores["baselines"]["nearest_visible"]
+        display.say(f"{split}: masked MAE {_beside(model, copy, 'masked_mae')}, masked class "
+                    f"accuracy {_beside(model, copy, 'esa_acc_masked')}")  # fmt: skip
+    display.say(f"evaluation: {output}")
+    return record
+
+
+def _beside(model: dict[str, Any], copy: dict[str, Any], metric: str) -> str:
+    def shown(value: float | None) -> str:
+        return "nothing to measure" if value is None else f"{value:.4f}"
+
+    return f"{shown(model[metric])} (nearest visible token {shown(copy[metric])})"
+
+
+def report(run: Path, display: Display) -> Path:
+    """Write the report of an evaluated run."""
+    from bharateo.report import write_report
+
+    display.say("report: drawing")
+    path = write_report(run)
+    display.say(f"report: {path}")
+    return path
+
+
+def tokens(run: Path | None, account: Accounting | None, display: Display) -> None:
+    """Print the account of a run, of given numbers, or of the two published runs."""
+    from bharateo.accounting import published
+
+    if run is not None:
+        accounts = {str(run): run_accounting(run)}
+    elif account is not None:
+        accounts = {"as given": account}
+    else:
+        accounts = dict(published())
+    for title, each in accounts.items():
+        display.table(title, each.rows())
+
+
+def run_accounting(run: Path) -> Accounting:
+    """The account of a finished run: what was really presented."""
+    from bharateo.accounting import Accounting
+    from bharateo.training.checkpoint import read_contract
+
+    contract = read_contract(run)
+    return Accounting(
+        contract["presented"]["chips_per_epoch"],
+        contract["presented"]["epochs"],
+        contract["chip_px"],
+        contract["patch_px"],
+        len(contract["sensor"]["bands"]),
+        contract["mask_ratio"],
+    )

@@ -1,0 +1,1 @@
+"""Training: batches from a dataset, the loop, checkpoints."""

@@ -1,0 +1,223 @@
+import re
+import sys
+from html.parser import HTMLParser
+from itertools import pairwise
+from types import ModuleType, SimpleNamespace
+
+import pytest
+from made_up_run import fingerprint, split_scores, write_run
+
+from bharateo.errors import RunError
+from bharateo.report import html
+from bharateo.sensor import WORLDCOVER_PALETTE
+
+VOID = {"meta", "link", "br", "hr", "img", "input", "path", "rect", "image", "use", "circle"}
+
+
+class Page(HTMLParser):
+    """Checks that elements close in order, and gathers what the tests ask about."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.ids, self.links, self.elements = [], [], [], []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self._note(tag, attrs)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self._note(tag, attrs)
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def _note(self, tag, attrs):
+        attrs = dict(attrs)
+        self.elements.append((tag, attrs))
+        if "id" in attrs:
+            self.ids.append(attrs["id"])
+        self.links += [v for k, v in attrs.items() if k in ("href", "xlink:href", "src")]
+
+    def named(self, *tags):
+        return [attrs for tag, attrs in self.elements if tag in tags]
+
+
+@pytest.fixture
+def page(dataset, make_run, make_example):
+    examples = [make_example(dataset, chip) for chip in range(3)]
+    return html.article(make_run(dataset), dataset, examples)
+
+
+def test_the_page_asks_for_nothing_outside_itself(page):
+    parsed = Page(page)
+    assert all(link.startswith(("data:", "#")) for link in parsed.links)
+    assert not re.search(r"@import|url\((?!#)", page)
+    assert not parsed.named("script", "iframe")
+
+
+def test_ids_are_unique_and_every_inner_link_leads_somewhere(page):
+    parsed = Page(page)
+    assert len(parsed.ids) == len(set(parsed.ids))
+    inner = {link[1:] for link in parsed.links if link.startswith("#") and len(link) > 1}
+    inner |= set(re.findall(r"url\(#([^)]+)\)", page))
+    assert inner <= set(parsed.ids)
+
+
+def test_every_image_has_words_and_every_scrolling_table_takes_the_keyboard(page):
+    parsed = Page(page)
+    drawings = [svg for svg in parsed.named("svg") if svg.get("class") != "defs"]
+    assert len(drawings) > 20
+    assert all(svg["role"] == "img" and len(svg["aria-label"]) > 15 for svg in drawings)
+    scrolling = [div for div in parsed.named("div") if div.get("class") == "scroll"]
+    assert scrolling
+    assert all(div["tabindex"] == "0" and div["aria-label"] for div in scrolling)
+    assert parsed.named("a")[0]["href"] == "#main"
+
+
+def test_headings_go_down_one_level_at_a_time(page):
+    levels = [int(level) for level in re.findall(r"<h([1-6])\b", page)]
+    assert levels.count(1) == 1
+    assert all(b - a <= 1 for a, b in pairwise(levels))
+
+
+def test_the_same_run_gives_the_same_page(dataset, make_run, make_example):
+    pages = {html.article(make_run(dataset), dataset, [make_example(dataset)]) for _ in range(2)}
+    assert len(pages) == 1
+
+
+def test_the_page_says_what_was_trained_and_how_it_stands(page, dataset):
+    assert "0.80 million parameters" in page
+    assert f"trained for 3 epochs on {dataset.sensor.title}" in page
+    assert "names the land cover of 80.1 % of the hidden patches, against 75.0 %" in page
+    assert "The model beats the copy on both." in page
+    assert "On ground held out for testing," in page
+
+
+def test_sources_caveats_and_attribution_are_in_plain_sight(dataset, make_run):
+    files = make_run(dataset, provenance={"source": "x", "why": "Pixels: these, because <so>."})
+    page = html.article(files, dataset, [])
+    assert "made-up pixels; labels: made-up labels." in page
+    assert "Pixels: these, because &lt;so&gt;." in page
+    assert dataset.sensor.notes in page
+    assert all(line in page for line in dataset.attribution)
+    assert "told otherwise" in html.article(files, dataset, [], why="told otherwise")
+
+
+def test_every_band_counts_in_the_account(page, dataset):
+    bands = dataset.sensor.num_bands
+    pixels = 96 * 3 * 12 * 16 * 16
+    assert f"{pixels:,}" in page
+    assert f"{pixels * bands:,}" in page
+
+
+def test_native_classes_are_counted_with_nodata_apart(dataset, page):
+    counts = dataset.info["regions"][0]["native_counts"]
+    rows = html.histogram(counts, dataset.info["class_scheme"])
+    assert rows[-1]["name"] == "no data"
+    assert rows[-1]["css"] is None
+    assert sum(row["share"] for row in rows) == pytest.approx(1)
+    assert {row["code"] for row in rows} == {int(code) for code in counts}
+    assert "Tree cover" in page
+
+
+def test_held_out_blocks_are_outlined_over_training_ground(dataset):
+    chips = dataset.chips[dataset.chips["region"] == "first"]
+    frames = html.outlines(chips, by_block=True)
+    assert len(frames) == chips["block"].nunique()
+    splits = [frame.split for frame in frames]
+    assert splits == sorted(splits, key=lambda split: split != "train")
+    for frame in frames:
+        assert frame.height >= 64
+        assert frame.width >= 64
+
+
+def test_without_held_out_ground_the_page_warns(make_dataset, make_run, make_example):
+    dataset = make_dataset(WORLDCOVER_PALETTE, held_out=False)
+    page = html.article(make_run(dataset), dataset, [make_example(dataset)])
+    assert "No ground was held out" in page
+    assert "On its own training chips it names" in page
+    assert "Loss, validation" not in page
+
+
+def test_with_held_out_ground_it_does_not(page):
+    assert "No ground was held out" not in page
+    assert "Loss, validation" in page
+
+
+def test_a_run_evaluated_on_another_dataset_says_so(make_dataset, make_run):
+    dataset = make_dataset(WORLDCOVER_PALETTE, held_out=False)
+    page = html.article(make_run(dataset, own_dataset=False), dataset, [])
+    assert "Evaluated on another dataset" in page
+    assert "No ground was held out" not in page
+
+
+def test_what_could_not_be_measured_is_left_out_not_zero(make_dataset, make_run):
+    dataset = make_dataset(WORLDCOVER_PALETTE)
+    scores = split_scores(num_blocks=1)
+    for one in (scores["model"], *scores["baselines"].values()):
+        classes = [name for name in one if name.startswith(("esa", "confusion"))]
+        one.update(dict.fromkeys(classes))
+        one["masked_mae_ci95"] = None
+    scores["model_against_nearest_visible"] = {}
+    page = html.article(make_run(dataset, splits={"test": scores}), dataset, [])
+    assert "chance is not excluded" in page
+    assert 'aria-label="not measured"' in page
+    Page(page)
+
+
+def test_a_run_of_one_epoch_has_its_curves(make_dataset, make_run):
+    dataset = make_dataset(WORLDCOVER_PALETTE)
+    assert "Loss, training" in html.article(make_run(dataset, epochs=1), dataset, [])
+
+
+def test_text_from_files_is_escaped(make_dataset, make_run):
+    dataset = make_dataset(WORLDCOVER_PALETTE)
+    files = make_run(dataset)
+    page = html.article(files, dataset, [], why="<script>alert(1)</script>")
+    assert "<script>" not in page
+
+
+@pytest.fixture
+def stages(monkeypatch):
+    """Stand-ins for the two modules that need a trained model."""
+    reconstruction, checkpoint = ModuleType("reconstruction"), ModuleType("checkpoint")
+    reconstruction.examples = lambda run, dataset, split, count: []
+    checkpoint.Run = SimpleNamespace(open=lambda path: None)
+    checkpoint.dataset_fingerprint = fingerprint
+    monkeypatch.setitem(sys.modules, "bharateo.evaluation.reconstruction", reconstruction)
+    monkeypatch.setitem(sys.modules, "bharateo.training.checkpoint", checkpoint)
+
+
+def test_write_report_writes_one_file_into_the_run(stages, make_dataset, make_run, tmp_path):
+    dataset = make_dataset(WORLDCOVER_PALETTE)
+    run = write_run(tmp_path / "run", make_run(dataset))
+    before = set(run.iterdir())
+    path = html.write_report(run)
+    assert path == run / "report.html"
+    assert set(run.iterdir()) - before == {path}
+    assert path.stat().st_size < 4_000_000
+    assert path.read_text().startswith("<!doctype html>")
+
+
+def test_an_evaluation_of_other_pixels_is_refused(stages, make_dataset, make_run, tmp_path):
+    evaluated, other = make_dataset(WORLDCOVER_PALETTE), make_dataset(WORLDCOVER_PALETTE, False)
+    run = write_run(tmp_path / "run", make_run(evaluated))
+    with pytest.raises(RunError, match="is of another dataset"):
+        html.write_report(run, other.path)
+
+
+@pytest.mark.parametrize(
+    ("missing", "verb"),
+    [("evaluation.json", "bharateo evaluate"), ("history.jsonl", "bharateo pretrain")],
+)
+def test_a_missing_file_names_the_verb_that_makes_it(
+    stages, missing, verb, make_dataset, make_run, tmp_path
+):
+    run = write_run(tmp_path / "run", make_run(make_dataset(WORLDCOVER_PALETTE)))
+    (run / missing).unlink()
+    with pytest.raises(RunError, match=f"{missing}.*{verb}"):
+        html.write_report(run)

@@ -1,0 +1,126 @@
+import re
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bharateo.report import panels
+from bharateo.report.panels import Estimate, Series
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_names_at_the_ends_of_lines_keep_their_order_and_distance(places):
+    moved = panels.spread(sorted(places), 0.075)
+    assert all(b - a >= 0.075 - 1e-9 for a, b in pairwise(moved))
+    assert max(moved) <= 1 + 1e-9
+
+
+def test_shares_name_the_commonest_labelled_classes():
+    classes = np.array([3, 3, 3, 0, 255, 255], np.uint8)
+    assert panels.shares(classes) == "75 % built up, 25 % tree"
+    assert panels.shares(np.full(4, 255, np.uint8)) == "no labelled pixel"
+
+
+def test_error_is_judged_in_masked_valid_pixels_only(dataset, make_example):
+    example = make_example(dataset)
+    error = panels.absolute_error(example, example.reconstruction)
+    judged = panels.hidden_pixels(example) & example.valid
+    assert np.array_equal(np.isfinite(error), judged)
+    expected = np.abs(example.reconstruction - example.image).mean(0)[judged].mean()
+    assert np.nanmean(error) == pytest.approx(expected, rel=1e-5)
+    plates = panels.reconstruction_plates(example, dataset.sensor, 0.1)
+    assert f"mean {np.nanmean(error):.3g}" in plates[4].alt
+
+
+def test_invalid_pixels_change_neither_mean_colour_nor_variance(dataset, make_example):
+    chips = [make_example(dataset, chip) for chip in range(dataset.num_chips)]
+    example = next(chip for chip in chips if not chip.valid.all())
+    std = dataset.statistics.std
+    for held in (9.0, np.nan):
+        image = np.where(example.valid, example.image, np.float32(held))
+        other = replace(example, image=image)
+        assert np.array_equal(
+            panels.token_mean_rgb(example, dataset.sensor),
+            panels.token_mean_rgb(other, dataset.sensor),
+        )
+        assert np.allclose(panels.token_variance(example, std), panels.token_variance(other, std))
+
+
+def test_variance_is_that_of_each_token_averaged_over_bands(dataset, make_example):
+    example = make_example(dataset)
+    example = replace(example, valid=np.ones_like(example.valid))
+    std = dataset.statistics.std
+    patch = example.image[:, 16:32, 32:48] / std[:, None, None]
+    expected = patch.reshape(len(std), -1).var(1).mean()
+    assert panels.token_variance(example, std)[1, 2] == pytest.approx(expected, rel=1e-4)
+
+
+def test_only_labelled_masked_patches_are_judged_and_crossed_out(dataset, make_example):
+    example = make_example(dataset)
+    true, predicted, _ = panels.class_plates(example)
+    judged = example.hidden & (example.true_class != 255)
+    right = (judged & (example.predicted_class == example.true_class)).sum()
+    assert predicted.label == f"predicted, {right} of {judged.sum()} right"
+    crosses = re.search(r'class="cross" d="([^"]*)"', predicted.svg)[1]
+    assert crosses.count("l.44") == judged.sum() - right
+    assert "cross" not in true.svg
+
+
+def test_every_plate_says_in_words_what_it_shows(dataset, make_example):
+    example = make_example(dataset)
+    std = dataset.statistics.std
+    plates = [
+        *panels.label_plates(example, dataset.sensor),
+        *panels.token_plates(example, dataset.sensor, std),
+        *panels.reconstruction_plates(example, dataset.sensor, 0.1),
+        *panels.class_plates(example),
+    ]
+    for plate in plates:
+        assert 'role="img"' in plate.svg
+        assert len(plate.alt) > 15
+        assert plate.label
+
+
+def chart(values=(0.5, 0.2, 0.1), alt="Loss from 0.5 to 0.1"):
+    series = [
+        Series("total", values, panels.SERIES[0]),
+        Series("part", [0.1] * len(values), "#111"),
+    ]
+    return panels.curve_chart(range(1, len(values) + 1), series, "{:.2f}".format, alt, 0.6)
+
+
+def test_a_chart_uses_the_pages_colours_and_type_and_no_fixed_ids():
+    svg = chart()
+    assert "var(--series-1)" in svg
+    assert "#0a0b" not in svg
+    assert "DejaVu" not in svg
+    assert "total 0.10" in svg
+    ids = set(re.findall(r'id="([^"]+)"', svg))
+    assert ids.isdisjoint(re.findall(r'id="([^"]+)"', chart(alt="another")))
+    assert set(re.findall(r'(?:url\(#|href="#)([^)"]+)', svg)) <= ids
+
+
+def test_the_same_chart_is_the_same_bytes():
+    assert chart() == chart()
+
+
+def test_a_chart_of_one_epoch_shows_a_point():
+    assert "total 0.50" in chart((0.5,), "one")
+
+
+def test_missing_epochs_leave_a_gap_and_the_last_measured_value():
+    assert "total 0.20" in chart((None, 0.2, None), "gap")
+
+
+def test_an_interval_chart_names_every_method_and_value():
+    estimates = [
+        Estimate("this model", 0.8, (0.75, 0.85), panels.SERIES[0]),
+        Estimate("copy", 0.7, None, panels.MUTED),
+    ]
+    svg = panels.interval_chart(estimates, lambda v: f"{100 * v:.1f} %", "Accuracy")
+    assert "this model" in svg
+    assert "80.0 %" in svg
+    assert "70.0 %" in svg

@@ -1,0 +1,359 @@
+import gc
+import time
+import weakref
+from itertools import pairwise
+from pathlib import Path
+from threading import Thread
+
+import numpy as np
+import pytest
+import rasterio
+from affine import Affine
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bharateo.errors import ConfigError, CorruptRasterError, UnreachableError
+from bharateo.raster import Web, _parts, open_raster, web_address
+from bharateo.regions import parse_roi, tile_windows, worldcover_window
+from range_server import Faults, RangeServer
+from worldcover_tiles import block_bytes, key, patchy_codes, real_mirror, write_tile
+
+(DELHI,) = tile_windows(worldcover_window(parse_roi("delhi_ncr")))
+WINDOW = DELHI.row, DELHI.col, DELHI.height, DELHI.width
+KEY = key(DELHI.tile)
+
+
+def eager_web(**options):
+    return Web(**{"timeout_s": 5.0, "backoff_s": 0.01, **options})
+
+
+def run_in_thread(task):
+    thread = Thread(target=task)
+    thread.start()
+    thread.join()
+
+
+@pytest.fixture(scope="module")
+def synthetic(tmp_path_factory):
+    """A tile whose pixels around Delhi are patchy."""
+    root = tmp_path_factory.mktemp("worldcover")
+    top, left = DELHI.row // 1024 * 1024, DELHI.col // 1024 * 1024
+    write_tile(root, DELHI.tile, {(top, left): patchy_codes(3072, 3072)})
+    return root
+
+
+@pytest.fixture(params=["synthetic", "real"])
+def mirror(request):
+    return request.getfixturevalue("synthetic") if request.param == "synthetic" else real_mirror()
+
+
+@pytest.fixture
+def server(synthetic):
+    with RangeServer(synthetic) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def expected(synthetic):
+    return open_raster(str(synthetic / KEY)).read_window(*WINDOW)
+
+
+def small_tiff(path: Path, values: np.ndarray, **options) -> Path:
+    profile = {"driver": "GTiff", "dtype": "uint8", "count": 1, "crs": "EPSG:4326",
+               "height": values.shape[0], "width": values.shape[1],
+               "transform": Affine(1e-4, 0, 0, 0, -1e-4, 1)}  # fmt: skip
+    with rasterio.open(path, "w", **profile, **options) as dataset:
+        dataset.write(values, 1)
+    return path
+
+
+# I/O cost: at most one GET a block plus four, at most 1.1 x the blocks' bytes plus 128 KiB.
+
+
+def test_a_region_costs_few_requests_and_few_bytes(mirror):
+    blocks = block_bytes(mirror / KEY, *WINDOW)
+    with RangeServer(mirror) as server:
+        web = eager_web()
+        remote = open_raster(f"{server.url}/{KEY}", web).read_window(*WINDOW)
+        gets, fetched = len(server.gets), server.num_bytes
+        print(f"{gets} GETs, {fetched:,} bytes for {len(blocks)} blocks of {sum(blocks):,} bytes")
+        assert len(blocks) == 9
+        assert gets <= len(blocks) + 4
+        assert fetched <= 1.1 * sum(blocks) + 128 * 1024
+        assert server.heads == 0
+        assert (web.traffic.requests, web.traffic.bytes) == (gets, fetched)
+    np.testing.assert_array_equal(remote, open_raster(str(mirror / KEY)).read_window(*WINDOW))
+
+
+def test_no_byte_of_a_block_is_fetched_twice(server):
+    open_raster(f"{server.url}/{KEY}", eager_web()).read_window(*WINDOW)
+    spans = sorted((get.first, get.last) for get in server.gets[1:])
+    assert all(before[1] < after[0] for before, after in pairwise(spans))
+
+
+def test_slow_round_trips_are_paid_twice_not_once_a_block(mirror):
+    with RangeServer(mirror, latency_s=0.02) as server:
+        start = time.perf_counter()
+        open_raster(f"{server.url}/{KEY}", eager_web()).read_window(*WINDOW)
+        print(f"2048 px at 20 ms latency: {time.perf_counter() - start:.3f} s")
+        assert server.max_in_flight >= 4
+        assert server.num_rounds <= 4
+
+
+def test_header_and_connection_stay_open_between_reads(server):
+    file = open_raster(f"{server.url}/{KEY}", eager_web())
+    for block in range(3):
+        row = DELHI.row // 1024 * 1024 + 1024 * block
+        file.read_window(row, DELHI.col // 1024 * 1024, 128, 128)
+    assert len(server.gets) == 4
+    assert server.num_connections == 1
+
+
+def test_blocks_read_before_are_not_fetched_again(server):
+    file = open_raster(f"{server.url}/{KEY}", eager_web())
+    file.read_window(*WINDOW)
+    server.forget()
+    file.read_window(DELHI.row + 500, DELHI.col + 500, 128, 128)
+    assert server.gets == []
+
+
+def test_a_large_window_comes_in_one_round_too(tmp_path):
+    """More compressed bytes than GDAL fetches at once by default (10 MB)."""
+    noise = np.random.default_rng(0).integers(0, 256, (4096, 4096), np.uint8)
+    path = small_tiff(tmp_path / "noise.tif", noise, tiled=True, blockxsize=512, blockysize=512)
+    with RangeServer(tmp_path, latency_s=0.02) as server:
+        file = open_raster(f"{server.url}/{path.name}", eager_web())
+        np.testing.assert_array_equal(file.read_window(0, 0, 4096, 4096)[0], noise)
+        assert len(server.gets) <= 64 + 4
+        assert server.num_bytes <= path.stat().st_size * 1.1 + 128 * 1024
+
+
+def test_a_file_whose_directory_is_at_its_end_is_read(tmp_path):
+    codes = patchy_codes(1024, 1024)
+    path = small_tiff(tmp_path / "late.tif", codes, tiled=True, blockxsize=256, blockysize=256)
+    with rasterio.open(path, "r+") as dataset:
+        dataset.update_tags(note="x" * 5000)
+    with RangeServer(tmp_path) as server:
+        file = open_raster(f"{server.url}/{path.name}", eager_web())
+        np.testing.assert_array_equal(file.read_window(0, 0, 1024, 1024)[0], codes)
+        assert len(server.gets) <= 16 + 4
+
+
+@given(
+    sizes=st.lists(st.integers(1, 10**7), min_size=1, max_size=20),
+    spare=st.integers(0, 100),
+)
+def test_parts_cover_their_runs_and_keep_to_the_number_of_requests(sizes, spare):
+    runs = [(10**8 * index, size) for index, size in enumerate(sizes)]
+    parts = [_parts(run, runs, len(runs) + spare) for run in runs]
+    for (offset, size), run_parts in zip(runs, parts, strict=True):
+        assert [first for first, _ in run_parts] == [
+            offset + sum(length for _, length in run_parts[:index])
+            for index in range(len(run_parts))
+        ]
+        assert sum(length for _, length in run_parts) == size
+    assert sum(map(len, parts)) <= len(runs) + spare
+
+
+def test_threads_share_one_handle(server, expected):
+    file = open_raster(f"{server.url}/{KEY}", eager_web())
+    results = {}
+
+    def read(offset):
+        results[offset] = file.read_window(DELHI.row + offset, DELHI.col, 256, 2048)
+
+    threads = [Thread(target=read, args=(offset,)) for offset in range(0, 2048, 256)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for offset, values in results.items():
+        np.testing.assert_array_equal(values, expected[:, offset : offset + 256])
+    assert len(results) == 8
+
+
+def test_a_handle_may_be_closed_in_another_thread(server):
+    file = open_raster(f"{server.url}/{KEY}", eager_web())
+    run_in_thread(file.close)
+    with pytest.raises(CorruptRasterError, match="closed"):
+        file.read_window(*WINDOW)
+
+
+def test_a_handle_may_be_forgotten_and_collected_in_another_thread(server):
+    file = open_raster(f"{server.url}/{KEY}", eager_web())
+    file.itself = file
+    handle = weakref.ref(file)
+    del file
+    run_in_thread(gc.collect)
+    assert handle() is None
+
+
+# What goes wrong.
+
+
+def test_an_interrupt_during_a_fetch_comes_through(server):
+    class InterruptedWeb(Web):
+        def get_all(self, url, ranges):
+            raise KeyboardInterrupt
+
+    file = open_raster(f"{server.url}/{KEY}", InterruptedWeb())
+    with pytest.raises(KeyboardInterrupt):
+        file.read_window(*WINDOW)
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        {"busy": 3},
+        {"busy": 3, "busy_status": 429},
+        {"busy": 2, "busy_status": 500},
+        {"short": 3},
+        {"reset": 3},
+        {"hang": 1, "hang_s": 1.0},
+    ],
+    ids=["503", "429", "500", "short body", "reset", "hanging"],
+)
+@pytest.mark.parametrize("spare", [0, 1], ids=["header", "blocks"])
+def test_passing_trouble_is_survived(server, expected, faults, spare):
+    server.faults = Faults(spare, **faults)
+    file = open_raster(f"{server.url}/{KEY}", eager_web(timeout_s=0.4))
+    np.testing.assert_array_equal(file.read_window(*WINDOW), expected)
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("busy", "too many 503 error responses"),
+        ("short", "short|IncompleteRead"),
+        ("reset", "aborted"),
+        ("hang", "no answer within 0.2 s"),
+    ],
+)
+@pytest.mark.parametrize("spare", [0, 1], ids=["header", "blocks"])
+def test_lasting_trouble_names_address_reason_and_remedy(server, fault, reason, spare):
+    server.faults = Faults(spare, hang_s=0.5, **{fault: 1000})
+    with pytest.raises(UnreachableError, match=f"{server.url}.*({reason}).*check the address"):
+        open_raster(
+            f"{server.url}/{KEY}", eager_web(timeout_s=0.2, num_retries=2)
+        ).read_window(*WINDOW)  # fmt: skip
+
+
+def test_a_failed_read_leaves_no_wrong_pixels_behind(server, expected):
+    web = eager_web(num_retries=0)
+    file = open_raster(f"{server.url}/{KEY}", web)
+    server.faults = Faults(busy=100)
+    with pytest.raises(UnreachableError):
+        file.read_window(*WINDOW)
+    server.faults = Faults()
+    with pytest.raises(UnreachableError, match="503"):
+        file.read_window(*WINDOW)
+    again = open_raster(f"{server.url}/{KEY}", web)
+    np.testing.assert_array_equal(again.read_window(*WINDOW), expected)
+
+
+def test_nobody_at_the_address_is_an_error(tmp_path):
+    with RangeServer(tmp_path) as server:
+        url = server.url
+    with pytest.raises(UnreachableError, match="Connection refused"):
+        open_raster(f"{url}/{KEY}", eager_web(num_retries=1))
+
+
+def test_an_unknown_host_is_an_error():
+    with pytest.raises(UnreachableError, match="name could not be resolved"):
+        open_raster(f"http://worldcover.invalid/{KEY}", eager_web(num_retries=1))
+
+
+def test_a_file_that_does_not_exist_is_an_answer(server, tmp_path):
+    assert open_raster(f"{server.url}/none.tif", eager_web()) is None
+    assert open_raster(str(tmp_path / "none.tif")) is None
+    assert len(server.gets) == 1
+
+
+def test_403_means_missing_only_when_s3_says_it(server):
+    server.missing_status = 403
+    with pytest.raises(UnreachableError, match="answered 403"):
+        open_raster(f"{server.url}/none.tif", eager_web())
+    server.missing_headers = {"x-amz-request-id": "4442587FB7D0A2F9"}
+    assert open_raster(f"{server.url}/none.tif", eager_web()) is None
+
+
+def test_a_server_without_ranges_is_refused_before_the_whole_file_is_sent(server):
+    server.honour_range = False
+    with pytest.raises(UnreachableError, match="no HTTP range requests"):
+        open_raster(f"{server.url}/{KEY}", eager_web())
+
+
+def both_ways(folder, name, read):
+    """Run ``read(location)`` on a file from disk and through the server."""
+    with RangeServer(folder) as server:
+        for location in (str(folder / name), f"{server.url}/{name}"):
+            read(location)
+
+
+def test_a_truncated_file_is_named_with_its_window(synthetic, tmp_path):
+    whole = (synthetic / KEY).read_bytes()
+    (tmp_path / "cut.tif").write_bytes(whole[: len(whole) // 2])
+
+    def read(location):
+        file = open_raster(location, eager_web())
+        message = rf"cut\.tif, window row {DELHI.row} col {DELHI.col} of 2048 x 2048.*truncated"
+        with pytest.raises(CorruptRasterError, match=message):
+            file.read_window(*WINDOW)
+
+    both_ways(tmp_path, "cut.tif", read)
+
+
+def test_a_block_that_cannot_be_decoded_is_named_with_its_window(synthetic, tmp_path):
+    damaged = bytearray((synthetic / KEY).read_bytes())
+    with rasterio.open(synthetic / KEY) as dataset:
+        block = f"BLOCK_OFFSET_{DELHI.col // 1024 + 1}_{DELHI.row // 1024 + 1}"
+        start = int(dataset.get_tag_item(block, "TIFF", bidx=1))
+    damaged[start : start + 1000] = bytes(1000)
+    (tmp_path / "bad.tif").write_bytes(damaged)
+
+    def read(location):
+        with pytest.raises(CorruptRasterError, match=rf"bad\.tif, window row {DELHI.row}"):
+            open_raster(location, eager_web()).read_window(*WINDOW)
+
+    both_ways(tmp_path, "bad.tif", read)
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>not a raster</html>" * 100], ids=["empty", "web"])
+def test_a_file_that_is_no_raster_is_named(tmp_path, content):
+    (tmp_path / "page.tif").write_bytes(content)
+
+    def read(location):
+        with pytest.raises(CorruptRasterError, match=r"page\.tif"):
+            open_raster(location, eager_web())
+
+    both_ways(tmp_path, "page.tif", read)
+
+
+def test_a_file_that_changes_between_reads_is_not_mixed(server):
+    file = open_raster(f"{server.url}/{KEY}", eager_web())
+    server.etags[Path(KEY).name] = '"new"'
+    with pytest.raises(CorruptRasterError, match="changed on the server"):
+        file.read_window(*WINDOW)
+
+
+# Names.
+
+
+def test_identity_is_the_etag_or_else_size_and_date(server, synthetic):
+    server.etags[Path(KEY).name] = '"abc"'
+    assert open_raster(f"{server.url}/{KEY}", eager_web()).identity == {"etag": "abc"}
+    server.send_etag = False
+    size = (synthetic / KEY).stat().st_size
+    without = open_raster(f"{server.url}/{KEY}", eager_web()).identity
+    assert without == {"size": size, "last_modified": None}
+    assert set(open_raster(str(synthetic / KEY)).identity) == {"size", "mtime_ns"}
+
+
+def test_s3_locations_are_read_from_the_public_endpoint():
+    public = "https://esa-worldcover.s3.eu-central-1.amazonaws.com/v200"
+    assert web_address("s3://esa-worldcover/v200") == public
+    assert web_address("s3://other/a/b.tif") == "https://other.s3.amazonaws.com/a/b.tif"
+    assert web_address("http://localhost:1/a") == "http://localhost:1/a"
+    assert web_address("/data/worldcover") is None
+    with pytest.raises(ConfigError, match="gs://"):
+        web_address("gs://bucket/key")

@@ -1,9 +1,8 @@
 """Checked array shapes, few threads, and nothing read from or kept in the user's own folders."""
 
-import os
-
 import pytest
 import torch
+from hypothesis import settings
 from jaxtyping import install_import_hook
 
 # Before anything imports them: every call checks the shapes and types of its arrays.
@@ -17,6 +16,10 @@ install_import_hook(
     "beartype.beartype",
 )
 
+# A busy machine is no failure.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
+
 torch.set_num_threads(min(2, torch.get_num_threads()))
 
 
@@ -27,3 +30,19 @@ def own_surroundings(tmp_path_factory):
         patch.setenv("BHARATEO_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.delenv("BHARATEO_WORLDCOVER_ROOT", raising=False)
         yield
+
+
+@pytest.fixture(scope="session")
+def palette_dataset(tmp_path_factory):
+    """Three palette bands, not standardised."""
+    from small_datasets import small_dataset
+
+    return small_dataset(tmp_path_factory.mktemp("palette") / "dataset")
+
+
+@pytest.fixture(scope="session")
+def reflectance_dataset(tmp_path_factory):
+    """Two standardised bands with an offset."""
+    from small_datasets import many_bands, small_dataset
+
+    return small_dataset(tmp_path_factory.mktemp("reflectance") / "dataset", many_bands(2))

@@ -19,7 +19,9 @@ from bharateo.sources import Recipe
 
 CODES = np.array([10, 40, 20, 50, 80], np.uint8)
 PLAN = PlanConfig(
-    size_px=48, min_valid_fraction=0.2, split=SplitConfig(block_px=60, buffer_px=8, val=0.2, test=0.3)
+    size_px=48,
+    min_valid_fraction=0.2,
+    split=SplitConfig(block_px=60, buffer_px=8, val=0.2, test=0.3),
 )
 
 
@@ -103,10 +105,12 @@ def small_dataset(
 
 
 def small_config(model: str = "v0", target: str = "fraction", **training: object) -> Config:
-    """Chips of 32 px in patches of 8: 16 tokens, 12 hidden."""
+    """Chips of 32 px in patches of 8: 16 tokens, 12 hidden; ``seed`` by AdamW, ``v0`` by Muon."""
     options = {
         "epochs": 2,
         "batch_size": 16,
+        "optimiser": "adamw" if model == "seed" else "muon",
+        "lr": 2e-3,
         "precision": "fp32",
         "warmup_epochs": 0.5,
         "checkpoint_seconds": 1000.0,

@@ -29,7 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options.verb(options)
     except BharatEOError as error:
-        print(f"bharateo: {type(error).__name__}: {error}", file=sys.stderr)
+        message = " ".join(str(error).split())
+        print(f"bharateo: {type(error).__name__}: {message}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("bharateo: stopped; the same command goes on from here", file=sys.stderr)

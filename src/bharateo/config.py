@@ -96,7 +96,9 @@ class TrainingConfig:
     chips_per_epoch: int | None = None
     """Chips presented in an epoch; ``null``: as many as the stored squares hold side by side."""
     batch_size: int = 64
-    lr: float = 1e-3
+    optimiser: Literal["muon", "adamw"] = "muon"
+    """``muon``: Muon for the matrices of the transformer blocks, AdamW for all else."""
+    lr: float = 2e-3
     weight_decay: float = 0.05
     beta2: float = 0.95
     decay: Literal["matrices", "all"] = "matrices"
@@ -139,7 +141,10 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         key, equals, value = override.partition("=")
         if not equals:
             raise ConfigError(f"--set {override!r} is not KEY=VALUE, e.g. training.epochs=5")
-        _put(record, key.strip().split("."), yaml.safe_load(value))
+        try:
+            _put(record, key.strip().split("."), yaml.safe_load(value))
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {override!r}: the value is no YAML: {error}") from error
     return parse_config(record, str(path))
 
 
@@ -153,7 +158,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         record = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is no YAML: {error}") from error
     if not isinstance(record or {}, dict):
         raise ConfigError(f"{path} must hold sections (data, model, heads, training), not a list")
@@ -173,7 +178,7 @@ def parse_config(record: Mapping[str, Any], where: str = "the configuration") ->
         raise ConfigError(f"{where}: {unknown}")
     try:
         parsed = parser.parse_object({"config": deepcopy(dict(record))})  # it is changed in place
-        config: Config = parser.instantiate_classes(parsed).config
+        config: Config = parser.instantiate(parsed).config
     except (ArgumentError, TypeError, ValueError) as error:
         reason = re.sub(r"\bconfig\.", "", " ".join(str(error).split()))
         raise ConfigError(f"{where}: {reason}") from error
@@ -196,8 +201,12 @@ def differences(record: Mapping[str, Any], config: Config) -> list[str]:
 
 
 def _unknown_keys(known: Any, given: Any, path: str = "") -> Iterator[str]:
-    """Say which keys of ``given`` are not in ``known``; heads and options are free mappings."""
-    if not isinstance(given, Mapping) or path in ("heads", "data.plan.split"):
+    """Say which keys of ``given`` are not in ``known``; heads and their options are free."""
+    if path == "heads" and isinstance(given, Mapping):
+        known = {name: {"weight": 1.0, "options": None} for name in given}
+    if not isinstance(given, Mapping):
+        if isinstance(known, Mapping) and (given, path) != (None, "data.plan.split"):
+            yield f"{path} is a section with keys ({', '.join(known)}), not the value {given!r}"
         return
     for key, value in given.items():
         if isinstance(known, Mapping) and key in known:

@@ -13,7 +13,7 @@ from bharateo.display import Display
 from bharateo.errors import UnreachableError
 from bharateo.files import write_json
 
-PATIENCE_S = 3.0
+PATIENCE_S = 2.0
 
 
 def demo(

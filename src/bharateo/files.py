@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -13,6 +14,7 @@ from typing import IO, Any
 from bharateo.errors import StorageError
 
 _DISK_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.EFBIG}
+_DISK_TROUBLE |= {errno.EEXIST, errno.ENOTDIR, errno.EISDIR}  # a file where a folder should be
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -30,7 +32,8 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             os.fsync(file.fileno())
         aside.replace(path)
     except OSError as error:
-        aside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
         if error.errno in _DISK_TROUBLE:
             raise StorageError(
                 f"cannot write {path}: {os.strerror(error.errno or 0)}; free some space or choose "

@@ -101,29 +101,15 @@ def report(run: Path, display: Display) -> Path:
 
 def tokens(run: Path | None, account: Accounting | None, display: Display) -> None:
     """Print the account of a run, of given numbers, or of the two published runs."""
-    from bharateo.accounting import published
+    from bharateo.accounting import Accounting, published
 
     if run is not None:
-        accounts = {str(run): run_accounting(run)}
+        from bharateo.training.checkpoint import read_contract
+
+        accounts = {str(run): Accounting.of_run(read_contract(run))}
     elif account is not None:
         accounts = {"as given": account}
     else:
         accounts = dict(published())
     for title, each in accounts.items():
         display.table(title, each.rows())
-
-
-def run_accounting(run: Path) -> Accounting:
-    """The account of a finished run: what was really presented."""
-    from bharateo.accounting import Accounting
-    from bharateo.training.checkpoint import read_contract
-
-    contract = read_contract(run)
-    return Accounting(
-        contract["presented"]["chips_per_epoch"],
-        contract["presented"]["epochs"],
-        contract["chip_px"],
-        contract["patch_px"],
-        len(contract["sensor"]["bands"]),
-        contract["mask_ratio"],
-    )

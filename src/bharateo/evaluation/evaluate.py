@@ -23,7 +23,7 @@ from bharateo.evaluation.scores import (
 from bharateo.files import write_json
 from bharateo.models.heads import Batch, LandCoverHead, PixelHead, patch_mode, smooth_l1
 from bharateo.models.patches import Mask, take_tokens
-from bharateo.training.batches import fixed_batches
+from bharateo.training.batches import fixed_batches, fixed_windows
 from bharateo.training.checkpoint import Run, dataset_fingerprint
 
 SCHEMA_VERSION = 1
@@ -125,6 +125,8 @@ def _sums(
     block_of_chip = dataset.chips["block"].to_numpy()
     config = ModelConfig(**run.contract["model"])
     train_mean = run.model.normalise.model_units(torch.tensor(run.contract["statistics"]["mean"]))
+    chips = dataset.indices(split).tolist()
+    total = len(fixed_windows(chips, dataset.size_px, config.chip_px))
     for windows, batch, mask in fixed_batches(dataset, split, config, BATCH_SIZE):
         blocks = [str(block_of_chip[window.chip]) for window in windows]
         for block in blocks:
@@ -134,7 +136,7 @@ def _sums(
         _add(sums["model"], blocks, prediction, logits, batch, mask, run)
         for name, baseline in BASELINES.items():
             _add(sums[name], blocks, baseline(seen), None, batch, mask, run)
-        on_batch(sum(num_windows.values()), len(windows))
+        on_batch(sum(num_windows.values()), total)
     return sums, num_windows
 
 

@@ -24,6 +24,7 @@ _FIELDS = ("smooth_l1", "absolute", "scalars", "cross_entropy", "labelled")
 _CELLS = NUM_CLASSES**2
 _WIDTH = len(_FIELDS) + 2 * _CELLS
 Table = Float[np.ndarray, "block sum"]
+Numbers = np.ndarray | np.number
 
 
 @dataclass
@@ -75,9 +76,12 @@ def metrics(
     masked, visible = cells[..., 0, :, :], cells[..., 1, :, :]
     smooth_l1 = _ratio(named["smooth_l1"], named["scalars"])
     cross_entropy = _ratio(named["cross_entropy"], named["labelled"])
+    loss = np.zeros_like(smooth_l1)
+    for head, value in (("pixels", smooth_l1), ("landcover", cross_entropy)):
+        loss += weights[head] * value if head in weights else 0.0
     recall, f1 = _recall(masked), _f1(masked)
     return {
-        "loss": weights.get("pixels", 0) * smooth_l1 + weights.get("landcover", 0) * cross_entropy,
+        "loss": loss,
         "rec_smooth_l1": smooth_l1,
         "esa_ce": cross_entropy,
         "masked_mae": _ratio(named["absolute"], named["scalars"]),
@@ -109,7 +113,7 @@ def report(table: Table, weights: Mapping[str, float], key: str) -> dict[str, An
 def against(model: Table, baseline: Table, key: str) -> dict[str, Any]:
     """The model beside a baseline on the same blocks: ratio of masked MAE, gain in accuracy."""
 
-    def compare(ours: np.ndarray, theirs: np.ndarray) -> dict[str, np.ndarray]:
+    def compare(ours: np.ndarray, theirs: np.ndarray) -> dict[str, Numbers]:
         mine, other = metrics(ours, {}), metrics(theirs, {})
         return {
             "masked_mae_ratio": _ratio(mine["masked_mae"], other["masked_mae"]),
@@ -135,7 +139,7 @@ def resample(table: Table, key: str) -> Float[np.ndarray, "resample sum"]:
     return draws @ table
 
 
-def _ratio(total: np.ndarray, count: np.ndarray) -> np.ndarray:
+def _ratio(total: Numbers, count: Numbers) -> np.ndarray:
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(count > 0, total / count, np.nan)
 
@@ -157,11 +161,11 @@ def _mean_of_defined(values: np.ndarray) -> np.ndarray:
     return _ratio(np.where(defined, values, 0).sum(-1), defined.sum(-1))
 
 
-def _number(value: np.ndarray) -> float | None:
+def _number(value: Numbers) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-def _interval(values: np.ndarray | None) -> list[float] | None:
+def _interval(values: Numbers | None) -> list[float] | None:
     if values is None or np.isnan(values).all():
         return None
     tail = (1 - LEVEL) / 2

@@ -172,7 +172,7 @@ def build_heads(heads: Mapping[str, HeadConfig], model: MaskedAutoencoder) -> nn
     for name, config in heads.items():
         if name not in HEADS:
             raise ConfigError(f"heads.{name} is not a head; known are {', '.join(HEADS)}")
-        options: dict[str, Any] = dict(config.options)
+        options: dict[str, Any] = dict(config.options or {})
         try:
             built[name] = HEADS[name](model, **options).apply(model.init_weights)
         except TypeError as error:

@@ -10,6 +10,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bharateo.errors import ConfigError
+
 
 class Attention(nn.Module):
     """Multi-head self-attention by ``scaled_dot_product_attention``."""
@@ -17,7 +19,7 @@ class Attention(nn.Module):
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
         if width % num_heads:
-            raise ValueError(f"width {width} is not a multiple of num_heads {num_heads}")
+            raise ConfigError(f"width {width} is not a multiple of num_heads {num_heads}")
         self.num_heads = num_heads
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
@@ -76,7 +78,7 @@ def sincos_positions(rows: int, cols: int, width: int) -> Float[Tensor, "token d
     Source: He et al. 2022 after Vaswani et al. 2017, frequencies 10000^(-i / (width / 4)).
     """
     if width % 4:
-        raise ValueError(f"2-D sine positions need a width that is a multiple of 4, got {width}")
+        raise ConfigError(f"2-D sine positions need a width that is a multiple of 4, got {width}")
     quarter = width // 4
     frequency = 10000.0 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
 

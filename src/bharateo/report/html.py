@@ -586,16 +586,7 @@ def _confusion(scores: Scores) -> dict[str, Any]:
 
 def _accounting(contract: Mapping[str, Any]) -> list[Row]:
     """What the run was shown and asked."""
-    presented = contract["presented"]
-    counted = Accounting(
-        chips=presented["chips_per_epoch"],
-        epochs=presented["epochs"],
-        chip_px=contract["chip_px"],
-        patch_px=contract["patch_px"],
-        num_bands=len(contract["sensor"]["bands"]),
-        mask_ratio=contract["mask_ratio"],
-    )
-    return list(counted.rows())
+    return list(Accounting.of_run(contract).rows())
 
 
 def _contract_rows(contract: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -240,28 +240,32 @@ def load_checkpoint(run: Path) -> Checkpoint | None:
     return Checkpoint(progress["step"], progress["sums"], state)
 
 
-def training_state(module: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Weights and optimiser state as named tensors."""
+def training_state(
+    module: nn.Module, optimisers: Sequence[torch.optim.Optimizer]
+) -> dict[str, Tensor]:
+    """Weights and optimiser states as named tensors."""
     state = dict(module.state_dict())
-    for index, slots in optimiser.state_dict()["state"].items():
-        state |= {f"optimiser.{index}.{slot}": value for slot, value in slots.items()}
+    for which, optimiser in enumerate(optimisers):
+        for index, slots in optimiser.state_dict()["state"].items():
+            state |= {f"optimiser.{which}.{index}.{slot}": value for slot, value in slots.items()}
     return state
 
 
 def restore_training_state(
-    state: Mapping[str, Tensor], module: nn.Module, optimiser: torch.optim.Optimizer
+    state: Mapping[str, Tensor], module: nn.Module, optimisers: Sequence[torch.optim.Optimizer]
 ) -> None:
     """Put back what ``training_state`` took."""
-    slots: dict[int, dict[str, Tensor]] = {}
+    slots: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimisers]
     weights = {}
     for name, value in state.items():
         if name.startswith("optimiser."):
-            _, index, slot = name.split(".")
-            slots.setdefault(int(index), {})[slot] = value
+            _, which, index, slot = name.split(".")
+            slots[int(which)].setdefault(int(index), {})[slot] = value
         else:
             weights[name] = value
     module.load_state_dict(weights)
-    optimiser.load_state_dict({**optimiser.state_dict(), "state": slots})
+    for optimiser, each in zip(optimisers, slots, strict=True):
+        optimiser.load_state_dict({**optimiser.state_dict(), "state": each})
 
 
 def save_run(run: Path, module: nn.Module, contract: Mapping[str, Any]) -> None:

@@ -23,6 +23,7 @@ from bharateo.files import remove_leftovers, write_text
 from bharateo.models.heads import HEADS, Batch, Sums, build_heads
 from bharateo.models.mae import build_model
 from bharateo.models.patches import Mask, num_masked
+from bharateo.models.vit import Block
 from bharateo.training.batches import (
     cut,
     draw_windows,
@@ -131,6 +132,8 @@ def check_fit(config: Config, dataset: Dataset) -> None:
         )
     if not len(dataset.indices("train")):
         raise ContractError(f"{dataset.path} has no chip in its train split")
+    # Refuses sizes and heads that make no model, before the folder is claimed for them.
+    build_heads(config.heads, build_model(model, *model_statistics(dataset)))
 
 
 def claim_folder(run: Path, config: Config, dataset: Dataset) -> None:
@@ -187,13 +190,26 @@ def learning_rate(config: Config, step: int, steps_per_epoch: int) -> float:
     return training.lr * 0.5 * (1 + math.cos(math.pi * share))
 
 
-def build_optimiser(module: nn.Module, config: Config) -> torch.optim.AdamW:
-    """AdamW; ``decay: matrices`` spares biases, norms and single vectors from weight decay."""
+def build_optimisers(module: nn.Module, config: Config) -> list[torch.optim.Optimizer]:
+    """AdamW for every parameter, or Muon for the matrices of transformer blocks beside it.
+
+    ``decay: matrices`` spares biases, norms and single vectors from weight decay. Muon's steps
+    are scaled to AdamW's size, so one learning rate serves both. Source: Liu et al. 2025, "Muon
+    is Scalable for LLM Training", section 2.2.
+    """
     training = config.training
+    in_blocks = {
+        id(parameter)
+        for block in module.modules()
+        if isinstance(block, Block) and training.optimiser == "muon"
+        for parameter in block.parameters()
+        if parameter.ndim == 2
+    }
     groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     for parameter in module.parameters():
-        groups[training.decay == "all" or parameter.ndim > 1].append(parameter)
-    return torch.optim.AdamW(
+        if id(parameter) not in in_blocks:
+            groups[training.decay == "all" or parameter.ndim > 1].append(parameter)
+    adamw = torch.optim.AdamW(
         [
             {"params": groups[True], "weight_decay": training.weight_decay},
             {"params": groups[False], "weight_decay": 0.0},
@@ -202,6 +218,14 @@ def build_optimiser(module: nn.Module, config: Config) -> torch.optim.AdamW:
         betas=(0.9, training.beta2),
         fused=True,
     )
+    if not in_blocks:
+        return [adamw]
+    matrices = [parameter for parameter in module.parameters() if id(parameter) in in_blocks]
+    decay = training.weight_decay
+    return [
+        adamw,
+        torch.optim.Muon(matrices, training.lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw"),
+    ]
 
 
 class Trainer:
@@ -213,7 +237,7 @@ class Trainer:
         model = build_model(config.model, *model_statistics(dataset))
         heads = build_heads(config.heads, model)
         self.module = nn.ModuleDict({"model": model, "heads": heads})
-        self.optimiser = build_optimiser(self.module, config)
+        self.optimisers = build_optimisers(self.module, config)
         self.autocast = autocast(resolve_precision(config.training.precision))
         self.num_tokens = model.num_tokens
         self.chips = dataset.indices("train")
@@ -247,19 +271,21 @@ class Trainer:
         """One optimiser step; adds its metric sums and returns the learning rate used."""
         batch, mask = self.batch(step)
         lr = learning_rate(self.config, step, self.steps_per_epoch)
-        for group in self.optimiser.param_groups:
-            group["lr"] = lr
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = lr
         loss, metrics = total_loss(self.module, batch, mask, self.config.heads, self.autocast)
         if not math.isfinite(loss.item()):
             raise RunError(
                 f"loss is {loss.item()} at step {step}: lower training.lr "
                 f"(now {self.config.training.lr}) and start in another --output"
             )
-        self.optimiser.zero_grad(set_to_none=True)
+        self.module.zero_grad(set_to_none=True)
         loss.backward()
         if self.config.training.grad_clip:
             nn.utils.clip_grad_norm_(self.module.parameters(), self.config.training.grad_clip)
-        self.optimiser.step()
+        for optimiser in self.optimisers:
+            optimiser.step()
         sums.add(metrics)
         return lr
 
@@ -301,7 +327,7 @@ class Trainer:
 
     def save(self, step: int, sums: MetricSums) -> None:
         """Replace the checkpoint by the state after ``step`` steps."""
-        state = training_state(self.module, self.optimiser)
+        state = training_state(self.module, self.optimisers)
         save_checkpoint(self.run, Checkpoint(step, sums.sums, state))
 
     def resume(self) -> tuple[int, MetricSums]:
@@ -309,7 +335,7 @@ class Trainer:
         checkpoint = load_checkpoint(self.run)
         if checkpoint is None:
             return 0, MetricSums()
-        restore_training_state(checkpoint.state, self.module, self.optimiser)
+        restore_training_state(checkpoint.state, self.module, self.optimisers)
         return checkpoint.step, MetricSums(checkpoint.sums)
 
     def read_history(self, epochs: int) -> list[dict[str, Any]]:

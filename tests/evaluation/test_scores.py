@@ -1,0 +1,191 @@
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from sklearn.metrics import balanced_accuracy_score, confusion_matrix, f1_score
+
+from bharateo.evaluation import scores
+from bharateo.evaluation.scores import BlockSums, against, confusion, metrics, report, resample
+from bharateo.landcover import IGNORE, NUM_CLASSES
+
+NOTHING = np.zeros((8, 8), np.int64)
+WEIGHTS = {"pixels": 1.0, "landcover": 0.2}
+SUMS = {"smooth_l1": 3.0, "absolute": 4.0, "scalars": 8.0, "cross_entropy": 5.0, "labelled": 10.0}
+
+confusions = arrays(np.int64, (8, 8), elements=st.sampled_from([0, 0, 0, 1, 2, 7])).filter(
+    lambda cells: cells.any()
+)
+
+
+def pairs_of(cells):
+    """True and predicted classes with this confusion matrix."""
+    true, predicted = np.indices(cells.shape).reshape(2, -1)
+    return true.repeat(cells.reshape(-1)), predicted.repeat(cells.reshape(-1))
+
+
+def row_of(masked=NOTHING, visible=NOTHING, **sums):
+    table = BlockSums()
+    table.add("a", {**SUMS, **sums}, masked, visible)
+    return table.table(["a"])[0]
+
+
+@given(confusions)
+def test_scores_of_classes_are_scikit_learns(cells):
+    true, predicted = pairs_of(cells)
+    got = metrics(row_of(cells), WEIGHTS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # it grumbles at classes nobody has
+        balanced = balanced_accuracy_score(true, predicted)
+    # Of classes that occur or are predicted; scikit-learn's own default.
+    macro_f1 = f1_score(true, predicted, average="macro", zero_division=0)
+    assert got["esa_balanced_acc_masked"] == pytest.approx(balanced)
+    assert got["esa_macro_f1_masked"] == pytest.approx(macro_f1)
+    assert got["esa_acc_masked"] == pytest.approx((true == predicted).mean())
+
+
+@given(confusions)
+def test_the_confusion_is_scikit_learns(cells):
+    true, predicted = pairs_of(cells)
+    order = np.random.default_rng(0).permutation(len(true))
+    got = confusion(true[order], predicted[order])
+    assert np.array_equal(got, confusion_matrix(true, predicted, labels=range(NUM_CLASSES)))
+
+
+def test_tokens_without_a_label_are_not_counted():
+    true = np.array([0, IGNORE, 3, IGNORE])
+    assert confusion(true, np.array([0, 0, 4, 7])).sum() == 2
+    assert not confusion(np.full(3, IGNORE), np.arange(3)).any()
+
+
+def test_masked_and_visible_tokens_are_scored_apart():
+    masked, visible = NOTHING.copy(), NOTHING.copy()
+    masked[0, 0], masked[1, 0] = 3, 1
+    visible[2, 2], visible[2, 5] = 1, 1
+    got = metrics(row_of(masked, visible), WEIGHTS)
+    assert (got["esa_acc_masked"], got["esa_acc_visible"]) == (0.75, 0.5)
+    assert got["esa_acc"] == pytest.approx(4 / 6)
+    assert got["esa_balanced_acc_masked"] == 0.5
+
+
+def test_metrics_are_ratios_of_sums():
+    got = metrics(row_of(), WEIGHTS)
+    assert (got["rec_smooth_l1"], got["esa_ce"], got["masked_mae"]) == (0.375, 0.5, 0.5)
+    assert got["loss"] == pytest.approx(0.375 + 0.2 * 0.5)
+
+
+def test_the_loss_of_a_run_with_one_head_is_that_heads():
+    row = row_of(cross_entropy=np.nan)
+    assert metrics(row, {"pixels": 2.0})["loss"] == pytest.approx(0.75)
+    assert metrics(row_of(), {"landcover": 0.2})["loss"] == pytest.approx(0.1)
+
+
+def test_where_there_is_nothing_to_measure_there_is_no_number():
+    record = report(row_of(scalars=0.0, labelled=0.0)[None], WEIGHTS, "key")
+    numbers = {k: v for k, v in record.items() if k != "confusion_masked"}
+    assert set(numbers.values()) == {None}
+
+
+def test_chips_of_a_block_add_up():
+    table = BlockSums()
+    for block in ("a", "b", "a"):
+        table.add(block, SUMS, np.eye(8, dtype=np.int64), NOTHING)
+    a, b = table.table(["a", "b"])
+    assert np.array_equal(a, 2 * b)
+    assert list(table.rows) == ["a", "b"]
+
+
+# Intervals.
+
+
+def accuracy_table(right):
+    """Ten masked tokens a block, so many of them right."""
+    table = BlockSums()
+    for block, number in enumerate(right):
+        masked = NOTHING.copy()
+        masked[0, 0], masked[0, 1] = number, 10 - number
+        table.add(str(block), SUMS, masked, NOTHING)
+    return table.table([str(block) for block in range(len(right))])
+
+
+def test_blocks_are_drawn_whole_with_replacement():
+    table = accuracy_table([0, 10, 3, 7])
+    draws = resample(table, "key")
+    assert draws.shape == (scores.NUM_RESAMPLES, table.shape[1])
+    assert (draws[:, 2] == 4 * SUMS["scalars"]).all()  # always as many blocks as there are
+    rights = {0 * a + 10 * b + 3 * c + 7 * (4 - a - b - c)
+              for a in range(5) for b in range(5 - a) for c in range(5 - a - b)}  # fmt: skip
+    assert set(draws[:, 5].astype(int)) <= rights
+    assert len(set(draws[:, 5])) > 10
+
+
+def test_the_interval_of_a_known_case():
+    """Two blocks, all right and all wrong: 0, 1/2, 1 in shares of 1/4, 1/2, 1/4."""
+    table = accuracy_table([0, 10])
+    record = report(table, WEIGHTS, "key")
+    assert record["esa_acc_masked"] == 0.5
+    assert record["esa_acc_masked_ci95"] == [0.0, 1.0]
+    draws = metrics(resample(table, "key"), WEIGHTS)["esa_acc_masked"]
+    shares = [(draws == value).mean() for value in (0, 0.5, 1)]
+    assert shares == pytest.approx([0.25, 0.5, 0.25], abs=0.05)
+
+
+def test_the_interval_is_about_as_wide_as_theory_has_it():
+    right = np.random.default_rng(1).integers(2, 10, 100)
+    low, high = report(accuracy_table(right), WEIGHTS, "key")["esa_acc_masked_ci95"]
+    error = (right / 10).std() / 10
+    assert high - low == pytest.approx(2 * 1.96 * error, rel=0.1)
+    assert low < right.mean() / 10 < high
+
+
+def test_the_interval_covers_the_truth_about_as_often_as_it_says():
+    rng = np.random.default_rng(5)
+    covered = 0
+    for trial in range(200):
+        record = report(accuracy_table(rng.binomial(10, 0.7, 30)), WEIGHTS, str(trial))
+        low, high = record["esa_acc_masked_ci95"]
+        covered += low <= 0.7 <= high
+    assert 0.88 < covered / 200 < 0.99
+
+
+def test_the_same_blocks_have_the_same_interval():
+    table = accuracy_table([1, 5, 9, 4])
+    assert report(table, WEIGHTS, "key") == report(table, WEIGHTS, "key")
+    assert not np.array_equal(resample(table, "key"), resample(table, "other"))
+
+
+def test_one_block_has_no_interval():
+    record = report(accuracy_table([7]), WEIGHTS, "key")
+    assert record["esa_acc_masked"] == 0.7
+    assert all(value is None for name, value in record.items() if name.endswith("_ci95"))
+
+
+def test_every_metric_has_an_interval_beside_it():
+    record = report(accuracy_table([1, 5]), WEIGHTS, "key")
+    names = {name for name in record if not name.endswith("_ci95")} - {"confusion_masked"}
+    assert {f"{name}_ci95" for name in names} == {name for name in record if "ci95" in name}
+    assert record["confusion_masked"][0][:2] == [6, 14]
+
+
+# The model beside a baseline.
+
+
+def test_gain_and_ratio_are_of_the_same_blocks():
+    ours, theirs = accuracy_table([8, 9, 6]), accuracy_table([4, 8, 6])
+    theirs[:, 1] *= 2  # twice the absolute error
+    record = against(ours, theirs, "key")
+    assert record["esa_acc_masked_gain"] == pytest.approx(5 / 30)
+    assert record["masked_mae_ratio"] == 0.5
+    assert record["masked_mae_ratio_ci95"] == pytest.approx([0.5, 0.5])
+    low, high = record["esa_acc_masked_gain_ci95"]
+    assert low == 0
+    assert high == pytest.approx(0.4)
+
+
+def test_a_model_is_as_good_as_itself():
+    table = accuracy_table([8, 3, 6])
+    record = against(table, table, "key")
+    assert record["esa_acc_masked_gain_ci95"] == [0.0, 0.0]
+    assert record["masked_mae_ratio_ci95"] == [1.0, 1.0]

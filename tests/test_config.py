@@ -1,0 +1,187 @@
+from dataclasses import asdict, replace
+
+import pytest
+import yaml
+
+from bharateo.config import (
+    Config,
+    HeadConfig,
+    differences,
+    load_config,
+    parse_config,
+    preset_path,
+    read_yaml,
+    to_yaml,
+)
+from bharateo.errors import ConfigError
+
+PRESETS = ["v0", "seed", "sample"]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_survives_being_written_and_read(name):
+    config = load_config(preset_path(name))
+    again = parse_config(yaml.safe_load(to_yaml(config)))
+    assert asdict(again) == asdict(config)
+    assert differences(yaml.safe_load(to_yaml(config)), config) == []
+
+
+def test_nothing_given_is_the_default():
+    assert asdict(parse_config({})) == asdict(Config())
+
+
+def test_the_seed_preset_is_the_published_experiment():
+    """N. Batra, "Building a Foundational EO Model for BharatEO", 2026-05-05."""
+    config = load_config(preset_path("seed"))
+    model, training, plan = config.model, config.training, config.data.plan
+    assert (model.name, model.chip_px, model.patch_px, model.mask_ratio) == ("seed", 128, 16, 0.75)
+    assert (model.width, model.depth, model.num_heads, model.mlp_ratio) == (128, 3, 4, 4)
+    assert config.heads == {
+        "pixels": HeadConfig(1.0, {"beta": 0.1}),
+        "landcover": HeadConfig(0.2, {"target": "mode"}),
+    }
+    assert (training.epochs, training.batch_size, training.lr) == (20, 16, 4e-4)
+    assert (training.optimiser, training.weight_decay, training.beta2) == ("adamw", 0.05, 0.999)
+    assert (training.decay, training.schedule, training.grad_clip) == ("all", "cosine_epoch", None)
+    assert (training.augment, training.seed, config.data.seed) == ("none", 42, 42)
+    assert (plan.strategy, plan.size_px, plan.chips_per_roi) == ("random", 128, 128)
+    assert (plan.min_classes, plan.split) == (2, None)
+    assert config.data.rois == ("delhi_ncr", "shekhawati", "mathura_belt")
+
+
+@pytest.mark.parametrize("name", ["v0", "sample"])
+def test_our_own_presets_hold_ground_out(name):
+    split = load_config(preset_path(name)).data.plan.split
+    assert split.test > 0
+    assert split.val > 0
+    assert split.buffer_px > 0
+
+
+# Overrides.
+
+
+def test_overrides_go_on_top_of_the_file(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("training: {epochs: 3, lr: 0.5}\n")
+    config = load_config(
+        file,
+        [
+            "training.epochs=7",
+            'data.rois=["a=1,2", "b=3,4"]',
+            "data.plan.split=null",
+            "heads.landcover.weight=0.5",
+            "training.grad_clip=null",
+            "model.name = seed",
+        ],
+    )
+    assert (config.training.epochs, config.training.lr) == (7, 0.5)
+    assert config.data.plan.split is None
+    assert config.data.rois == ("a=1,2", "b=3,4")
+    assert config.heads["landcover"].weight == 0.5
+    assert config.training.grad_clip is None
+    assert config.model.name == "seed"
+
+
+def test_a_later_override_wins(tmp_path):
+    (tmp_path / "c.yaml").write_text("")
+    overrides = ["training.epochs=1", "training.epochs=2"]
+    assert load_config(tmp_path / "c.yaml", overrides).training.epochs == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("training.epochs", r"--set 'training\.epochs' is not KEY=VALUE"),
+        ("training.epoch=5", r"unknown key 'epoch' in section 'training': did you mean 'epochs'"),
+        ("training.epochs.x=5", r"training\.epochs\.x: epochs is a value, not a section"),
+        ("training.epochs=[", r"--set .*training\.epochs=\["),
+        ("training.epochs=many", "epochs"),
+        ("training=5", "training is a section with keys .*, not the value 5"),
+    ],
+)
+def test_a_wrong_override_is_refused(tmp_path, override, said):
+    (tmp_path / "c.yaml").write_text("training: {epochs: 3}\n")
+    with pytest.raises(ConfigError, match=said):
+        load_config(tmp_path / "c.yaml", [override])
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        ({"trainin": {}}, r"unknown key 'trainin' in the top level: did you mean 'training'"),
+        (
+            {"training": {"learning_rate": 1}},
+            r"unknown key 'learning_rate' in section 'training': .*known are epochs, ",
+        ),
+        (
+            {"data": {"plan": {"chips_per_region": 1}}},
+            r"'chips_per_region' in section 'data\.plan': did you mean 'chips_per_roi'",
+        ),
+        (
+            {"data": {"plan": {"split": {"tset": 0.1}}}},
+            r"unknown key 'tset' in section 'data\.plan\.split': did you mean 'test'",
+        ),
+        (
+            {"heads": {"pixels": {"wieght": 2}}},
+            r"unknown key 'wieght' in section 'heads\.pixels': did you mean 'weight'",
+        ),
+        ({"training": {"epochs": "many"}}, r"training\.epochs.*many"),
+        ({"training": {"epochs": 1.5}}, r"training\.epochs.*1\.5"),
+        ({"training": {"schedule": "linear"}}, r"training\.schedule.*linear"),
+        ({"model": {"name": "v1"}}, r"model\.name.*v1"),
+        ({"data": {"worldcover_year": 2022}}, r"data\.worldcover_year.*2022"),
+        ({"training": [1, 2]}, r"training is a section with keys \(epochs, .*not the value \[1, 2\]"),
+        ({"training": None}, "training is a section"),
+        ({"heads": {"pixels": 1.0}}, r"heads\.pixels is a section with keys \(weight, options\)"),
+    ],
+)
+def test_a_wrong_key_or_value_is_named(record, said):
+    with pytest.raises(ConfigError, match=rf"^here: .*{said}"):
+        parse_config(record, "here")
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"cannot read the configuration .*none\.yaml: No such"):
+        load_config(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"training: [", "is no YAML"),
+        (b"- a\n- b\n", "must hold sections"),
+        (b"just words", "must hold sections"),
+        (b"\x89PNG\r\n\xff\xfe", r"is no YAML|cannot read"),
+    ],
+)
+def test_a_file_that_holds_no_configuration_is_refused(tmp_path, content, said):
+    (tmp_path / "c.yaml").write_bytes(content)
+    with pytest.raises(ConfigError, match=said):
+        read_yaml(tmp_path / "c.yaml")
+
+
+def test_a_record_is_not_changed_by_parsing_it():
+    record = {"training": {"epochs": 2}, "heads": {"pixels": {"options": {"beta": 0.5}}}}
+    parse_config(record)
+    assert record == {"training": {"epochs": 2}, "heads": {"pixels": {"options": {"beta": 0.5}}}}
+
+
+# Comparing.
+
+
+def test_every_differing_key_is_named_with_both_values():
+    config = Config()
+    there = yaml.safe_load(to_yaml(config))
+    assert differences(there, config) == []
+    wanted = replace(
+        config,
+        training=replace(config.training, epochs=7),
+        heads={"pixels": config.heads["pixels"]},
+    )
+    said = differences(there, wanted)
+    assert "training.epochs: 20 there, 7 wanted" in said
+    assert "heads.landcover.weight: 0.2 there, None wanted" in said
+    assert len(said) == 3

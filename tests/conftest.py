@@ -1,5 +1,7 @@
 """Checked array shapes, few threads, and nothing read from or kept in the user's own folders."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import settings
@@ -25,9 +27,10 @@ torch.set_num_threads(min(2, torch.get_num_threads()))
 
 @pytest.fixture(autouse=True, scope="session")
 def own_surroundings(tmp_path_factory):
-    """What is kept goes to a temporary folder, and no root comes from the environment."""
+    """Caches go to a temporary folder, no root comes from outside, processes run this source."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BHARATEO_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[1] / "src"))
         patch.delenv("BHARATEO_WORLDCOVER_ROOT", raising=False)
         yield
 

@@ -133,7 +133,10 @@ def test_a_wrong_override_is_refused(tmp_path, override, said):
         ({"training": {"schedule": "linear"}}, r"training\.schedule.*linear"),
         ({"model": {"name": "v1"}}, r"model\.name.*v1"),
         ({"data": {"worldcover_year": 2022}}, r"data\.worldcover_year.*2022"),
-        ({"training": [1, 2]}, r"training is a section with keys \(epochs, .*not the value \[1, 2\]"),
+        (
+            {"training": [1, 2]},
+            r"training is a section with keys \(epochs, .*not the value \[1, 2\]",
+        ),
         ({"training": None}, "training is a section"),
         ({"heads": {"pixels": 1.0}}, r"heads\.pixels is a section with keys \(weight, options\)"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit status (0 done, 1 refused with a message, 130 stopped)."""
     parser = build_parser()
     options = parser.parse_args(arguments)
+    # rasterio's word on a file cut short; our own error follows it
+    warnings.filterwarnings("ignore", message="Dataset has no geotransform")
     try:
         options.verb(options)
     except BharatEOError as error:

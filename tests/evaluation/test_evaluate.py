@@ -4,7 +4,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from small_datasets import PLAN, contents, many_bands, small_config, small_dataset
 
 from bharateo.chips.store import Dataset
 from bharateo.config import HeadConfig, ModelConfig
@@ -17,6 +16,7 @@ from bharateo.models.patches import take_tokens
 from bharateo.training.batches import fixed_batches, fixed_windows
 from bharateo.training.checkpoint import Run
 from bharateo.training.loop import pretrain
+from small_datasets import PLAN, contents, many_bands, small_config, small_dataset
 
 METRICS = [
     "loss",
@@ -106,9 +106,7 @@ def test_progress_ends_with_all_chips_done(run, reflectance_dataset, tmp_path, m
     monkeypatch.setattr(evaluating, "BATCH_SIZE", 10)
     told = []
     evaluate(run, reflectance_dataset, tmp_path / "e.json", lambda *now: told.append(now))
-    ends = [
-        4 * len(reflectance_dataset.indices(split)) for split in ("train", "val", "test")
-    ]
+    ends = [4 * len(reflectance_dataset.indices(split)) for split in ("train", "val", "test")]
     assert [now for now in told if now[0] == now[1]] == [(end, end) for end in ends]
     assert all(done <= total for done, total in told)
     assert len(told) > 3
@@ -222,9 +220,7 @@ def test_the_gain_over_the_copy_is_the_difference_of_the_scores(record):
         assert beside["esa_acc_masked_gain"] == pytest.approx(
             model["esa_acc_masked"] - copy["esa_acc_masked"]
         )
-        assert beside["masked_mae_ratio"] == pytest.approx(
-            model["masked_mae"] / copy["masked_mae"]
-        )
+        assert beside["masked_mae_ratio"] == pytest.approx(model["masked_mae"] / copy["masked_mae"])
 
 
 def test_invalid_pixels_do_not_matter(run, reflectance_dataset, record, tmp_path):
@@ -266,14 +262,16 @@ def test_a_place_of_two_datasets_has_the_same_scores_in_both(run, tmp_path):
                       size_px=192, regions=names)
         for names in (("east",), ("east", "west"))
     )  # fmt: skip
-    first, second = (evaluate(run, d, tmp_path / "e.json")["splits"]["train"] for d in (alone, both))
+    first, second = (
+        evaluate(run, d, tmp_path / "e.json")["splits"]["train"] for d in (alone, both)
+    )
     for name in METRICS:
         expected = first["per_roi"]["east"]["model"][name]
         assert second["per_roi"]["east"]["model"][name] == pytest.approx(expected, rel=1e-6)
 
 
 def test_a_breach_of_the_contract_is_refused_and_writes_nothing(run, palette_dataset, tmp_path):
-    with pytest.raises(ContractError, match="^bands: "):
+    with pytest.raises(ContractError, match=r"^bands: "):
         evaluate(run, palette_dataset, tmp_path / "e.json")
     assert not list(tmp_path.iterdir())
 

@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 import torch
-from small_datasets import small_config
 
 from bharateo.config import ModelConfig
 from bharateo.evaluation.evaluate import predict
@@ -9,6 +8,7 @@ from bharateo.evaluation.reconstruction import examples
 from bharateo.landcover import IGNORE, patch_class_counts, patch_mode
 from bharateo.training.batches import cut, evaluation_mask, fixed_windows, window_ids
 from bharateo.training.loop import pretrain
+from small_datasets import small_config
 
 
 @pytest.fixture(scope="module", params=["palette", "reflectance"])

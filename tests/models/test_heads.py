@@ -165,7 +165,7 @@ def test_the_fraction_loss_is_the_cross_entropy_with_the_shares():
     batch, mask = random_batch(model, chips=1)
     counts = torch.zeros_like(batch.class_counts)
     counts[0, 3, 1], counts[0, 3, 4] = 30, 10  # three quarters of one class, one of another
-    counts[0, 9, 0] = 5  # few labelled pixels count as one patch
+    counts[0, 9, 0] = 1  # one labelled pixel counts as one patch
     logits = torch.zeros(1, 16, 8)
     logits[0, 3, 1] = 2.0
     tokens = forced(model, head, logits, mask)

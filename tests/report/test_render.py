@@ -73,7 +73,7 @@ def test_a_map_of_few_colours_stays_exact_and_a_photograph_becomes_a_jpeg():
 
 def test_the_stretch_is_stated_in_the_sensors_unit():
     note = render.stretch_note(SENTINEL2_L1C)
-    assert "0.04 to 0.24 top-of-atmosphere reflectance" in note
+    assert "0.08 to 0.2 top-of-atmosphere reflectance" in note
     assert "B4-B3-B2" in note
     assert "0 to 1" not in render.stretch_note(WORLDCOVER_PALETTE)
 

@@ -3,7 +3,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from small_datasets import many_bands, small_config, small_dataset
 
 from bharateo.landcover import IGNORE, patch_class_counts
 from bharateo.models.patches import patchify
@@ -20,6 +19,7 @@ from bharateo.training.batches import (
     window_ids,
 )
 from bharateo.training.loop import Trainer
+from small_datasets import many_bands, small_config, small_dataset
 
 MODEL = small_config().model
 
@@ -168,7 +168,7 @@ def test_a_batch_holds_physical_values_of_its_windows(reflectance_dataset):
 
 def test_palette_colours_lie_in_zero_to_one(palette_dataset):
     batch = cut(palette_dataset, fixed_windows([0], 48, 32), 32, 8)
-    assert 0 <= batch.image.min()
+    assert batch.image.min() >= 0
     assert 0.5 < batch.image.max() <= 1
 
 

@@ -2,11 +2,11 @@ import errno
 import json
 import os
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from small_datasets import PLAN, contents, many_bands, small_config, small_dataset
 
 from bharateo.chips.store import Dataset
 from bharateo.config import parse_config
@@ -27,6 +27,7 @@ from bharateo.training.checkpoint import (
     training_state,
 )
 from bharateo.training.loop import MetricSums, Trainer, pretrain
+from small_datasets import PLAN, contents, many_bands, small_config, small_dataset
 
 
 class Killed(BaseException):
@@ -87,7 +88,7 @@ def test_the_contract_says_what_the_model_may_be_fed(run, reflectance_dataset):
 def test_a_run_finds_its_own_dataset_also_from_elsewhere(run, reflectance_dataset, monkeypatch):
     monkeypatch.chdir(run.path.parent)
     assert Run.open("run").own_dataset().info == reflectance_dataset.info
-    assert not os.path.isabs(run.contract["dataset"]["path"])
+    assert not Path(run.contract["dataset"]["path"]).is_absolute()
 
 
 def test_a_run_whose_dataset_has_gone_says_so(run):

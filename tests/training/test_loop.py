@@ -7,13 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from small_datasets import (
-    PLAN,
-    contents,
-    many_bands,
-    small_config,
-    small_dataset,
-)
 
 from bharateo.chips.store import Dataset
 from bharateo.config import HeadConfig, SplitConfig
@@ -22,6 +15,13 @@ from bharateo.sensor import WORLDCOVER_PALETTE
 from bharateo.training import loop
 from bharateo.training.checkpoint import Run
 from bharateo.training.loop import Trainer, build_optimisers, learning_rate, pretrain
+from small_datasets import (
+    PLAN,
+    contents,
+    many_bands,
+    small_config,
+    small_dataset,
+)
 
 METRICS = (
     "loss",

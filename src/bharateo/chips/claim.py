@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -12,7 +13,7 @@ from typing import IO, Any
 from bharateo import __version__
 from bharateo.chips.store import BUILD_FOLDER, DATASET_FILE
 from bharateo.config import PlanConfig
-from bharateo.errors import DatasetError
+from bharateo.errors import ConfigError, DatasetError, EmptyRegionError
 from bharateo.files import remove_leftovers, write_json
 from bharateo.landcover import BHARATEO_CLASSES, IGNORE, ClassScheme
 from bharateo.regions import Region
@@ -90,7 +91,11 @@ def claimed(output: Path, wanted: Mapping[str, Any]) -> Iterator[None]:
             check_same(output, json.loads((work / _PLAN_FILE).read_text(encoding="utf-8")), mark)
         else:
             write_json(work / _PLAN_FILE, mark)
-        yield
+        try:
+            yield
+        except (ConfigError, EmptyRegionError):
+            shutil.rmtree(work)  # this plan can never succeed: leave room for a mended one
+            raise
 
 
 def _check_ours(output: Path) -> None:

@@ -75,17 +75,19 @@ class PixelHead(Head):
         self, tokens: Tokens, batch: Batch, model: MaskedAutoencoder
     ) -> tuple[Tensor, Sums]:
         """SmoothL1 over valid scalars of masked patches."""
-        target, pixels = model.patches(batch.image, batch.valid, tokens.mask.masked)
-        weight = pixels[:, :, None, :].expand(-1, -1, model.num_bands, -1).flatten(2)
+        target, valid = model.patches(batch.image, batch.valid, tokens.mask.masked)
         predicted = self.predict(tokens).float()
-        error = smooth_l1(predicted, target, self.beta).masked_fill(~weight, 0.0)
-        count = weight.sum()
-        loss = error.sum() / count.clamp(min=1)
+        by_band = (model.num_bands, -1)
+        each = smooth_l1(predicted, target, self.beta).unflatten(2, by_band).sum(2)
+        total = each.masked_fill(~valid, 0.0).sum()
+        count = valid.sum() * model.num_bands
+        loss = total / count.clamp(min=1)
         with torch.no_grad():
-            by_band = (predicted - target).abs_().masked_fill_(~weight, 0.0)
-            absolute = by_band.unflatten(2, (model.num_bands, -1)).sum((0, 1, 3))
-            mae = (absolute * model.normalise.std).sum()
-        return loss, {"rec_smooth_l1": (error.detach().sum(), count), "masked_mae": (mae, count)}
+            absolute = (predicted - target).abs_().unflatten(2, by_band)
+            if not model.normalise.is_identity():
+                absolute *= model.normalise.std[:, None]
+            mae = absolute.sum(2).masked_fill_(~valid, 0.0).sum()
+        return loss, {"rec_smooth_l1": (total.detach(), count), "masked_mae": (mae, count)}
 
 
 class LandCoverHead(Head):

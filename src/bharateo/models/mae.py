@@ -51,6 +51,10 @@ class Normalise(nn.Module):
         """Physical values of every band in model units."""
         return (physical - self.mean) / self.std
 
+    def is_identity(self) -> bool:
+        """Whether model units are physical units, as for colours in [0, 1]."""
+        return not self.mean.any() and bool((self.std == 1).all())
+
     def physical_units(
         self, normalised: Float[Tensor, "batch band row col"]
     ) -> Float[Tensor, "batch band row col"]:
@@ -63,8 +67,9 @@ class Normalise(nn.Module):
         valid: Bool[Tensor, "batch chosen pixel"],
     ) -> Float[Tensor, "batch chosen value"]:
         """Normalised patches with their invalid pixels filled."""
-        by_band = patches.unflatten(2, (self.mean.shape[0], -1))
-        normalised = (by_band - self.mean[:, None]) / self.std[:, None]
+        normalised = patches.unflatten(2, (self.mean.shape[0], -1))
+        if not self.is_identity():
+            normalised = (normalised - self.mean[:, None]) / self.std[:, None]
         if not valid.all():
             known = valid[:, :, None]
             normalised = normalised.masked_fill(~known, 0.0)

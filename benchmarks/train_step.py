@@ -1,30 +1,27 @@
-"""Training steps against what one would otherwise use, in turns on one machine.
+"""Training steps against what one would otherwise use, in turns in one process.
 
 1. ``seed`` against a textbook implementation of the same model: nn.TransformerEncoder with the
    mask token put in at the input, heads on all tokens, a DataLoader with labels ready made, fp32.
-   Ours raises the allocator's thresholds; the textbook is timed without and with them.
 2. ``v0`` against transformers' ``ViTMAEForPreTraining`` of the same sizes, both in bf16 (where
    the processor has it), with the same fused AdamW and the same allocator thresholds. ViTMAE is
    given its batch ready made; v0's step includes cutting windows and counting patch labels.
 
     python benchmarks/train_step.py --write
 
-Times are medians over rounds in which two processes take turns, so that drift of the machine hits
-both. `--write` keeps the table.
+Times are medians over rounds in which the two take turns, so that drift of the machine hits both;
+both have the raised allocator thresholds. `--write` keeps the table.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
-import multiprocessing
 import platform
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +48,7 @@ from bharateo.sources import Recipe
 from bharateo.training.engine import autocast, raise_allocator_thresholds, resolve_precision
 from bharateo.training.loop import Trainer
 
-ROUNDS = 15
+ROUNDS = 20
 TABLE = Path(__file__).with_suffix(".md")
 
 
@@ -200,14 +197,6 @@ def our_steps(ours: Trainer) -> Callable[[int], None]:
     return step
 
 
-COMPETITORS: dict[str, Callable[[Path], Callable[[int], None]]] = {
-    "seed": lambda folder: our_steps(seed_trainer(folder)),
-    "textbook": lambda folder: textbook_steps(seed_trainer(folder)),
-    "v0": lambda folder: our_steps(v0_trainer(folder)),
-    "vitmae": lambda folder: vitmae_steps(v0_config()),
-}
-
-
 def seed_trainer(folder: Path) -> Trainer:
     """The seed preset on 384 chips."""
     seed = load_config(preset_path("seed"))
@@ -224,42 +213,18 @@ def v0_trainer(folder: Path) -> Trainer:
     return trainer(v0_config(), folder, v0_config().data.plan)
 
 
-def serve(name: str, thresholds: bool, pipe: Connection) -> None:
-    """A competitor's own process: runs as many steps as asked, answers with seconds a step."""
-    if thresholds:
-        raise_allocator_thresholds()
-    with tempfile.TemporaryDirectory() as folder:
-        run, number = COMPETITORS[name](Path(folder)), 0
-        while steps := pipe.recv():
-            began = time.perf_counter()
-            for _ in range(steps):
-                run(number)
-                number += 1
-            pipe.send((time.perf_counter() - began) / steps)
-
-
-def in_turns(first: str, second: str, thresholds: bool, steps: int) -> list[float]:
-    """Median milliseconds a step of each, taking turns, each in a process of its own.
-
-    ``thresholds`` gives the second the allocator thresholds that ours always raises.
-    """
-    context = multiprocessing.get_context("spawn")
-    pipes, processes = [], []
-    for name, raised in ((first, True), (second, thresholds)):
-        ours, theirs = context.Pipe()
-        processes.append(context.Process(target=serve, args=(name, raised, theirs)))
-        processes[-1].start()
-        pipes.append(ours)
+def in_turns(
+    first: Callable[[int], None], second: Callable[[int], None], steps: int
+) -> list[float]:
+    """Median milliseconds a step of each, taking turns."""
     times: list[list[float]] = [[], []]
     for turn in range(ROUNDS + 1):
-        for which, pipe in enumerate(pipes):
-            pipe.send(steps)
-            took = pipe.recv()
+        for which, run in enumerate((first, second)):
+            began = time.perf_counter()
+            for number in range(steps):
+                run(turn * steps + number)
             if turn:  # the first round warms up
-                times[which].append(took * 1e3)
-    for pipe, process in zip(pipes, processes, strict=True):
-        pipe.send(0)
-        process.join()
+                times[which].append((time.perf_counter() - began) / steps * 1e3)
     return [statistics.median(each) for each in times]
 
 
@@ -268,13 +233,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--write", action="store_true", help=f"keep the table in {TABLE.name}")
     options = parser.parse_args()
+    raise_allocator_thresholds()
     low = resolve_precision("auto")
-    v0_batch = v0_config().training.batch_size
-    rows = [
-        ("seed", 16, "textbook, fp32", in_turns("seed", "textbook", False, 24)),
-        ("seed", 16, "textbook, fp32, same allocator", in_turns("seed", "textbook", True, 24)),
-        ("v0", v0_batch, f"ViTMAE, {low}, same allocator", in_turns("v0", "vitmae", True, 4)),
-    ]
+    with tempfile.TemporaryDirectory() as folder:
+        seed = seed_trainer(Path(folder) / "seed")
+        times = in_turns(our_steps(seed), textbook_steps(seed), 16)
+        rows = [("seed", 16, "textbook, fp32", times)]
+        v0 = v0_trainer(Path(folder) / "v0")
+        times = in_turns(our_steps(v0), vitmae_steps(v0.config), 4)
+        rows.append(("v0", v0.config.training.batch_size, f"ViTMAE, {low}", times))
     machine = (
         f"{datetime.date.today()}, {platform.machine()}, {torch.get_num_threads()} threads, "
         f"torch {torch.__version__}, {low} for ours"

@@ -77,16 +77,13 @@ class PixelHead(Head):
         """SmoothL1 over valid scalars of masked patches."""
         target, valid = model.patches(batch.image, batch.valid, tokens.mask.masked)
         predicted = self.predict(tokens).float()
-        by_band = (model.num_bands, -1)
-        each = smooth_l1(predicted, target, self.beta).unflatten(2, by_band).sum(2)
-        total = each.masked_fill(~valid, 0.0).sum()
+        each = smooth_l1(predicted, target, self.beta)
+        total = _sum_by_band(each, valid).sum()
         count = valid.sum() * model.num_bands
         loss = total / count.clamp(min=1)
         with torch.no_grad():
-            absolute = (predicted - target).abs_().unflatten(2, by_band)
-            if not model.normalise.is_identity():
-                absolute *= model.normalise.std[:, None]
-            mae = absolute.sum(2).masked_fill_(~valid, 0.0).sum()
+            absolute = _sum_by_band((predicted - target).abs_(), valid)
+            mae = (absolute * model.normalise.std).sum()
         return loss, {"rec_smooth_l1": (total.detach(), count), "masked_mae": (mae, count)}
 
 
@@ -147,6 +144,16 @@ class LandCoverHead(Head):
             "esa_acc_masked": (right[:, seen:].sum(), labelled[:, seen:].sum()),
             "esa_acc_visible": (right[:, :seen].sum(), labelled[:, :seen].sum()),
         }
+
+
+def _sum_by_band(
+    each: Float[Tensor, "batch masked value"], valid: Bool[Tensor, "batch masked pixel"]
+) -> Float[Tensor, " band"]:
+    """Sums over valid pixels, a band each."""
+    by_band = each.unflatten(2, (-1, valid.shape[2]))
+    if not valid.all():
+        by_band = by_band.masked_fill(~valid[:, :, None], 0.0)
+    return by_band.sum((0, 1, 3))
 
 
 def smooth_l1(predicted: Tensor, target: Tensor, beta: float) -> Tensor:

@@ -182,7 +182,7 @@ class V0(MaskedAutoencoder):
         batch, num_masked = mask.masked.shape
         seen = self.to_decoder(encoded)
         hidden = self.mask_token.to(seen.dtype).expand(batch, num_masked, -1)
-        x = torch.cat([seen, hidden], 1) + self.decoder_positions[mask.order]
+        x = torch.cat([seen, hidden], 1) + self.decoder_positions.to(seen.dtype)[mask.order]
         return Tokens(self.decoder(x), mask)
 
 
@@ -218,7 +218,7 @@ class Seed(MaskedAutoencoder):
         patches, _ = self.patches(image, valid, mask.visible)
         seen = self.embed(patches)
         hidden = self.mask_token.to(seen.dtype).expand(*mask.masked.shape, -1)
-        x = torch.cat([seen, hidden], 1) + self.positions[mask.order]
+        x = torch.cat([seen, hidden], 1) + self.positions.to(seen.dtype)[mask.order]
         return Tokens(self.encoder(x), mask)
 
 

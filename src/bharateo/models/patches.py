@@ -90,11 +90,8 @@ def take_patches(
     patch_px: int,
     index: Int64[Tensor, "batch chosen"],
 ) -> Shaped[Tensor, "batch chosen value"]:
-    """The patches ``index`` of every chip, without patchifying the rest."""
-    grid = patch_grid(image, patch_px)
-    cols = grid.shape[2]
-    chips = torch.arange(index.shape[0], device=image.device)[:, None]
-    return grid[chips, index // cols, index % cols].flatten(2)
+    """The patches ``index`` of every chip."""
+    return take_tokens(patchify(image, patch_px), index)
 
 
 def unpatchify(

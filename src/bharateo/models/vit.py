@@ -28,7 +28,7 @@ class Attention(nn.Module):
         """Tokens mixed by attention."""
         batch, tokens, width = x.shape
         qkv = self.qkv(x).view(batch, tokens, 3, self.num_heads, width // self.num_heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).contiguous()
         mixed = attend(query, key, value)
         return self.out(mixed.transpose(1, 2).reshape(batch, tokens, width))
 

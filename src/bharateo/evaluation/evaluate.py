@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from bharateo.chips.store import SPLITS, Dataset
-from bharateo.config import ModelConfig
-from bharateo.evaluation.baselines import BASELINES, Prediction, look
+from bharateo.evaluation.baselines import BASELINES, Prediction, Seen, look
 from bharateo.evaluation.scores import (
     LEVEL,
     NUM_RESAMPLES,
@@ -27,7 +26,6 @@ from bharateo.training.batches import fixed_batches, fixed_windows
 from bharateo.training.checkpoint import Run, dataset_fingerprint
 
 SCHEMA_VERSION = 1
-EVALUATION_FILE = "evaluation.json"
 BATCH_SIZE = 64
 
 
@@ -87,6 +85,12 @@ def predict(run: Run, batch: Batch, mask: Mask) -> tuple[Prediction, Tensor]:
     return Prediction(pixels, logits.argmax(2)), logits
 
 
+def seen_by_baselines(run: Run, batch: Batch, mask: Mask) -> Seen:
+    """What the baselines may read of a batch: its visible tokens and the run's train split."""
+    train_mean = run.model.normalise.model_units(torch.tensor(run.contract["statistics"]["mean"]))
+    return look(batch, mask, run.model, train_mean, run.contract["majority_class"])
+
+
 def _split_record(
     run: Run, dataset: Dataset, split: str, on_batch: Callable[[int, int], None]
 ) -> dict[str, Any]:
@@ -123,8 +127,7 @@ def _sums(
     sums = {name: BlockSums() for name in ("model", *BASELINES)}
     num_windows: dict[str, int] = {}
     block_of_chip = dataset.chips["block"].to_numpy()
-    config = ModelConfig(**run.contract["model"])
-    train_mean = run.model.normalise.model_units(torch.tensor(run.contract["statistics"]["mean"]))
+    config = run.model.config
     chips = dataset.indices(split).tolist()
     total = len(fixed_windows(chips, dataset.size_px, config.chip_px))
     for windows, batch, mask in fixed_batches(dataset, split, config, BATCH_SIZE):
@@ -132,7 +135,7 @@ def _sums(
         for block in blocks:
             num_windows[block] = num_windows.get(block, 0) + 1
         prediction, logits = predict(run, batch, mask)
-        seen = look(batch, mask, run.model, train_mean, run.contract["majority_class"])
+        seen = seen_by_baselines(run, batch, mask)
         _add(sums["model"], blocks, prediction, logits, batch, mask, run)
         for name, baseline in BASELINES.items():
             _add(sums[name], blocks, baseline(seen), None, batch, mask, run)

@@ -10,9 +10,8 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from bharateo.chips.store import Dataset
-from bharateo.config import ModelConfig
-from bharateo.evaluation.baselines import Prediction, look, nearest_visible
-from bharateo.evaluation.evaluate import predict
+from bharateo.evaluation.baselines import Prediction, nearest_visible
+from bharateo.evaluation.evaluate import predict, seen_by_baselines
 from bharateo.models.heads import Batch, patch_mode
 from bharateo.models.patches import Mask, num_masked, unpatchify
 from bharateo.training.batches import (
@@ -52,14 +51,13 @@ def examples(run: Run, dataset: Dataset, split: str, count: int) -> list[Example
     windows = _varied(dataset, split, run, count)
     if not windows:
         return []
-    config = ModelConfig(**run.contract["model"])
+    config = run.model.config
     batch = cut(dataset, windows, config.chip_px, config.patch_px)
     ids = window_ids(dataset, windows)
     num_tokens = run.model.num_tokens
     mask = evaluation_mask(ids, num_tokens, num_masked(num_tokens, config.mask_ratio))
     prediction, _ = predict(run, batch, mask)
-    mean = run.model.normalise.model_units(torch.tensor(run.contract["statistics"]["mean"]))
-    copied = nearest_visible(look(batch, mask, run.model, mean, run.contract["majority_class"]))
+    copied = nearest_visible(seen_by_baselines(run, batch, mask))
     rebuilt, copy = (_picture(run, batch, mask, made) for made in (prediction, copied))
     grid = run.model.grid
     true = patch_mode(batch.class_counts)

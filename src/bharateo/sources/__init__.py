@@ -1,4 +1,4 @@
-"""Sources: "this layer on that grid". One module a product; ``open_recipe`` pairs two of them."""
+"""Sources: "this layer on that grid". One module a product; a ``Recipe`` pairs two."""
 
 from __future__ import annotations
 

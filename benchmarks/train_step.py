@@ -41,11 +41,12 @@ from bharateo.landcover import (
     patch_class_counts,
     patch_mode,
 )
+from bharateo.memory import keep_freed_memory
 from bharateo.raster import Raster
 from bharateo.regions import Roi, worldcover_region
 from bharateo.sensor import WORLDCOVER_PALETTE
 from bharateo.sources import Recipe
-from bharateo.training.engine import autocast, raise_allocator_thresholds, resolve_precision
+from bharateo.training.engine import autocast, resolve_precision
 from bharateo.training.loop import Trainer
 
 ROUNDS = 20
@@ -233,7 +234,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--write", action="store_true", help=f"keep the table in {TABLE.name}")
     options = parser.parse_args()
-    raise_allocator_thresholds()
+    keep_freed_memory()
     low = resolve_precision("auto")
     with tempfile.TemporaryDirectory() as folder:
         seed = seed_trainer(Path(folder) / "seed")

@@ -2,8 +2,8 @@
 
     python docs/draw_picture.py runs/demo/run
 
-Rows are test chips of different regions (train chips where nothing is held out); the masks are the
-fixed ones of the evaluation.
+Rows are test chips of different regions (train chips where nothing is held out), each in every
+composite of the sensor; the masks are the fixed ones of the evaluation.
 """
 
 from __future__ import annotations
@@ -23,13 +23,16 @@ PICTURE = Path(__file__).parent / "reconstruction.png"
 GAP_PX = 6
 
 
-def row(example: Example, sensor: Sensor) -> np.ndarray:
+def row(example: Example, sensor: Sensor, composite: str) -> np.ndarray:
     """Target, masked input, reconstruction and nearest-visible copy side by side."""
-    target = composite_rgb(example.image, sensor, example.valid)
+    target = composite_rgb(example.image, sensor, example.valid, composite)
     seen = target.copy()
     patch_px = len(target) // len(example.hidden)
     seen[np.kron(example.hidden, np.ones((patch_px, patch_px), bool))] = 225
-    made = [composite_rgb(each, sensor) for each in (example.reconstruction, example.nearest)]
+    made = [
+        composite_rgb(each, sensor, composite=composite)
+        for each in (example.reconstruction, example.nearest)
+    ]
     gap = np.full((len(target), GAP_PX, 3), 255, np.uint8)
     return np.hstack([target, gap, seen, gap, made[0], gap, made[1]])
 
@@ -39,7 +42,11 @@ def main(run_folder: Path) -> None:
     run = Run.open(run_folder)
     dataset = run.own_dataset()
     split = "test" if len(dataset.indices("test")) else "train"
-    rows = [row(example, run.sensor) for example in examples(run, dataset, split, 3)]
+    rows = [
+        row(example, run.sensor, composite)
+        for example in examples(run, dataset, split, 3)
+        for composite in run.sensor.composites
+    ]
     gap = np.full((GAP_PX, rows[0].shape[1], 3), 255, np.uint8)
     picture = np.vstack([part for each in rows for part in (each, gap)][:-1])
     Image.fromarray(upscale(picture, 2)).save(PICTURE, optimize=True)

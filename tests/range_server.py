@@ -1,16 +1,21 @@
-"""A web server on loopback for one folder: byte ranges, counted, slow or failing on demand."""
+"""A web server on loopback for folders: byte ranges, counted, slow or failing on demand."""
 
 from __future__ import annotations
 
+import random
 import re
 import socket
 import sys
 import threading
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
+from urllib.parse import unquote, urlsplit
+
+FAULT_KINDS = ("busy", "hang", "reset", "short", "wrong_range")
 
 
 @dataclass
@@ -48,9 +53,51 @@ class Faults:
                 return fault
         return ""
 
+    def latency(self) -> float:
+        return 0.0
+
+
+@dataclass
+class RandomFaults:
+    """What goes wrong with a GET by chance, and how long each one waits; the same for a seed.
+
+    Each GET fails with probability ``rate``, in one of ``kinds``: "busy" (``busy_status``), "hang"
+    (an answer only after ``hang_s``), "reset" (the connection breaks), "short" (less body than
+    Content-Length says), "wrong_range" (a 206 with another range's Content-Range and bytes). Each
+    GET also waits for seconds drawn uniformly from ``latency_s``. ``injected`` counts what was
+    drawn, also a "short" or "wrong_range" that a file that does not exist (404) could not show, or
+    a "wrong_range" on a GET of a whole file. Thread-safe.
+    """
+
+    rate: float
+    seed: int
+    latency_s: tuple[float, float] = (0.0, 0.0)
+    kinds: tuple[str, ...] = FAULT_KINDS
+    hang_s: float = 5.0
+    busy_status: int = 503
+    injected: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        self._faults, self._waits = random.Random(self.seed), random.Random(self.seed + 1)
+        self._lock = threading.Lock()
+
+    def next(self) -> str:
+        with self._lock:
+            if self._faults.random() >= self.rate:
+                return ""
+            fault = self._faults.choice(self.kinds)
+            self.injected[fault] += 1
+            return fault
+
+    def latency(self) -> float:
+        with self._lock:
+            return self._waits.uniform(*self.latency_s)
+
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
+    # Else many clients that come at once wait a second for the handshake to be tried again.
+    request_queue_size = 128
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Clients that hang up are part of the tests; anything else is printed."""
@@ -60,11 +107,14 @@ class _Server(ThreadingHTTPServer):
 
 @dataclass
 class RangeServer:
-    """Serves ``folder`` at ``url`` while used as a context manager."""
+    """Serves ``folder`` at ``url`` while used as a context manager.
+
+    ``mounts`` are more folders: ``{"s2": folder}`` is served at ``url``/s2.
+    """
 
     folder: Path
     latency_s: float = 0.0
-    faults: Faults = field(default_factory=Faults)
+    faults: Faults | RandomFaults = field(default_factory=Faults)
     etags: dict[str, str] = field(default_factory=dict)
     send_etag: bool = True
     honour_range: bool = True
@@ -74,6 +124,7 @@ class RangeServer:
     heads: int = 0
     num_connections: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
+    mounts: dict[str, Path] = field(default_factory=dict)
 
     def __enter__(self) -> RangeServer:
         self._server = _Server(("127.0.0.1", 0), _handler(self))
@@ -121,9 +172,21 @@ class RangeServer:
         """Count anew."""
         self.gets, self.heads, self.num_connections = [], 0, 0
 
+    def path(self, target: str) -> Path:
+        """The file that a request's target names; a query (a signature) means nothing."""
+        name = unquote(urlsplit(target).path).lstrip("/")
+        mount, _, rest = name.partition("/")
+        return self.mounts[mount] / rest if mount in self.mounts else self.folder / name
+
     def etag(self, path: Path) -> str:
         status = path.stat()
         return self.etags.get(path.name, f'"{status.st_mtime_ns:x}-{status.st_size:x}"')
+
+
+def _another_range(first: int, last: int, size: int) -> tuple[int, int]:
+    """A range beside the one asked for."""
+    step = -1 if first else 1
+    return first + step, min(last + step, size - 1)
 
 
 def _handler(server: RangeServer) -> type[BaseHTTPRequestHandler]:
@@ -149,10 +212,12 @@ def _handler(server: RangeServer) -> type[BaseHTTPRequestHandler]:
             request = Request(self.path, *self._range(), start=time.perf_counter())
             with server.lock:
                 server.gets.append(request)
-                fault = server.faults.next()
-            time.sleep(server.latency_s + (server.faults.hang_s if fault == "hang" else 0))
+                faults = server.faults
+                fault = faults.next()
+            hang_s = faults.hang_s if fault == "hang" else 0
+            time.sleep(server.latency_s + faults.latency() + hang_s)
             try:
-                self._serve(request, fault)
+                self._serve(request, fault, faults.busy_status)
             except OSError:
                 self.close_connection = True
             request.end = time.perf_counter()
@@ -161,19 +226,19 @@ def _handler(server: RangeServer) -> type[BaseHTTPRequestHandler]:
             asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
             return (int(asked[1]), int(asked[2])) if asked and server.honour_range else (-1, -1)
 
-        def _serve(self, request: Request, fault: str) -> None:
-            path = server.folder / self.path.lstrip("/")
+        def _serve(self, request: Request, fault: str, busy_status: int) -> None:
+            path = server.path(self.path)
             if fault == "reset":
                 self.connection.shutdown(socket.SHUT_RDWR)
                 self.close_connection = True
             elif fault == "busy":
-                self._answer(server.faults.busy_status, b"busy", request)
+                self._answer(busy_status, b"busy", request)
             elif not path.is_file():
                 self._answer(server.missing_status, b"none", request, server.missing_headers)
             else:
-                self._send_file(path, request, short=fault == "short")
+                self._send_file(path, request, fault)
 
-        def _send_file(self, path: Path, request: Request, short: bool) -> None:
+        def _send_file(self, path: Path, request: Request, fault: str) -> None:
             size = path.stat().st_size
             whole = request.first < 0
             first = 0 if whole else request.first
@@ -181,13 +246,15 @@ def _handler(server: RangeServer) -> type[BaseHTTPRequestHandler]:
             if first >= size:
                 self._answer(416, b"", request)
                 return
+            if fault == "wrong_range" and not whole:
+                first, last = _another_range(first, last, size)
             with path.open("rb") as file:
                 file.seek(first)
                 body = file.read(last - first + 1)
             headers = {"ETag": server.etag(path)} if server.send_etag else {}
             if not whole:
                 headers["Content-Range"] = f"bytes {first}-{last}/{size}"
-            self._answer(200 if whole else 206, body, request, headers, short)
+            self._answer(200 if whole else 206, body, request, headers, fault == "short")
 
         def _answer(
             self,

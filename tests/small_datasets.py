@@ -14,7 +14,7 @@ from bharateo.config import Config, HeadConfig, ModelConfig, PlanConfig, SplitCo
 from bharateo.landcover import IGNORE, WORLDCOVER, class_colours
 from bharateo.raster import Raster
 from bharateo.regions import Region
-from bharateo.sensor import WORLDCOVER_PALETTE, Band, Sensor
+from bharateo.sensor import WORLDCOVER_PALETTE, Band, Composite, Sensor
 from bharateo.sources import Recipe
 
 CODES = np.array([10, 40, 20, 50, 80], np.uint8)
@@ -35,8 +35,7 @@ def many_bands(num_bands: int, unit: str = "reflectance") -> Sensor:
         scale=1e-4,
         offset=-0.1,
         unit=unit,
-        composites={"all": (bands[0].name, bands[-1].name, bands[0].name)},
-        display_range=(0.0, 1.0),
+        composites={"all": Composite((bands[0].name, bands[-1].name, bands[0].name), 0.0, 1.0)},
         standardised=True,
     )
 

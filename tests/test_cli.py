@@ -14,7 +14,18 @@ from tiny_mirror import AWAY, CONFIG, HOME, write_config, write_mirror
 
 OPTIONS = {
     "demo": ["--preset", "--output", "--worldcover-root", "--roi", "--epochs", "--seed"],
-    "build": ["config", "--output", "--worldcover-root", "--roi", "--set"],
+    "build": [
+        "config",
+        "--output",
+        "--dry-run",
+        "--workers",
+        "--scheduler",
+        "--mbit",
+        "--aoi",
+        "--worldcover-root",
+        "--roi",
+        "--set",
+    ],
     "pretrain": ["config", "--dataset", "--output", "--epochs", "--seed", "--set"],
     "evaluate": ["run", "--dataset", "--output"],
     "report": ["run"],

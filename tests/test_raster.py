@@ -11,10 +11,13 @@ import rasterio
 from affine import Affine
 from hypothesis import given
 from hypothesis import strategies as st
+from odc.geo.geobox import GeoBox
 
 from bharateo.errors import ConfigError, CorruptRasterError, UnreachableError
-from bharateo.raster import Web, _parts, open_raster, web_address
+from bharateo.raster import _parts, open_raster
 from bharateo.regions import parse_roi, tile_windows, worldcover_window
+from bharateo.resample import to_grid
+from bharateo.web import Web, web_address
 from range_server import Faults, RangeServer
 from worldcover_tiles import block_bytes, key, patchy_codes, real_mirror, write_tile
 
@@ -186,6 +189,196 @@ def test_a_handle_may_be_forgotten_and_collected_in_another_thread(server):
     del file
     run_in_thread(gc.collect)
     assert handle() is None
+
+
+# On any grid.
+
+NOISE_PX, NOISE_BLOCK_PX = 512, 64
+CORNER = 600_000, 3_100_020
+
+
+def utm(shape, resolution_m, down_m=0.0, along_m=0.0) -> GeoBox:
+    """A grid whose corner lies so many metres down and along from the noise's own."""
+    affine = Affine(resolution_m, 0, CORNER[0] + along_m, 0, -resolution_m, CORNER[1] - down_m)
+    return GeoBox(shape, affine, "EPSG:32643")
+
+
+@pytest.fixture(scope="module")
+def noise(tmp_path_factory):
+    """A file of 20 m pixels, and what it holds; noise, so that every block is 8 kB or so."""
+    rng = np.random.default_rng(4)
+    values = rng.integers(1, 65536, (1, NOISE_PX, NOISE_PX)).astype(np.uint16)
+    values[0, 100:110, 100:140] = 0
+    path = tmp_path_factory.mktemp("noise") / "noise.tif"
+    write_noise(path, values, "EPSG:32643")
+    return path, values
+
+
+def write_noise(path: Path, values: np.ndarray, crs: str | None, **options) -> None:
+    with rasterio.open(
+        path, "w", driver="GTiff", dtype=values.dtype, count=1, nodata=0, crs=crs,
+        height=values.shape[1], width=values.shape[2], transform=utm((1, 1), 20).affine,
+        tiled=True, blockxsize=NOISE_BLOCK_PX, blockysize=NOISE_BLOCK_PX, compress="deflate",
+        **options,
+    ) as dataset:  # fmt: skip
+        dataset.write(values)
+
+
+@pytest.fixture
+def noise_server(noise):
+    with RangeServer(noise[0].parent) as server:
+        yield server
+
+
+def ranges_of_blocks(path: Path, rows: range, cols: range) -> list[tuple[int, int]]:
+    """First and last byte of stored blocks, neighbours in the file merged."""
+    with rasterio.open(path) as dataset:
+        found = []
+        for row in rows:
+            for col in cols:
+                first, size = (
+                    int(dataset.get_tag_item(f"BLOCK_{what}_{col}_{row}", "TIFF", bidx=1))
+                    for what in ("OFFSET", "SIZE")
+                )
+                found.append((first, first + size - 1))
+    return found
+
+
+OTHER_GRIDS = {
+    "the same grid": utm((90, 70), 20, 1000, 1980),
+    "half the pixel": utm((121, 90), 10, 1950, 2010),
+    "a third of the pixel": utm((50, 50), 20 / 3, 2000, 1900),
+    "another corner": utm((60, 90), 10, 1996.5, 2003),
+    "across the edge": utm((200, 200), 10, -500, -700),
+    "another zone": GeoBox((90, 80), Affine(10, 0, 13_203, 0, -10, 3_105_901), "EPSG:32644"),
+    "degrees": GeoBox((80, 90), Affine(1e-4, 0, 76.04, 0, -1e-4, 27.99), "EPSG:4326"),
+}
+
+
+@pytest.mark.parametrize("method", ["nearest", "bilinear"])
+@pytest.mark.parametrize("here", OTHER_GRIDS.values(), ids=OTHER_GRIDS)
+def test_a_part_read_on_a_grid_is_as_if_the_whole_file_had_been(noise, noise_server, here, method):
+    path, values = noise
+    for location in (str(path), f"{noise_server.url}/noise.tif"):
+        file = open_raster(location, eager_web())
+        expected = to_grid(values, file.geobox, here, method)
+        assert expected.any()
+        np.testing.assert_array_equal(file.read_on(here, method), expected)
+
+
+@given(st.tuples(*[st.integers(-300, 1100)] * 2), st.tuples(*[st.integers(1, 150)] * 2))
+def test_windows_of_20_m_pixels_show_no_seams_at_10_m(noise, corner, shape):
+    path, values = noise
+    here = utm(shape, 10, *(10 * place for place in corner))
+    with open_raster(str(path)) as file:
+        expected = to_grid(values, file.geobox, here, "bilinear")
+        np.testing.assert_array_equal(file.read_on(here, "bilinear"), expected)
+
+
+@pytest.mark.parametrize(
+    "here",
+    [
+        utm((60, 60), 40, 2000, 1600),
+        utm((60, 60), 100, 2000, 1600),
+        utm((60, 60), 20, 2000.6, 1600),
+    ],
+    ids=["pixels twice as large", "pixels five times as large", "a shift of 0.03 pixels"],
+)
+def test_bilinear_to_larger_or_slightly_shifted_pixels_shows_no_seams(noise, here):
+    path, values = noise
+    file = open_raster(str(path))
+    expected = to_grid(values, file.geobox, here, "bilinear")
+    np.testing.assert_array_equal(file.read_on(here, "bilinear"), expected)
+
+
+def test_a_grid_elsewhere_is_nodata_and_costs_nothing(noise_server):
+    file = open_raster(f"{noise_server.url}/noise.tif", eager_web())
+    noise_server.forget()
+    for here in (
+        utm((30, 40), 10, 20_000, 0),
+        utm((30, 40), 10, 0, -500),
+        GeoBox((30, 40), Affine(10, 0, 600_000, 0, -10, 3_100_020), "EPSG:32648"),
+        GeoBox((30, 40), Affine(1e-4, 0, -70, 0, -1e-4, -10), "EPSG:4326"),
+    ):
+        values = file.read_on(here, "bilinear", nodata=9)
+        assert (values.shape, values.dtype) == ((1, 30, 40), np.uint16)
+        assert (values == 9).all()
+    assert noise_server.gets == []
+
+
+def test_only_the_blocks_under_the_grid_are_fetched(noise, noise_server):
+    path, _ = noise
+    file = open_raster(f"{noise_server.url}/noise.tif", eager_web())
+    noise_server.forget()
+    file.read_on(utm((100, 100), 10, 20 * 64 * 2 + 100, 20 * 64 * 3 + 100), "bilinear")
+    ((first, last),) = ranges_of_blocks(path, range(2, 3), range(3, 4))
+    assert [(get.first, get.last) for get in noise_server.gets] == [(first, last)]
+    noise_server.forget()
+    file.read_on(utm((140, 100), 10, 20 * 64 * 4 - 100, 20 * 64 * 5 + 20), "bilinear")
+    blocks = ranges_of_blocks(path, range(3, 6), range(5, 6))
+    assert sorted((get.first, get.last) for get in noise_server.gets) == sorted(blocks)
+
+
+def test_a_row_of_neighbouring_blocks_is_one_request_if_parts_may_be_long(noise, noise_server):
+    path, values = noise
+    here = utm((2 * 120, 2 * 250), 10, 20 * 64 + 40, 20 * 64 + 40)
+    rows = [ranges_of_blocks(path, range(row, row + 1), range(1, 5)) for row in (1, 2)]
+    expected = [(row[0][0], row[-1][1]) for row in rows]
+    requests = {}
+    for part_bytes in (8 * 2**20, 1):
+        web = eager_web(part_bytes=part_bytes)
+        file = open_raster(f"{noise_server.url}/noise.tif", web)
+        noise_server.forget()
+        found = file.read_on(here, "bilinear")
+        np.testing.assert_array_equal(found, to_grid(values, file.geobox, here, "bilinear"))
+        requests[part_bytes] = sorted((get.first, get.last) for get in noise_server.gets)
+        assert noise_server.num_bytes == sum(last - first + 1 for first, last in expected)
+    assert requests[8 * 2**20] == expected
+    assert 4 < len(requests[1]) <= 8
+
+
+def test_a_file_without_reference_system_is_named_when_its_place_is_asked(noise, tmp_path):
+    write_noise(tmp_path / "nowhere.tif", noise[1], None)
+    with open_raster(str(tmp_path / "nowhere.tif")) as file:
+        for ask in (lambda: file.geobox, lambda: file.read_on(utm((9, 9), 10))):
+            with pytest.raises(CorruptRasterError, match=r"nowhere\.tif has no coord.*-a_srs"):
+                ask()
+        np.testing.assert_array_equal(file.read_window(0, 0, 512, 512), noise[1])
+
+
+def test_the_geobox_is_the_files_grid(noise):
+    assert open_raster(str(noise[0])).geobox == utm((NOISE_PX, NOISE_PX), 20)
+
+
+# Thinned.
+
+
+def test_thinned_without_overviews_is_every_so_manieth_pixel(noise):
+    path, values = noise
+    thin = open_raster(str(path)).read_thinned(8)
+    assert thin.shape == (1, 64, 64)
+    np.testing.assert_array_equal(thin, values[:, 4::8, 4::8])
+
+
+def test_thinned_a_last_odd_pixel_counts_for_a_whole_step(noise):
+    file = open_raster(str(noise[0]))
+    assert file.read_thinned(100).shape == (1, 6, 6)
+    assert file.read_thinned(1000).shape == (1, 1, 1)
+    np.testing.assert_array_equal(file.read_thinned(1), noise[1])
+
+
+def test_thinned_comes_from_the_overview_and_costs_little(noise, tmp_path):
+    path, values = tmp_path / "noise.tif", noise[1]
+    write_noise(path, values, "EPSG:32643")
+    with rasterio.open(path, "r+") as dataset:
+        dataset.build_overviews([2, 4, 8, 16], rasterio.enums.Resampling.nearest)
+    with rasterio.open(path, overview_level=2) as dataset:
+        overview = dataset.read()
+    with RangeServer(tmp_path) as server:
+        file = open_raster(f"{server.url}/noise.tif", eager_web())
+        np.testing.assert_array_equal(file.read_thinned(8), overview)
+        assert len(server.gets) <= 4
+        assert server.num_bytes < path.stat().st_size / 4
 
 
 # What goes wrong.

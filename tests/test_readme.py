@@ -10,10 +10,18 @@ import subprocess
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import rasterio
+from affine import Affine
+from pyproj import Transformer
 
 from bharateo import cli, config
+from bharateo.chips.store import Dataset
 from bharateo.regions import NAMED_ROIS, Roi, tile_windows, worldcover_window
+from l2a_scenes import made_up_scene, made_up_scl, write_scene
+from range_server import RangeServer
+from stac_server import StacServer
 from worldcover_tiles import patchy_codes, write_tile
 
 ROOT = Path(__file__).parents[1]
@@ -47,15 +55,48 @@ def tiles(tmp_path_factory):
     return root
 
 
+@pytest.fixture(scope="module")
+def catalogue(tmp_path_factory):
+    """The address of a catalogue with one scene over Pune, in Earth Search's manner."""
+    folder, side = tmp_path_factory.mktemp("scenes"), 2400
+    x, y = Transformer.from_crs("EPSG:4326", "EPSG:32643", always_xy=True).transform(73.86, 18.52)
+    corner = round(x - side * 5, -2), round(y + side * 5, -2)
+    reflectance, codes = made_up_scene((side, side))
+    scene = write_scene(
+        folder, "S2A_pune", epsg=32643, corner=corner, reflectance=reflectance,
+        scl=made_up_scl(reflectance, codes), when="2021-02-03T05:40:00Z", baseline="05.00",
+        dn_offset=0, cloud_cover=1.0, flag=True,
+    )  # fmt: skip
+    with RangeServer(folder) as files, StacServer([scene.item(files.url)]) as stac:
+        yield f"earth-search={stac.url}"
+
+
+def write_chips(folder: Path) -> None:
+    """Six by six GeoTIFF chips of three bands around Pune."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for row, col in np.ndindex(6, 6):
+        corner = Affine(1 / 12000, 0, 73.82 + col * 0.014, 0, -1 / 12000, 18.56 - row * 0.014)
+        size = {"width": 128, "height": 128, "count": 3, "dtype": "uint8"}
+        with rasterio.open(
+            folder / f"{row}-{col}.tif", "w", driver="GTiff", crs="EPSG:4326", transform=corner,
+            **size,
+        ) as chip:  # fmt: skip
+            chip.write(rng.integers(0, 256, (3, 128, 128), np.uint8))
+
+
 @pytest.fixture
-def readme_folder(tmp_path, monkeypatch, tiles):
-    """A working folder with configs/ in it, tiles instead of the bucket, and little training."""
+def readme_folder(tmp_path, monkeypatch, tiles, catalogue):
+    """A working folder with configs/ and chips/, tiles and scenes at hand, and little training."""
     load = config.load_config
+    write_chips(tmp_path / "chips")
 
     def load_small(path, overrides=()):
         full = load(path, overrides)
+        scenes = replace(full.data.sentinel2, catalogue=catalogue, seasons=())
         return replace(
             full,
+            data=replace(full.data, sentinel2=scenes),
             model=replace(full.model, width=16, depth=1, decoder_width=16, decoder_depth=1),
             training=replace(full.training, epochs=1, chips_per_epoch=32, batch_size=16),
         )
@@ -75,6 +116,8 @@ def test_every_command_and_snippet_of_the_readme_runs(readme_folder, capsys):
         exec(compile(snippet, "README.md", "exec"), {})
     assert (readme_folder / "runs/pune/run/report.html").exists()
     assert (readme_folder / "runs/v0/jaipur.json").exists()
+    assert Dataset.open("datasets/pune").sensor.name == "sentinel2-l2a"
+    assert Dataset.open("datasets/chips").num_chips == 36
     assert "torch.Size([4, 64, 16])" in capsys.readouterr().out
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import bharateo
 from bharateo.errors import BharatEOError
@@ -99,6 +101,35 @@ def _add_demo(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     _add_epochs_and_seed(parser)
 
 
+_BUILD_OPTIONS: dict[str, dict[str, Any]] = {
+    "--dry-run": {
+        "action": "store_true",
+        "help": "print sites, requests, bytes, disk and hours, and build nothing",
+    },
+    "--workers": {
+        "type": int,
+        "metavar": "N",
+        "help": "processes that read (default: one a core, fewer for little work)",
+    },
+    "--scheduler": {
+        "metavar": "ADDRESS",
+        "help": "let the workers of this Dask scheduler read, e.g. tcp://head:8786",
+    },
+    "--mbit": {
+        "type": float,
+        "default": 200.0,
+        "metavar": "MBIT_S",
+        "help": "--dry-run: the network's speed in Mbit/s (default: 200)",
+    },
+    "--aoi": {
+        "type": Path,
+        "metavar": "FILE",
+        "help": "Sentinel-2: polygons to sample from (GeoJSON, GeoPackage), instead of the "
+        "configuration's places",
+    },
+}
+
+
 def _add_build(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = _verb(
         verbs,
@@ -106,11 +137,16 @@ def _add_build(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "build",
         "a configuration into a dataset folder",
         "Read the regions of a configuration and store their chips, labels and splits.\n\n"
-        "  bharateo build configs/v0.yaml --output datasets/v0",
+        "  bharateo build configs/v0.yaml --output datasets/v0\n"
+        "  bharateo build configs/sentinel2-10band.yaml --roi pune=73.86,18.52 --dry-run\n"
+        "  bharateo build configs/sentinel2-rgb.yaml --aoi district.geojson --output datasets/d\n"
+        "  bharateo build configs/india-v0.yaml --output /shared/india --scheduler tcp://head:8786",
     )
     parser.add_argument("config", type=Path, metavar="CONFIG", help="a YAML file; see configs/")
-    parser.add_argument("--output", type=Path, required=True, metavar="DATASET",
+    parser.add_argument("--output", type=Path, metavar="DATASET",
                         help="the dataset folder to make or to go on with")  # fmt: skip
+    for option, settings in _BUILD_OPTIONS.items():
+        parser.add_argument(option, **settings)
     parser.add_argument("--worldcover-root", metavar="ROOT", help=_ROOT_HELP)
     parser.add_argument("--roi", action="append", default=[], metavar="ROI",
                         help=_ROI_HELP + " (instead of the configuration's)")  # fmt: skip
@@ -209,16 +245,28 @@ def _demo(options: argparse.Namespace) -> None:
 
 def _build(options: argparse.Namespace) -> None:
     from bharateo import stages
+    from bharateo.chips.workers import Workers
     from bharateo.config import load_config
     from bharateo.display import Display
+    from bharateo.errors import ConfigError
 
     config = load_config(options.config, options.set)
     data = config.data
-    if options.roi:
-        data = replace(data, rois=tuple(options.roi))
+    if options.roi or options.aoi:
+        data = replace(data, rois=tuple(options.roi), aoi=options.aoi and str(options.aoi),
+                       mgrs_tiles=(), worldcover_tiles=())  # fmt: skip
     if options.worldcover_root:
         data = replace(data, worldcover_root=options.worldcover_root)
-    stages.build(replace(config, data=data), options.output, Display())
+    config = replace(config, data=data)
+    if options.workers is not None and options.workers < 1:
+        raise ConfigError(f"--workers {options.workers}: give at least 1")
+    if options.dry_run:
+        stages.dry_run(config, Display(), options.mbit, options.workers or os.cpu_count() or 1)
+    elif options.output is None:
+        raise ConfigError("--output is missing: name the dataset folder to make or to go on with")
+    else:
+        workers = Workers(options.workers, options.scheduler)
+        stages.build(config, options.output, Display(), workers)
 
 
 def _pretrain(options: argparse.Namespace) -> None:

@@ -29,14 +29,21 @@ class SplitConfig:
     """Least distance between pixels of different splits; cut from the blocks' edges."""
     val: float = 0.1
     test: float = 0.2
+    val_zones: tuple[str, ...] = ()
+    """Zones held out whole for validation; with ``test_zones`` alone, ``val`` is a fraction of
+    the other zones' blocks."""
+    test_zones: tuple[str, ...] = ()
+    """Zones held out whole for testing, in place of the fraction ``test``."""
 
 
 @dataclass(frozen=True)
 class PlanConfig:
     """Where chips are taken."""
 
-    strategy: Literal["grid", "random"] = "grid"
-    """``grid``: stored squares side by side in every block; ``random``: uniform random windows."""
+    strategy: Literal["grid", "random", "blocks", "files"] = "grid"
+    """``grid``: stored squares side by side in every block; ``random``: uniform random windows;
+    ``blocks``: some squares of every block, fetched together (Sentinel-2, large rasters);
+    ``files``: every file is one square (a folder of GeoTIFF chips)."""
     size_px: int = 480
     """Side of a stored square; may be larger than the model's chip, which is then cut from it."""
     chips_per_roi: int | None = None
@@ -45,17 +52,106 @@ class PlanConfig:
     """Least number of different classes among a chip's labelled pixels."""
     min_valid_fraction: float = 0.5
     """Least share of a chip's pixels that must be valid."""
+    num_chips: int | None = None
+    """``blocks`` only: how many squares in all, shared evenly by the zones; ``null``: as many as
+    there are."""
+    chips_per_block: int | None = 8
+    """``blocks`` only: squares of every block of ``split.block_px``; ``null``: all that fit."""
+    unit_blocks: tuple[int, int] = (2, 4)
+    """``blocks`` only: rows and columns of blocks chosen and fetched together. Neighbours come in
+    one request, and two rows share the blocks of a 20 m band."""
+    class_balance: float = 0.5
+    """``blocks`` only: 0 takes ground as it comes, 1 favours rare classes by their full rarity
+    (odds by inverse frequency to this power, over what WorldCover's overviews show)."""
+    max_failed: float = 0.05
+    """``blocks`` only: share of the units that may fail for good before the build stops."""
     split: SplitConfig | None = field(default_factory=SplitConfig)
     """``null`` puts every chip in ``train``: no held-out ground, and the report says so."""
+
+
+@dataclass(frozen=True)
+class Sentinel2Config:
+    """Which Sentinel-2 L2A scenes, from which catalogue."""
+
+    catalogue: str = "earth-search"
+    """``earth-search``, ``planetary-computer``, or the URL of any STAC API (see ``assets``);
+    ``earth-search=URL`` reads a copy of that catalogue by the same rules."""
+    collection: str = "sentinel-2-l2a"
+    assets: Mapping[str, str] | None = None
+    """Band -> asset key (``B04: red``, and ``SCL``), where the catalogue's are not the usual."""
+    dates: str = "2021-01-01/2021-12-31"
+    """First and last day."""
+    seasons: tuple[str, ...] = ()
+    """Every place is taken once in each: ``rabi`` (November to March), ``summer`` (April to June),
+    ``kharif`` (July to October) or ``NAME=FIRST-LAST`` in months; none: once within ``dates``."""
+    max_cloud: float = 20.0
+    """Percent of cloud a scene may have; of those left the one with the least is taken."""
+    offset: Literal["auto", "applied", "subtract"] = "auto"
+    """``auto``: by the catalogue's rule; else what is known better of these files: the -1000 has
+    been ``applied`` already, or is still to ``subtract``."""
+    items: str | None = None
+    """The ``items.json`` of another dataset: its scenes are used and nothing is searched."""
+    timeout_s: float = 30.0
+    retries: int = 6
+
+
+@dataclass(frozen=True)
+class GeotiffBand:
+    """Where a band lies: in which file, as which band of it."""
+
+    file: str | None = None
+    """Name or pattern below ``path``; ``null``: every file holds all bands."""
+    band: int = 1
+    resolution_m: float = 10.0
+    wavelength_nm: float | None = None
+
+
+@dataclass(frozen=True)
+class GeotiffConfig:
+    """A user's own pixels: what the files are and what their numbers mean."""
+
+    path: str = ""
+    """A folder of GeoTIFFs, one file, or a pattern such as ``chips/*.tif``."""
+    bands: Mapping[str, GeotiffBand] = field(default_factory=dict)
+    """Band name -> where it lies, in the order the model gets them."""
+    title: str = "GeoTIFF"
+    scale: float = 1.0
+    """Physical value = stored value x ``scale`` + ``offset``."""
+    offset: float = 0.0
+    unit: str = "stored value"
+    nodata: float | None = 0
+    """Stored value of pixels without data; ``null``: as the files say, or none."""
+    standardised: bool = True
+    composites: Mapping[str, tuple[str, str, str]] = field(default_factory=dict)
+    """Name -> the bands shown as red, green and blue; default: the first three."""
+    display_range: tuple[float, float] | None = None
+    """Physical values shown black and white; default: 2 % to 98 % of a look at the pixels."""
+    labels: str = "worldcover"
+    """``worldcover``, or a label raster."""
+    label_classes: Mapping[int, int] = field(default_factory=dict)
+    """Label raster: its code -> class id 0..7; WorldCover's codes if empty."""
+    attribution: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class DataConfig:
     """What ``bharateo build`` reads."""
 
-    source: Literal["worldcover", "sample"] = "worldcover"
+    source: Literal["worldcover", "sample", "sentinel2", "geotiff"] = "worldcover"
     rois: tuple[str, ...] = ("delhi_ncr", "shekhawati", "mathura_belt")
     """Known names or ``NAME=LON,LAT[,SIZE]`` or ``NAME=WEST,SOUTH,EAST,NORTH``."""
+    aoi: str | None = None
+    """Sentinel-2: a file of polygons (GeoJSON, GeoPackage, ...), each a zone; instead of ROIs."""
+    zone_field: str | None = None
+    """The column of ``aoi`` that names the zones; polygons of one name are one zone."""
+    mgrs_tiles: tuple[str, ...] = ()
+    """Sentinel-2: MGRS squares such as ``43RGM``, each a zone; instead of ROIs."""
+    worldcover_tiles: tuple[str, ...] = ()
+    """Sentinel-2: WorldCover tiles such as ``N27E075``, each a zone; instead of ROIs."""
+    bands: tuple[str, ...] = ("10band",)
+    """Sentinel-2 and the sample: ``10band``, ``rgbn``, ``rgb``, or band names in order."""
+    sentinel2: Sentinel2Config = field(default_factory=Sentinel2Config)
+    geotiff: GeotiffConfig = field(default_factory=GeotiffConfig)
     worldcover_root: str | None = None
     """Folder, http(s) or s3 URL; default ``$BHARATEO_WORLDCOVER_ROOT``, else the public bucket."""
     worldcover_year: Literal[2020, 2021] = 2021
@@ -200,10 +296,20 @@ def differences(record: Mapping[str, Any], config: Config) -> list[str]:
     ]
 
 
+_FREE_NAMES: Mapping[str, Any] = {
+    "heads": {"weight": 1.0, "options": None},
+    "data.geotiff.bands": asdict(GeotiffBand()),
+    "data.geotiff.composites": None,
+    "data.geotiff.label_classes": None,
+    "data.sentinel2.assets": None,
+}
+"""Sections whose keys are names that the user gives, and what each name holds."""
+
+
 def _unknown_keys(known: Any, given: Any, path: str = "") -> Iterator[str]:
-    """Say which keys of ``given`` are not in ``known``; heads and their options are free."""
-    if path == "heads" and isinstance(given, Mapping):
-        known = {name: {"weight": 1.0, "options": None} for name in given}
+    """Say which keys of ``given`` are not in ``known``; the names in some sections are free."""
+    if path in _FREE_NAMES and isinstance(given, Mapping):
+        known = dict.fromkeys(given, _FREE_NAMES[path])
     if not isinstance(given, Mapping):
         if isinstance(known, Mapping) and (given, path) != (None, "data.plan.split"):
             yield f"{path} is a section with keys ({', '.join(known)}), not the value {given!r}"

@@ -10,6 +10,7 @@
     │   ├── CorruptRasterError     a file is truncated or is no raster
     │   ├── UnknownCodeError       a label code the class scheme does not know
     │   └── EmptyRegionError       the region holds no valid pixel
+    ├── BuildError             a build cannot go on: too many units failed, or no worker is left
     ├── DatasetError           a dataset folder is missing, unfinished or another plan's
     ├── ContractError          a run was given input that breaks its contract
     ├── RunError               a run folder is missing, unfinished or another configuration's
@@ -49,6 +50,10 @@ class UnknownCodeError(SourceError):
 
 class EmptyRegionError(SourceError):
     """A region of interest holds no valid pixel."""
+
+
+class BuildError(BharatEOError):
+    """A build cannot go on: too many of its units failed, or its workers are gone."""
 
 
 class DatasetError(BharatEOError):

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import shapely
 from affine import Affine
 from odc.geo.geobox import GeoBox
 
@@ -33,11 +34,34 @@ class Roi:
 
 
 @dataclass(frozen=True)
+class Zone:
+    """A named part of the ground: chips are shared evenly by zones, and a zone can be held out.
+
+    ``outline`` is in degrees (WGS 84) or, inside a region, in the region's pixels (x counts
+    columns, y rows).
+    """
+
+    name: str
+    outline: shapely.Geometry
+
+
+@dataclass(frozen=True)
 class Region:
-    """A region of interest placed on a source's pixel grid."""
+    """A region of interest placed on a source's pixel grid.
+
+    ``zones``: the only ground to sample, in pixels; none: all of it. ``squares``: where
+    the chips begin (row, column) that a source has ready made, to fractions of a pixel; none:
+    chips may be cut anywhere.
+    """
 
     name: str
     geobox: GeoBox
+    zones: tuple[Zone, ...] = ()
+    squares: tuple[tuple[float, float], ...] = ()
+
+    def bare(self) -> Region:
+        """The region without what only planning needs."""
+        return Region(self.name, self.geobox, squares=self.squares[:1])
 
 
 NAMED_ROIS = {
@@ -191,30 +215,46 @@ def worldcover_region(roi: Roi) -> Region:
     return Region(roi.name, worldcover_window(roi).geobox)
 
 
-def window_of_geobox(geobox: GeoBox) -> PixelWindow:
-    """The pixels of the global WorldCover grid that a GeoBox made from it covers.
+WORLDCOVER_GRID = PixelWindow(0, 0, GLOBE_HEIGHT_PX, GLOBE_WIDTH_PX).geobox
+"""The product's pixel grid over the whole globe."""
 
-    Raises:
-        RegionError: the GeoBox is not on that grid.
-    """
+
+def is_worldcover_grid(geobox: GeoBox) -> bool:
+    """Whether the pixels of a GeoBox are pixels of the global WorldCover grid."""
     affine = geobox.affine
     col = (affine.c + 180) * PIXELS_PER_DEGREE
     row = (90 - affine.f) * PIXELS_PER_DEGREE
-    on_grid = (
+    return (
         geobox.crs is not None
         and geobox.crs.epsg == 4326
         and abs(affine.a * PIXELS_PER_DEGREE - 1) < 1e-9
         and abs(affine.e * PIXELS_PER_DEGREE + 1) < 1e-9
         and max(abs(col - round(col)), abs(row - round(row))) < 1e-3
     )
-    if not on_grid:
+
+
+def window_of_geobox(geobox: GeoBox) -> PixelWindow:
+    """The pixels of the global WorldCover grid that a GeoBox made from it covers.
+
+    Raises:
+        RegionError: the GeoBox is not on that grid.
+    """
+    if not is_worldcover_grid(geobox):
         raise RegionError(f"{geobox} is not on the WorldCover pixel grid (EPSG:4326, 1/12000 deg)")
+    col = (geobox.affine.c + 180) * PIXELS_PER_DEGREE
+    row = (90 - geobox.affine.f) * PIXELS_PER_DEGREE
     return PixelWindow(round(row), round(col), geobox.shape[0], geobox.shape[1])
 
 
 def tile_name(west: int, south: int) -> str:
     """The name of the tile whose south-west corner is there, e.g. ``N27E075`` or ``S03W060``."""
     return f"{'N' if south >= 0 else 'S'}{abs(south):02d}{'E' if west >= 0 else 'W'}{abs(west):03d}"
+
+
+def tile_of(tile_row: int, tile_col: int) -> str:
+    """The name of a tile counted from 90 N, 180 W; columns wrap around the globe."""
+    west = (tile_col % (360 // TILE_DEGREES)) * TILE_DEGREES - 180
+    return tile_name(west, 90 - (tile_row + 1) * TILE_DEGREES)
 
 
 def tile_windows(window: PixelWindow) -> Iterator[TileWindow]:
@@ -225,9 +265,8 @@ def tile_windows(window: PixelWindow) -> Iterator[TileWindow]:
             left = max(window.col, tile_col * TILE_PX)
             bottom = min(window.row + window.height, (tile_row + 1) * TILE_PX)
             right = min(window.col + window.width, (tile_col + 1) * TILE_PX)
-            west = (tile_col % (360 // TILE_DEGREES)) * TILE_DEGREES - 180
             yield TileWindow(
-                tile_name(west, 90 - (tile_row + 1) * TILE_DEGREES),
+                tile_of(tile_row, tile_col),
                 top - tile_row * TILE_PX,
                 left - tile_col * TILE_PX,
                 bottom - top,

@@ -1,9 +1,9 @@
-"""Sensors: band order, stored unit, scale and offset, nodata, composites and display range."""
+"""Sensors: band order, stored unit, scale and offset, nodata, composites and their stretches."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from bharateo.errors import ConfigError
@@ -19,14 +19,26 @@ class Band:
 
 
 @dataclass(frozen=True)
+class Composite:
+    """Three bands shown as red, green and blue, with the linear stretch they are shown under.
+
+    ``low`` and ``high`` are the physical values drawn black and full, alike for the three bands,
+    so that the hue says how the bands compare.
+    """
+
+    bands: tuple[str, str, str]
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
 class Sensor:
     """What the numbers of an image layer mean.
 
-    Physical value = stored value x ``scale`` + ``offset``, in ``unit``. ``composites`` name the
-    three bands shown as red, green and blue, the first one by default; ``display_range`` is the
-    range of physical values stretched to black..white. ``standardised`` says whether a model
-    subtracts the mean and divides by the standard deviation of the train split (reflectances) or
-    takes the values as they are (colours in [0, 1]).
+    Physical value = stored value x ``scale`` + ``offset``, in ``unit``. ``composites`` are the
+    ways to show it, by the name captions use; the first one is the default. ``standardised`` says
+    whether a model subtracts the mean and divides by the standard deviation of the train split
+    (reflectances) or takes the values as they are (colours in [0, 1]).
     """
 
     name: str
@@ -36,8 +48,7 @@ class Sensor:
     scale: float
     offset: float
     unit: str
-    composites: Mapping[str, tuple[str, str, str]]
-    display_range: tuple[float, float]
+    composites: Mapping[str, Composite]
     standardised: bool
     notes: str = ""
     attribution: tuple[str, ...] = field(default=())
@@ -52,11 +63,36 @@ class Sensor:
         """Band names in stored order."""
         return tuple(band.name for band in self.bands)
 
+    @property
+    def default_composite(self) -> str:
+        """The name of the composite shown where there is room for one."""
+        return next(iter(self.composites))
+
     def composite_indices(self, composite: str | None = None) -> tuple[int, int, int]:
         """Indices of the bands shown as red, green, blue (the first composite by default)."""
-        names = self.composites[composite or next(iter(self.composites))]
-        red, green, blue = (self.band_names.index(name) for name in names)
+        bands = self.composites[composite or self.default_composite].bands
+        red, green, blue = (self.band_names.index(name) for name in bands)
         return red, green, blue
+
+    def with_bands(self, names: Sequence[str]) -> Sensor:
+        """The same sensor with these bands alone, in this order.
+
+        Composites that lack a band go. Where none is left, the first three bands (or the first
+        one, as grey) are shown under the stretch of the default composite.
+
+        Raises:
+            ConfigError: no band is named, or one is unknown or named twice.
+        """
+        _check_bands(names, self)
+        by_name = {band.name: band for band in self.bands}
+        kept = {n: one for n, one in self.composites.items() if set(one.bands) <= set(names)}
+        subset = len(names) < self.num_bands
+        return replace(
+            self,
+            title=_subset_title(self.title, names) if subset else self.title,
+            bands=tuple(by_name[name] for name in names),
+            composites=kept or _first_bands(names, self.composites[self.default_composite]),
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The sensor as plain JSON, as stored in datasets and contracts."""
@@ -74,13 +110,48 @@ class Sensor:
                 **{
                     **record,
                     "bands": tuple(Band(**band) for band in record["bands"]),
-                    "composites": {k: tuple(v) for k, v in record["composites"].items()},
-                    "display_range": tuple(record["display_range"]),
+                    "composites": {
+                        name: Composite(**{**one, "bands": tuple(one["bands"])})
+                        for name, one in record["composites"].items()
+                    },
                     "attribution": tuple(record["attribution"]),
                 }
             )
         except (TypeError, KeyError) as error:
-            raise ConfigError(f"sensor record is incomplete or unknown: {error}") from error
+            raise ConfigError(
+                f"sensor record is incomplete or unknown: {error}; build the dataset, and train "
+                "the run, again with this version of bharateo"
+            ) from error
+
+
+def _check_bands(names: Sequence[str], sensor: Sensor) -> None:
+    unknown = [name for name in names if name not in sensor.band_names]
+    repeated = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    wrong = [f"{name!r} is unknown" for name in unknown]
+    wrong += [f"{name!r} is named twice" for name in repeated]
+    if not names:
+        wrong = ["none is named"]
+    if wrong:
+        raise ConfigError(
+            f"bands of {sensor.name}: {', '.join(wrong)}; choose some of "
+            f"{', '.join(sensor.band_names)}, each once"
+        )
+
+
+def _subset_title(title: str, names: Sequence[str]) -> str:
+    """A title with the bands named, e.g. ``Sentinel-2 L2A, B04 B03 B02 at 10 m``."""
+    product, _, rest = title.partition(", ")
+    _, at, grid = rest.partition(" at ")
+    return f"{product}, {' '.join(names)}{at}{grid}"
+
+
+def _first_bands(names: Sequence[str], stretch: Composite) -> dict[str, Composite]:
+    """A composite for bands that no composite of the sensor fits."""
+    if len(names) < 3:
+        grey = (names[0], names[0], names[0])
+        return {"first band, grey": replace(stretch, bands=grey)}
+    first = (names[0], names[1], names[2])
+    return {f"bands {'-'.join(first)}": replace(stretch, bands=first)}
 
 
 WORLDCOVER_PALETTE = Sensor(
@@ -91,8 +162,7 @@ WORLDCOVER_PALETTE = Sensor(
     scale=1 / 255,
     offset=0.0,
     unit="palette colour, 0 to 1",
-    composites={"palette colour": ("red", "green", "blue")},
-    display_range=(0.0, 1.0),
+    composites={"palette colour": Composite(("red", "green", "blue"), 0.0, 1.0)},
     standardised=False,
     notes="A rendering of the label map itself: the class of a visible patch can be read off.",
 )
@@ -111,6 +181,21 @@ _S2_TEN_BANDS = (
 )
 """Source: Sentinel-2 MSI spectral response, S2A centre wavelengths."""
 
+BAND_SETS: Mapping[str, tuple[str, ...]] = {
+    "10band": tuple(band.name for band in _S2_TEN_BANDS),
+    "rgbn": ("B02", "B03", "B04", "B08"),
+    "rgb": ("B04", "B03", "B02"),
+}
+"""Bands of a Sentinel-2 sensor that are asked for by one name, for ``Sensor.with_bands``."""
+
+
+def named_bands(names: Sequence[str]) -> tuple[str, ...]:
+    """Band names with the sets among them spelt out."""
+    return tuple(band for name in names for band in BAND_SETS.get(name, (name,)))
+
+
+_TRUE_COLOUR, _FALSE_COLOUR = ("B04", "B03", "B02"), ("B08", "B04", "B03")
+
 SENTINEL2_L1C = Sensor(
     name="sentinel2-l1c",
     title="Sentinel-2 L1C, ten bands at 10 m",
@@ -119,9 +204,29 @@ SENTINEL2_L1C = Sensor(
     scale=1e-4,
     offset=0.0,
     unit="top-of-atmosphere reflectance",
-    composites={"true colour B4-B3-B2": ("B04", "B03", "B02"),
-                "false colour B8-B4-B3": ("B08", "B04", "B03")},
-    display_range=(0.08, 0.20),
+    composites={
+        "true colour B4-B3-B2": Composite(_TRUE_COLOUR, 0.08, 0.20),
+        "false colour B8-B4-B3": Composite(_FALSE_COLOUR, 0.05, 0.28),
+    },
     standardised=True,
     notes="Level 1C: top of atmosphere, not corrected for the air, and compressed with loss.",
-)  # fmt: skip
+)
+
+SENTINEL2_L2A = Sensor(
+    name="sentinel2-l2a",
+    title="Sentinel-2 L2A, ten bands at 10 m",
+    bands=_S2_TEN_BANDS,
+    dtype="uint16",
+    scale=1e-4,
+    offset=0.0,
+    unit="surface reflectance",
+    composites={
+        "true colour B4-B3-B2": Composite(_TRUE_COLOUR, 0.0, 0.30),
+        "false colour B8-B4-B3": Composite(_FALSE_COLOUR, 0.0, 0.45),
+    },
+    standardised=True,
+    notes=(
+        "Level 2A: surface reflectance, harmonised: the offset of -1000 that newer processing "
+        "baselines add is already removed. A stored 0 is nodata."
+    ),
+)

@@ -12,6 +12,7 @@ from bharateo.errors import ConfigError
 if TYPE_CHECKING:
     from bharateo.accounting import Accounting
     from bharateo.chips.store import Dataset
+    from bharateo.chips.workers import Workers
     from bharateo.sources import Recipe
     from bharateo.training.checkpoint import Run
 
@@ -21,7 +22,15 @@ def open_recipe(data: DataConfig) -> Recipe:
     if data.source == "sample":
         from bharateo.sources.sample import sample_recipe
 
-        return sample_recipe()
+        return sample_recipe(data.bands)
+    if data.source == "sentinel2":
+        from bharateo.sources.sentinel2 import sentinel2_recipe
+
+        return sentinel2_recipe(data)
+    if data.source == "geotiff":
+        from bharateo.sources.geotiff import geotiff_recipe
+
+        return geotiff_recipe(data)
     from bharateo.regions import parse_roi
     from bharateo.sources.worldcover import worldcover_recipe
 
@@ -32,17 +41,53 @@ def open_recipe(data: DataConfig) -> Recipe:
     return worldcover_recipe(rois, data.worldcover_root, data.worldcover_year)
 
 
-def build(config: Config, output: Path, display: Display) -> Dataset:
+def build(
+    config: Config, output: Path, display: Display, workers: Workers | None = None
+) -> Dataset:
     """Build the dataset of a configuration."""
     from bharateo.chips.build import build as build_chips
+    from bharateo.memory import return_freed_memory
 
+    return_freed_memory()
+    recipe = open_recipe(config.data)
     with display.bar("build") as bar:
         dataset = build_chips(
-            open_recipe(config.data), config.data.plan, output, config.data.seed, bar.update
+            recipe, config.data.plan, output, config.data.seed, bar.update, workers, display.say
         )
     splits = ", ".join(f"{count} {name}" for name, count in dataset.info["splits"].items())
     display.say(f"dataset: {output} ({splits} squares of {dataset.size_px} px)")
+    for warning in dataset.info["warnings"]:
+        display.say(f"warning: {warning}")
+    if failed := dataset.info["failed"]:
+        display.say(
+            f"warning: {len(failed)} reads failed for good and are left out (see 'failed' in "
+            f"{output / 'dataset.json'}); the first: {failed[0]['reason']}"
+        )
     return dataset
+
+
+def dry_run(config: Config, display: Display, mbit: float, num_cores: int) -> None:
+    """Print what a build would take, without reading a pixel of the image."""
+    from bharateo.chips.budget import budget
+    from bharateo.chips.build import coarse_look, site_plan
+    from bharateo.errors import UnreachableError
+
+    recipe, plan, seed = open_recipe(config.data), config.data.plan, config.data.seed
+    if plan.strategy not in ("blocks", "files"):
+        raise ConfigError(
+            f"plan.strategy {plan.strategy!r} chooses its chips by looking at the pixels, so there "
+            "is nothing to print beforehand: --dry-run is for the strategies blocks and files"
+        )
+    look = coarse_look(recipe, plan)
+    try:
+        layout = site_plan(recipe, plan, seed, look)
+    except UnreachableError as error:
+        display.say(
+            "The labels' overviews cannot be seen, so all ground is taken for land and classes "
+            f"are not balanced: {str(error).split(';')[0]}."
+        )
+        layout = site_plan(recipe, plan, seed)
+    display.table("what the build will take", budget(recipe, layout).rows(mbit, num_cores))
 
 
 def pretrain(config: Config, dataset: Dataset, output: Path, display: Display) -> Run:

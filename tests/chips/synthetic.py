@@ -9,7 +9,7 @@ from odc.geo.geobox import GeoBox
 from bharateo.landcover import WORLDCOVER
 from bharateo.raster import Raster
 from bharateo.regions import Region
-from bharateo.sensor import Band, Sensor
+from bharateo.sensor import Band, Composite, Sensor
 from bharateo.sources import Recipe
 
 SENSOR = Sensor(
@@ -20,8 +20,7 @@ SENSOR = Sensor(
     scale=1e-4,
     offset=-0.1,
     unit="reflectance",
-    composites={"all": ("A", "B", "A")},
-    display_range=(0.0, 1.0),
+    composites={"all": Composite(("A", "B", "A"), 0.0, 1.0)},
     standardised=True,
 )
 

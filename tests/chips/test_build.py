@@ -166,10 +166,9 @@ def test_every_region_is_read_once(tmp_path):
 def test_progress_tells_how_far_each_pass_is(tmp_path):
     told: list[tuple[int, int, str]] = []
     dataset = build(two_regions(), PLAN, tmp_path / "d", 0, lambda *step: told.append(step))
-    ends = {message: (done, total) for done, total, message in told}
+    ends = {message.split(",")[0]: (done, total) for done, total, message in told}
     assert ends == {
-        "reading regions": (2, 2),
-        "choosing chips": (2, 2),
+        "reading": (2, 2),
         "writing chips": (dataset.num_chips, dataset.num_chips),
     }
 
@@ -294,7 +293,7 @@ def test_a_disk_that_takes_only_half_a_file_is_told(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, hard))
     try:
-        with pytest.raises(StorageError, match="west-image"):
+        with pytest.raises(StorageError, match=r"000\.npz"):
             build(two_regions(), PLAN, tmp_path / "d", 0)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -117,7 +117,7 @@ def test_an_unfinished_build_says_to_run_it_again(tmp_path):
 def test_another_schema_version_is_refused(dataset):
     file = dataset.path / "dataset.json"
     file.write_text(json.dumps({**dataset.info, "schema_version": 99}))
-    with pytest.raises(DatasetError, match=r"has schema_version 99, .* reads 1: build the dataset"):
+    with pytest.raises(DatasetError, match=r"has schema_version 99, .* reads 2: build the dataset"):
         Dataset.open(dataset.path)
 
 

@@ -7,9 +7,10 @@ from types import ModuleType, SimpleNamespace
 import pytest
 from made_up_run import fingerprint, split_scores, write_run
 
+from bharateo.chips.store import Dataset
 from bharateo.errors import RunError
 from bharateo.report import html
-from bharateo.sensor import WORLDCOVER_PALETTE
+from bharateo.sensor import SENTINEL2_L1C, WORLDCOVER_PALETTE
 
 VOID = {"meta", "link", "br", "hr", "img", "input", "path", "rect", "image", "use", "circle"}
 
@@ -179,6 +180,123 @@ def test_text_from_files_is_escaped(make_dataset, make_run):
     files = make_run(dataset)
     page = html.article(files, dataset, [], why="<script>alert(1)</script>")
     assert "<script>" not in page
+
+
+class Plates(HTMLParser):
+    """How many plates every element of a figure holds itself, by the element's class."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.elements = [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        if tag == "div":
+            self.open.append([attrs.get("class", ""), 0])
+            self.elements.append(self.open[-1])
+        elif attrs.get("class") == "cell":
+            self.open[-1][1] += 1
+
+    def handle_endtag(self, tag):
+        if tag == "div":
+            self.open.pop()
+
+    def of(self, name):
+        return [count for own, count in self.elements if own == name]
+
+    def classes(self):
+        return {word for own, _ in self.elements for word in own.split()}
+
+
+def captions(page):
+    return re.findall("<figcaption>(.*?)</figcaption>", page, flags=re.DOTALL)
+
+
+def test_both_composites_are_on_the_page_and_errors_once(make_dataset, make_run, make_example):
+    dataset = make_dataset(SENTINEL2_L1C)
+    examples = [make_example(dataset, chip) for chip in range(3)]
+    page = html.article(make_run(dataset), dataset, examples)
+    plates = Plates(page)
+    assert plates.of("grid trio") == [3, 3]
+    assert plates.of("quad") == [4] * 3
+    assert plates.of("composite") == [4] * 6
+    assert page.count(">error, mean") == page.count(">copy&#39;s error, mean") == 3
+    for name in dataset.sensor.composites:
+        assert page.count(f'<p class="shown">{name}</p>') == 3
+        for region in dataset.regions:
+            assert re.search(f'aria-label="{region}, [^"]*, {name}"', page)
+
+
+def test_every_picture_caption_states_the_stretch_of_both_composites(
+    make_dataset, make_run, make_example
+):
+    dataset = make_dataset(SENTINEL2_L1C)
+    page = html.article(make_run(dataset), dataset, [make_example(dataset)])
+    stated = [text for text in captions(page) if "true colour B4-B3-B2, 0.08 to 0.2 " in text]
+    assert len(stated) == 4  # two regions, chips, reconstructions
+    assert all("false colour B8-B4-B3, 0.05 to 0.28 top-of-atmosphere" in t for t in stated)
+
+
+def test_a_single_composite_keeps_its_pairs_triples_and_rows(make_dataset, make_run, make_example):
+    dataset = make_dataset(WORLDCOVER_PALETTE)
+    examples = [make_example(dataset, chip) for chip in range(3)]
+    page = html.article(make_run(dataset), dataset, examples)
+    plates = Plates(page)
+    assert plates.of("grid pair") == [2, 2]
+    assert plates.of("triple") == [3] * 6  # labels, and patch classes
+    assert plates.of("row") == [6] * 3
+    assert not {"trio", "quads", "quad", "compared", "composite", "errors"} & plates.classes()
+    assert "The image is palette colour, shown as it is; beside it the land cover." in page
+    assert "Chips (palette colour, shown as it is), their land cover" in page
+
+
+def without_overviews(dataset, names):
+    """The dataset as a build leaves it that kept no overview of some regions."""
+    regions = [
+        {key: value for key, value in record.items() if key != "overview"}
+        if record["name"] in names
+        else record
+        for record in dataset.info["regions"]
+    ]
+    for name in names:
+        for file in (dataset.path / "overviews").glob(f"{name}-*.npy"):
+            file.unlink()
+    return Dataset(dataset.path, {**dataset.info, "regions": regions})
+
+
+def test_a_region_without_an_overview_is_named_but_not_drawn(dataset, make_run):
+    dataset = without_overviews(dataset, ["first"])
+    page = html.article(make_run(dataset), dataset, [])
+    assert "<h3>second</h3>" in page
+    assert "<h3>first</h3>" not in page
+    assert "<p>Not drawn here: first.</p>" in page
+
+
+def test_regions_with_an_overview_are_drawn_first(make_dataset, make_run, monkeypatch):
+    monkeypatch.setattr(html, "MOST_REGIONS_DRAWN", 1)
+    dataset = make_dataset(WORLDCOVER_PALETTE)
+    assert "Not drawn here: second." in html.article(make_run(dataset), dataset, [])
+    dataset = without_overviews(dataset, ["first"])
+    page = html.article(make_run(dataset), dataset, [])
+    assert "<h3>second</h3>" in page
+    assert "Not drawn here: first." in page
+
+
+def test_a_page_without_any_overview_still_lists_its_regions(make_dataset, make_run):
+    dataset = without_overviews(make_dataset(WORLDCOVER_PALETTE), ["first", "second"])
+    page = html.article(make_run(dataset), dataset, [])
+    assert "Not drawn here: first, second." in page
+    Page(page)
+
+
+def test_a_long_list_of_regions_not_drawn_is_folded(make_dataset, make_run, monkeypatch):
+    monkeypatch.setattr(html, "MOST_REGIONS_DRAWN", 0)
+    monkeypatch.setattr(html, "_MOST_NAMES_IN_SIGHT", 1)
+    dataset = make_dataset(WORLDCOVER_PALETTE)
+    page = html.article(make_run(dataset), dataset, [])
+    assert "<summary>2 regions are not drawn here</summary>\n<p>first, second.</p>" in page
+    Page(page)
 
 
 @pytest.fixture

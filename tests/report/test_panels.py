@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bharateo.report import panels
+from bharateo.report import panels, render
 from bharateo.report.panels import Estimate, Series
 
 
@@ -31,8 +31,9 @@ def test_error_is_judged_in_masked_valid_pixels_only(dataset, make_example):
     assert np.array_equal(np.isfinite(error), judged)
     expected = np.abs(example.reconstruction - example.image).mean(0)[judged].mean()
     assert np.nanmean(error) == pytest.approx(expected, rel=1e-5)
-    plates = panels.reconstruction_plates(example, dataset.sensor, 0.1)
-    assert f"mean {np.nanmean(error):.3g}" in plates[4].alt
+    reconstruction, copy = panels.error_plates(example, 0.1)
+    assert f"mean {np.nanmean(error):.3g}" in reconstruction.alt
+    assert copy.label.startswith("copy's error")
 
 
 def test_invalid_pixels_change_neither_mean_colour_nor_variance(dataset, make_example):
@@ -75,13 +76,52 @@ def test_every_plate_says_in_words_what_it_shows(dataset, make_example):
     plates = [
         *panels.label_plates(example, dataset.sensor),
         *panels.token_plates(example, dataset.sensor, std),
-        *panels.reconstruction_plates(example, dataset.sensor, 0.1),
+        *all_reconstruction_plates(example, dataset.sensor),
+        *panels.error_plates(example, 0.1),
         *panels.class_plates(example),
     ]
     for plate in plates:
         assert 'role="img"' in plate.svg
         assert len(plate.alt) > 15
         assert plate.label
+
+
+def all_reconstruction_plates(example, sensor):
+    return [
+        plate
+        for composite in sensor.composites
+        for plate in panels.reconstruction_plates(example, sensor, composite)
+    ]
+
+
+def test_every_composite_of_a_chip_is_drawn_from_its_own_bands(dataset, make_example):
+    example, sensor = make_example(dataset), dataset.sensor
+    count = len(sensor.composites)
+    labels = panels.label_plates(example, sensor)
+    rebuilt = all_reconstruction_plates(example, sensor)
+    assert len(labels) == count + 2
+    assert len(rebuilt) == 4 * count
+    for place, name in enumerate(sensor.composites):
+        shown = render.png_uri(render.composite_rgb(example.image, sensor, example.valid, name))
+        made = render.png_uri(
+            render.composite_rgb(example.reconstruction, sensor, example.valid, name)
+        )
+        assert shown in labels[place].svg
+        assert shown in rebuilt[4 * place].svg
+        assert made in rebuilt[4 * place + 2].svg
+    assert len({plate.alt for plate in labels + rebuilt}) == len(labels + rebuilt)
+
+
+def test_a_composite_is_named_on_plates_only_where_there_are_several(dataset, make_example):
+    example, sensor = make_example(dataset), dataset.sensor
+    labels = [plate.label for plate in panels.label_plates(example, sensor)]
+    alts = [plate.alt for plate in all_reconstruction_plates(example, sensor)]
+    if len(sensor.composites) == 1:
+        assert labels[0] == "image"
+        assert not any(sensor.default_composite in alt for alt in alts)
+    else:
+        assert labels[:2] == list(sensor.composites)
+        assert [alt.rpartition(" (")[2].rstrip(")") for alt in alts[::4]] == labels[:2]
 
 
 def chart(values=(0.5, 0.2, 0.1), alt="Loss from 0.5 to 0.1"):

@@ -7,7 +7,7 @@ from PIL import Image
 
 from bharateo.landcover import BHARATEO_CLASSES, palette
 from bharateo.report import render
-from bharateo.sensor import SENTINEL2_L1C, WORLDCOVER_PALETTE
+from bharateo.sensor import SENTINEL2_L1C, SENTINEL2_L2A, WORLDCOVER_PALETTE
 
 HATCH_GREYS = {(176, 176, 172), (146, 146, 143)}
 
@@ -26,16 +26,25 @@ def test_a_palette_chip_is_shown_in_exactly_its_own_colours():
     assert tuple(rgb[0, 3]) == BHARATEO_CLASSES[3].colour
 
 
-def test_a_composite_takes_the_named_bands_and_stretches_the_display_range():
+def test_a_composite_takes_the_named_bands_under_its_own_stretch():
     image = np.zeros((10, 1, 2), np.float32)
-    low, high = SENTINEL2_L1C.display_range
+    true, false = SENTINEL2_L1C.composites.values()
+    low, high = true.low, true.high
     image[2] = [[low, high]]  # B04, red
     image[1] = [[(low + high) / 2, 9.0]]  # B03, green
     image[0] = [[-1.0, low]]  # B02, blue
     rgb = render.composite_rgb(image, SENTINEL2_L1C)
     assert rgb.tolist() == [[[0, 128, 0], [255, 255, 0]]]
-    false_colour = render.composite_rgb(image, SENTINEL2_L1C, composite="false colour B8-B4-B3")
-    assert false_colour[0, 1].tolist() == [0, 255, 255]
+    image[6] = [[false.low, false.high]]  # B08, red
+    image[2] = [[(false.low + false.high) / 2, high]]  # B04, green
+    rgb = render.composite_rgb(image, SENTINEL2_L1C, composite="false colour B8-B4-B3")
+    assert rgb[0, :, 0].tolist() == [0, 255]
+    assert rgb[0, 0, 1] == 128
+    assert rgb[0, 1].tolist() == [
+        255,
+        round(255 * (high - false.low) / (false.high - false.low)),
+        255,
+    ]
 
 
 @pytest.mark.parametrize("held", [0.0, 0.3, np.nan, np.inf])
@@ -76,6 +85,12 @@ def test_the_stretch_is_stated_in_the_sensors_unit():
     assert "0.08 to 0.2 top-of-atmosphere reflectance" in note
     assert "B4-B3-B2" in note
     assert "0 to 1" not in render.stretch_note(WORLDCOVER_PALETTE)
+
+
+def test_every_composite_states_its_own_stretch():
+    true, false = (render.stretch_note(SENTINEL2_L2A, name) for name in SENTINEL2_L2A.composites)
+    assert true.startswith("true colour B4-B3-B2, 0 to 0.3 surface reflectance stretched linearly")
+    assert false.startswith("false colour B8-B4-B3, 0 to 0.45 surface reflectance stretched")
 
 
 def test_the_ramp_runs_from_dark_to_bright_and_survives_a_flat_field():

@@ -1,18 +1,27 @@
 import json
 import multiprocessing
 import os
+import pickle
 from pathlib import Path
 
 import numpy as np
+import pyproj
 import pytest
 import rasterio
 from affine import Affine
+from odc.geo.geobox import GeoBox
 
-from bharateo.errors import ConfigError, CorruptRasterError, UnknownCodeError, UnreachableError
+from bharateo.errors import (
+    ConfigError,
+    CorruptRasterError,
+    RegionError,
+    UnknownCodeError,
+    UnreachableError,
+)
 from bharateo.landcover import IGNORE, WORLDCOVER, class_colours
-from bharateo.raster import Web
 from bharateo.regions import (
     NAMED_ROIS,
+    PixelWindow,
     Roi,
     parse_roi,
     tile_windows,
@@ -26,6 +35,7 @@ from bharateo.sources.worldcover import (
     reachable,
     worldcover_recipe,
 )
+from bharateo.web import Web
 from range_server import Faults, RangeServer
 from worldcover_tiles import block_bytes, key, patchy_codes, real_mirror, write_tile
 
@@ -172,6 +182,171 @@ def test_a_recipe_pairs_colours_and_codes_on_one_grid(mirror):
     assert recipe.image.read(geobox).values.shape == (3, 64, 64)
     assert recipe.landcover.read(geobox).values.shape == (1, 64, 64)
     assert recipe.image.sensor.num_bands == 3
+
+
+# On other grids.
+
+
+def utm_at(lon: float, lat: float, shape=(150, 180), zone: int = 43) -> GeoBox:
+    """A grid of 10 m in a UTM zone, about centred on a place."""
+    crs = f"EPSG:{(32600 if lat >= 0 else 32700) + zone}"
+    x, y = pyproj.Transformer.from_crs("EPSG:4326", crs, always_xy=True).transform(lon, lat)
+    left, top = x // 10 * 10 - 5 * shape[1], y // 10 * 10 + 5 * shape[0]
+    return GeoBox(shape, Affine(10, 0, left, 0, -10, top), crs)
+
+
+def places_in_pixels(grid: GeoBox) -> tuple[np.ndarray, np.ndarray]:
+    """Row and column, with fractions, of every pixel's centre in the product's global grid."""
+    row, col = np.indices(grid.shape) + 0.5
+    crs = f"EPSG:{grid.crs.epsg}"
+    to_lonlat = pyproj.Transformer.from_crs(crs, "EPSG:4326", always_xy=True).transform
+    lon, lat = to_lonlat(*(grid.affine @ (col, row)))
+    return (90 - lat) * 12000, (lon + 180) * 12000
+
+
+CROSSINGS = {
+    "two tiles": (78.0, 28.5, 43),
+    "four tiles": (78.0, 27.0, 44),
+    "four hemispheres": (0.0, 0.0, 31),
+    "far south": (-60.0, -33.0, 20),
+}
+
+
+@pytest.mark.parametrize(("lon", "lat", "zone"), CROSSINGS.values(), ids=CROSSINGS)
+def test_on_a_utm_grid_every_pixel_is_the_one_under_its_centre(tmp_path, lon, lat, zone):
+    """But at the edge between two, where a fiftieth of a pixel makes no matter."""
+    grid = utm_at(lon, lat, zone=zone)
+    row, col = places_in_pixels(grid)
+    first = int(row.min()) - 40, int(col.min()) - 40
+    shape = int(row.max()) + 40 - first[0], int(col.max()) + 40 - first[1]
+    noise = np.random.default_rng(5).choice([10, 30, 50, 80, 95], shape).astype(np.uint8)
+    window = PixelWindow(*first, *shape)
+    for part in tile_windows(window):
+        mine = noise[
+            part.to_row : part.to_row + part.height, part.to_col : part.to_col + part.width
+        ]
+        write_tile(tmp_path, part.tile, {(part.row, part.col): mine})
+    raster = WorldCover(str(tmp_path)).read(grid)
+    assert (raster.values.shape, raster.values.dtype) == ((1, *grid.shape), np.uint8)
+    assert raster.geobox == grid
+    assert raster.valid.all()
+    assert len(raster.provenance["tiles"]) >= 2
+    at_edge = np.minimum(np.abs(row - np.round(row)), np.abs(col - np.round(col))) < 0.02
+    expected = noise[np.floor(row).astype(int) - first[0], np.floor(col).astype(int) - first[1]]
+    assert at_edge.mean() < 0.2
+    np.testing.assert_array_equal(raster.values[0][~at_edge], expected[~at_edge])
+
+
+def test_on_a_utm_grid_a_tile_that_does_not_exist_is_nodata(tmp_path):
+    write_tile(tmp_path, "N27E075", {(17700, 35700): np.full((600, 300), 40, np.uint8)})
+    grid = utm_at(78.0, 28.5)
+    raster = WorldCover(str(tmp_path)).read(grid)
+    west = places_in_pixels(grid)[1] < (78 + 180) * 12000
+    np.testing.assert_array_equal(raster.valid, west)
+    np.testing.assert_array_equal(raster.values[0], np.where(west, 40, 0))
+    provenance = json.loads(json.dumps(raster.provenance))
+    assert provenance["tiles"]["N27E078"] is None
+    assert provenance["resampling"] == "nearest neighbour"
+    assert provenance["version"] == "v200/2021"
+
+
+def test_on_a_utm_grid_a_server_gives_the_same_pixels_and_keeps_nothing(mirror, server, tmp_path):
+    grid = utm_at(77.23, 28.61)
+    source = web_source(server)
+    expected = WorldCover(str(mirror)).read(grid).values
+    assert expected.any()
+    np.testing.assert_array_equal(source.read(grid).values, expected)
+    assert entries(tmp_path) == []
+    server.faults = Faults(busy=1000)
+    with pytest.raises(UnreachableError, match="BHARATEO_WORLDCOVER_ROOT"):
+        web_source(server).read(grid)
+
+
+def test_a_utm_grid_across_the_antimeridian_is_refused(mirror):
+    for zone in (60, 1):
+        with pytest.raises(RegionError, match="crosses the antimeridian"):
+            WorldCover(str(mirror)).read(utm_at(180.0, -17.0, zone=zone))
+    beside = WorldCover(str(mirror)).read(utm_at(179.98, -17.0, zone=60))
+    assert not beside.valid.any()
+
+
+def test_a_source_travels_to_other_processes(mirror, server, tmp_path):
+    grid = utm_at(77.23, 28.61)
+    for source in (
+        WorldCover(str(mirror)),
+        WorldCover(server.url, cache=tmp_path / "mine", web=impatient()),
+    ):
+        expected = source.read(grid)
+        travelled = pickle.loads(pickle.dumps(source))
+        assert (travelled.root, travelled.edition) == (source.root, source.edition)
+        found = travelled.read(grid)
+        np.testing.assert_array_equal(found.values, expected.values)
+        assert found.provenance == expected.provenance
+    travelled.read(SMALL)
+    assert len(entries(tmp_path / "mine")) == 1
+    assert entries(tmp_path / "cache") == []
+
+
+# A glance.
+
+
+@pytest.fixture(scope="module")
+def thinned(tmp_path_factory):
+    """A tile with the one overview that matters here, and what that holds."""
+    root = tmp_path_factory.mktemp("thinned")
+    codes = patchy_codes(2048, 2048, seed=2)
+    path = write_tile(root, "N27E075", {(16384, 26624): codes})
+    with rasterio.open(path, "r+") as dataset:
+        dataset.build_overviews([32], rasterio.enums.Resampling.nearest)
+    with rasterio.open(path, overview_level=0) as dataset:
+        return root, dataset.read(1)
+
+
+def test_a_glance_shows_the_class_about_a_place(thinned):
+    root, overview = thinned
+    random = np.random.default_rng(6)
+    row, col = random.integers([[16384], [26624]], [[18432], [28672]], (2, 500))
+    lon, lat = 75 + (col + 0.5) / 12000, 30 - (row + 0.5) / 12000
+    with RangeServer(root) as server:
+        source = web_source(server)
+        classes = source.glance(lon, lat)
+        assert len(server.gets) <= 4
+        assert server.num_bytes < 200_000
+        assert source.traffic.requests == len(server.gets)
+    assert classes.dtype == np.uint8
+    assert len(np.unique(classes)) == 8
+    np.testing.assert_array_equal(classes, WORLDCOVER.collapse(overview[row // 32, col // 32]))
+    np.testing.assert_array_equal(WorldCover(str(root)).glance(lon, lat), classes)
+
+
+def test_a_glance_at_the_sea_or_beyond_the_antimeridian_sees_nothing(thinned):
+    root, _ = thinned
+    lon = np.array([76.0, 60.0, 180.0, 181.5, -180.0])
+    lat = np.array([29.9, 10.0, -17.0, 66.0, -17.0])
+    assert WorldCover(str(root)).glance(lon, lat).tolist() == [IGNORE] * 5
+
+
+def test_a_glance_at_nothing_is_nothing(thinned):
+    assert WorldCover(str(thinned[0])).glance(np.zeros(0), np.zeros(0)).shape == (0,)
+
+
+def test_a_glance_that_gets_no_answer_names_the_remedies(server):
+    server.faults = Faults(busy=1000)
+    with pytest.raises(UnreachableError, match="BHARATEO_WORLDCOVER_ROOT"):
+        web_source(server).glance(np.array([77.0]), np.array([28.0]))
+
+
+def test_after_a_glance_that_failed_the_tile_is_opened_anew(thinned):
+    root, overview = thinned
+    place = np.array([75 + (26700 + 0.5) / 12000]), np.array([30 - (16400 + 0.5) / 12000])
+    with RangeServer(root) as server:
+        source = web_source(server)
+        server.faults = Faults(spare=1, busy=100)
+        with pytest.raises(UnreachableError):
+            source.glance(*place)
+        server.faults = Faults()
+        expected = WORLDCOVER.collapse(overview[16400 // 32, 26700 // 32, None])
+        assert source.glance(*place) == expected
 
 
 # The root.

@@ -1,5 +1,3 @@
-import sys
-
 import pytest
 import torch
 
@@ -36,8 +34,3 @@ def test_a_machine_that_does_not_tell_has_none(monkeypatch):
 def test_products_run_in_the_precision_asked_for(precision, dtype):
     with engine.autocast(precision)():
         assert torch.nn.Linear(4, 4)(torch.zeros(2, 4)).dtype == dtype
-
-
-def test_the_allocator_is_left_alone_elsewhere(monkeypatch):
-    monkeypatch.setattr(sys, "platform", "darwin")
-    assert not engine.raise_allocator_thresholds()

@@ -1,34 +1,40 @@
 """From a recipe and a plan to a dataset folder; killed at any moment, a rerun goes on.
 
-Three passes, with what is done already kept in ``.build/`` inside the output folder:
+What is done already is kept in ``.build/`` inside the output folder:
 
-1. every region is read once, its codes collapsed to class ids, and kept as plain arrays;
-2. sites are chosen, from the plan and those arrays alone, so a rerun chooses the same;
-3. shards are cut one by one, each with a record of its checksums and sums.
+1. sites are laid out, from the plan and a look at the labels' overviews, which is kept;
+2. every unit's scene is chosen, from lists that are kept (sources with scenes);
+3. units are read and cut, by this process or many, each into a file with a record beside it;
+4. overviews and shards are put together from those files, which then go.
 
-``dataset.json`` comes last, and then ``.build/`` goes.
+``dataset.json`` comes last, and then ``.build/`` goes. Nothing depends on the order in which units
+end, so one process, many and a cluster give the same bytes.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import lru_cache
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Shaped, UInt8
+from jaxtyping import Float64, UInt8
 
 from bharateo.chips import claim, describe
-from bharateo.chips.describe import Chip
-from bharateo.chips.plan import Site, SitePlan, check_splits, lay_out
-from bharateo.chips.statistics import Sums
+from bharateo.chips.budget import budget
+from bharateo.chips.cut import Cutter, Layers, Piece, thin_step
+from bharateo.chips.plan import SitePlan, Unit, check, check_splits, lay_out
+from bharateo.chips.progress import Progress, Tally, say_nothing
+from bharateo.chips.sampling import Look, lay_out_blocks, lay_out_files
+from bharateo.chips.scenes import Scenes, items_record
 from bharateo.chips.store import (
     BUILD_FOLDER,
     CHIPS_FILE,
     DATASET_FILE,
+    ITEMS_FILE,
     LAYERS,
     Dataset,
     overview_file,
@@ -36,13 +42,14 @@ from bharateo.chips.store import (
     shard_file,
     write_array,
 )
+from bharateo.chips.workers import Job, Workers, run_all
 from bharateo.config import PlanConfig
-from bharateo.errors import EmptyRegionError, SourceError
+from bharateo.errors import BuildError, ConfigError, EmptyRegionError, SourceError
 from bharateo.files import write_atomically, write_json
-from bharateo.landcover import IGNORE, NUM_CLASSES
-from bharateo.raster import Raster
-from bharateo.regions import Region
-from bharateo.sources import Recipe, Source
+from bharateo.landcover import IGNORE
+from bharateo.sources import Recipe
+from bharateo.sources.sentinel2 import Sentinel2
+from bharateo.sources.stac import Scene
 
 SHARD_BYTES = 64_000_000
 """Most bytes of image in a shard."""
@@ -50,8 +57,8 @@ SHARD_BYTES = 64_000_000
 OVERVIEW_PX = 768
 """Longest side of an overview."""
 
-Progress = Callable[[int, int, str], None]
-"""Told ``(done, total, message)``; ``done`` starts again with every message."""
+MOST_OVERVIEWS = 12
+"""Regions that get an overview, those with the most ground first."""
 
 
 def build(
@@ -60,246 +67,411 @@ def build(
     output: Path,
     seed: int,
     progress: Progress | None = None,
+    workers: Workers | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Dataset:
     """The dataset of a recipe and a plan, in the folder ``output``.
 
     A folder that holds it already is opened and nothing is read; an unfinished build of the same
-    plan goes on where it stopped, and ends in the same bytes.
+    plan goes on where it stopped, and ends in the same bytes. ``workers`` says who reads, by
+    default this process alone; ``say`` is told in a line what will be read, before it is.
 
     Raises:
         ConfigError: a value of the plan is out of range, or a split ends with no chip.
-        EmptyRegionError: a region holds no valid or no labelled pixel.
+        EmptyRegionError: a region holds no valid or no labelled pixel, or nothing at all is left.
         SourceError: pixels could not be had.
+        BuildError: more units failed than the plan allows.
         DatasetError: the folder holds something else, or another build is writing there.
         StorageError: the disk is full; a rerun goes on.
     """
     output = Path(output)
-    layout = lay_out(recipe.regions, plan, seed)
+    check(recipe.regions, plan, seed)
     wanted = claim.identity(recipe, plan, seed)
     if not (output / DATASET_FILE).exists():
         with claim.claimed(output, wanted):
-            work = _Work(recipe, layout, output, progress or _say_nothing)
-            _write_dataset(work, wanted)
+            under_way = _Build(recipe, plan, output, seed, progress or say_nothing, say)
+            under_way.run(wanted, workers)
     claim.check_same(output, claim.identity_of(read_info(output)), wanted)
     shutil.rmtree(output / BUILD_FOLDER, ignore_errors=True)
     return Dataset.open(output)
 
 
-def _say_nothing(done: int, total: int, message: str) -> None:
-    """The progress of a build that nobody watches."""
+def site_plan(recipe: Recipe, plan: PlanConfig, seed: int, look: Look | None = None) -> SitePlan:
+    """Where a recipe's chips lie. ``look`` shows classes near places, for strategy ``blocks``.
+
+    Raises:
+        ConfigError: a value is out of range, or a chip fits nowhere.
+    """
+    if plan.strategy == "files":
+        return lay_out_files(recipe.regions, plan, seed)
+    if plan.strategy == "blocks":
+        return lay_out_blocks(recipe.regions, plan, seed, occasion_names(recipe), look)
+    return lay_out(recipe.regions, plan, seed)
 
 
-class _Layers(NamedTuple):
-    """A whole region as it is cut into chips."""
+def occasion_names(recipe: Recipe) -> tuple[str | None, ...]:
+    """The names of the occasions on which every place is taken."""
+    if isinstance(recipe.image, Sentinel2):
+        return tuple(occasion.name for occasion in recipe.image.occasions)
+    return (None,)
 
-    image: Shaped[np.ndarray, "band row col"]
-    landcover: UInt8[np.ndarray, "row col"]
-    valid: Bool[np.ndarray, "row col"]
+
+def coarse_look(recipe: Recipe, plan: PlanConfig) -> Look | None:
+    """The label source's coarse view, where the plan has a use for it and the source has one."""
+    look: Look | None = getattr(recipe.landcover, "glance", None)
+    return look if plan.strategy == "blocks" and plan.min_classes else None
 
 
-class _Work:
+class _Build:
     """One build under way."""
 
-    def __init__(self, recipe: Recipe, layout: SitePlan, output: Path, progress: Progress) -> None:
-        self.recipe = recipe
-        self.layout = layout
-        self.output = output
+    def __init__(
+        self,
+        recipe: Recipe,
+        plan: PlanConfig,
+        output: Path,
+        seed: int,
+        progress: Progress,
+        say: Callable[[str], None],
+    ) -> None:
+        self.recipe, self.plan, self.seed, self.say = recipe, plan, seed, say
+        self.output, self.scratch = output, output / BUILD_FOLDER
         self.progress = progress
-        self.scratch = output / BUILD_FOLDER
-        self.layers = lru_cache(2)(self._map_layers)
+        self.scenes: dict[str, Scene] = {}
+        self.failed: list[dict[str, str]] = []
 
-    def layer_file(self, region: Region, layer: str) -> Path:
-        """Where a region's layer is kept during the build."""
-        return self.scratch / f"{region.name}-{layer}.npy"
+    def run(self, head: Mapping[str, Any], workers: Workers | None) -> None:
+        """Make the dataset; ``head`` is its identity."""
+        layout = site_plan(self.recipe, self.plan, self.seed, self._kept_look())
+        self._announce(layout)
+        units = self._with_scenes(layout.units)
+        self._thin = self._overview_steps(units)
+        self._cut_all(layout, units, workers)
+        records = self._summaries(len(units))
+        try:
+            self._check(records)
+        except (ConfigError, EmptyRegionError) as error:
+            if self.failed:  # the plan may be good all the same: keep what was read
+                raise BuildError(
+                    f"{error}; but {len(self.failed)} reads failed, the first for this reason: "
+                    f"{self.failed[0]['reason']}: run the same command again to try them anew"
+                ) from error
+            raise
+        regions = self._regions(records)
+        shards = self._write_shards(records)
+        by_name = {region.name: region for region in self.recipe.regions}
+        sizes = [shard["num_chips"] for shard in shards]
+        whole = (self._record(record["unit"]) for record in records)
+        write_atomically(
+            self.output / CHIPS_FILE,
+            lambda file: describe.write_table(file, whole, by_name, self.plan.size_px, sizes),
+        )
+        if isinstance(self.recipe.image, Sentinel2):
+            write_json(self.output / ITEMS_FILE, items_record(self.recipe.image, self.scenes))
+        description = describe.dataset(
+            self.recipe, head, records, regions, shards, self.plan.size_px
+        )
+        write_json(self.output / DATASET_FILE, description | {"failed": self.failed})
 
-    def _map_layers(self, region_index: int) -> _Layers:
-        files = (self.layer_file(self.recipe.regions[region_index], layer) for layer in LAYERS)
-        return _Layers(*(np.load(file, mmap_mode="r").view(np.ndarray) for file in files))
+    def _announce(self, layout: SitePlan) -> None:
+        """Say what will be read, and what ready-made chips will not."""
+        if self.plan.strategy == "blocks":
+            self.say(budget(self.recipe, layout).line())
+        if self.plan.strategy == "files":
+            num_files = sum(len(region.squares) for region in self.recipe.regions)
+            num_sites = sum(len(unit.sites or ()) for unit in layout.units)
+            if num_sites < num_files:
+                self.say(
+                    f"{num_files - num_sites} of {num_files} chips are left out: they lie nearer "
+                    "than plan.split.buffer_px to chips of another split"
+                )
+
+    # Step 1: a look at the labels
+
+    def _kept_look(self) -> Look | None:
+        look = coarse_look(self.recipe, self.plan)
+        if look is None:
+            return None
+        file = self.scratch / "look.npy"
+
+        def kept(
+            lon: Float64[np.ndarray, " point"], lat: Float64[np.ndarray, " point"]
+        ) -> UInt8[np.ndarray, " point"]:
+            if not file.exists():
+                self.progress(0, 1, "looking at the labels' overviews")
+                write_array(file, look(lon, lat))
+            classes: UInt8[np.ndarray, " point"] = np.load(file)
+            return classes
+
+        return kept
+
+    # Step 2: scenes
+
+    def _with_scenes(self, units: Sequence[Unit]) -> list[Unit]:
+        if not isinstance(self.recipe.image, Sentinel2):
+            return list(units)
+        scenes = Scenes(self.recipe.image, self.recipe.regions, self.scratch / "items")
+        keys = dict.fromkeys((unit.region_index, str(unit.occasion)) for unit in units)
+        scenes.find(list(keys), lambda done, all_: self.progress(done, all_, "finding scenes"))
+        assigned = scenes.assign(units)
+        if len(assigned) < len(units):
+            self.say(
+                f"no scene covers {len(units) - len(assigned)} of {len(units)} reads: left out"
+            )
+        if scenes.left_out:
+            self.say(
+                f"{len(scenes.left_out)} items lack a band, e.g. {scenes.left_out[0]}: left out"
+            )
+        used = {unit.scene for unit in assigned}
+        self.scenes = {s.id: s for found in scenes.found.values() for s in found if s.id in used}
+        return assigned
+
+    # Step 3: units
+
+    def _unit_file(self, index: int, ending: str) -> Path:
+        return self.scratch / "units" / f"{index // 1000:04d}" / f"{index % 1000:03d}.{ending}"
+
+    def _is_cut(self, index: int) -> bool:
+        return self._unit_file(index, "json").exists()
+
+    def _record(self, index: int) -> dict[str, Any]:
+        record: dict[str, Any] = _json(self._unit_file(index, "json"))
+        return record
+
+    def _summaries(self, num_units: int) -> list[dict[str, Any]]:
+        """The records of all units that were cut, without their chips: those are many."""
+        whole = (self._record(index) for index in range(num_units) if self._is_cut(index))
+        return [{k: v for k, v in record.items() if k != "chips"} for record in whole]
+
+    def _overview_steps(self, units: Sequence[Unit]) -> dict[int, int]:
+        """The thinning step of every region that gets an overview."""
+        ground = Counter(unit.region_index for unit in units)
+        largest = sorted(ground, key=lambda index: (-ground[index], index))[:MOST_OVERVIEWS]
+        regions = self.recipe.regions
+        return {index: thin_step(regions[index], OVERVIEW_PX) for index in largest}
+
+    def _cut_all(self, layout: SitePlan, units: Sequence[Unit], workers: Workers | None) -> None:
+        """Cut every unit that has not been, and those whose pixels have gone since."""
+        whole = any(unit.sites is None for unit in units)
+        cutter = Cutter(
+            self.recipe.image, self.recipe.landcover, self.plan, layout if whole else None
+        )
+        failures: dict[int, SourceError] = {}
+        todo = [index for index in range(len(units)) if not self._is_cut(index)]
+        while True:
+            self._cut_some(cutter, units, todo, workers, failures)
+            todo = self._lost_units(len(units))
+            if not todo:
+                break
+            for index in todo:
+                self._unit_file(index, "json").unlink()
+        regions = self.recipe.regions
+        self.failed = [
+            _failure(units[index], regions[units[index].region_index], error)
+            for index, error in sorted(failures.items())
+        ]
+
+    def _cut_some(
+        self,
+        cutter: Cutter,
+        units: Sequence[Unit],
+        todo: Sequence[int],
+        workers: Workers | None,
+        failures: dict[int, SourceError],
+    ) -> None:
+        regions, first = self.recipe.regions, next(iter(occasion_names(self.recipe)))
+        jobs = {
+            index: Job(
+                units[index],
+                regions[units[index].region_index].bare(),
+                self.scenes.get(units[index].scene or ""),
+                self._thin.get(units[index].region_index)
+                if units[index].occasion == first
+                else None,
+            )
+            for index in todo
+        }
+        tally = Tally(len(units), len(units) - len(jobs), self.progress)
+        attempts = 2 if self.plan.strategy == "blocks" else 1
+        for index, outcome in run_all(cutter, jobs, workers, attempts):
+            if isinstance(outcome, SourceError):
+                failures[index] = outcome
+                self._check_failures(failures, units)
+            else:
+                self._keep(index, outcome, jobs[index].region.name, jobs[index].unit.occasion)
+                tally.add(outcome)
+            tally.failed = len(failures)
+            tally.say("reading")
+
+    def _check_failures(self, failures: Mapping[int, SourceError], units: Sequence[Unit]) -> None:
+        allowed = int(self.plan.max_failed * len(units)) if self.plan.strategy == "blocks" else 0
+        if len(failures) <= allowed:
+            return
+        last = list(failures.values())[-1]
+        if len(units) == 1 or self.plan.strategy != "blocks":
+            raise last
+        raise BuildError(
+            f"{len(failures)} of {len(units)} units could not be read, more than the {allowed} "
+            f"that plan.max_failed {self.plan.max_failed:g} allows; the last reason: {last}. "
+            "What was read is kept: run the same command again to try the others anew"
+        ) from last
+
+    def _lost_units(self, num_units: int) -> list[int]:
+        """Units whose pixels are wanted for a shard that is not whole, but have gone."""
+        records = self._summaries(num_units)
+        return sorted({
+            part["unit"]
+            for shard, parts in enumerate(self._shard_parts(records))
+            if not self._is_whole(shard, parts)
+            for part in parts
+            if not self._unit_file(part["unit"], "npz").exists()
+        })  # fmt: skip
+
+    def _keep(self, index: int, piece: Piece, region: str, occasion: str | None) -> None:
+        """Write a unit's pixels, then its record, which says that they are there.
+
+        Its part of the overview is a file by itself, since the pixels go once they are in a shard.
+        """
+        pixels = {layer: getattr(piece, layer) for layer in LAYERS}
+        thin = {
+            f"{place}-{layer}": getattr(layers, layer)
+            for place, (_, _, layers) in enumerate(piece.overviews)
+            for layer in LAYERS
+        }
+        self._write_arrays(self._unit_file(index, "npz"), pixels)
+        if thin:
+            self._write_arrays(self._unit_file(index, "overview.npz"), thin)
+        record = describe.unit_record(index, piece, region, occasion)
+        write_json(self._unit_file(index, "json"), record)
+
+    def _write_arrays(self, file: Path, arrays: Mapping[str, np.ndarray]) -> None:
+        write_atomically(file, lambda to: np.savez(to, **arrays))  # type: ignore[arg-type]
+
+    def _check(self, records: Sequence[Mapping[str, Any]]) -> None:
+        splits: Counter[str] = sum((Counter(r["splits"]) for r in records), Counter())
+        if not splits and self.plan.strategy in ("blocks", "files"):
+            raise EmptyRegionError(
+                f"no chip is left: none of {sum(r['num_pixels'] for r in records):,} pixels read "
+                f"from {self.recipe.image.name} makes a square with "
+                f"{self.plan.min_valid_fraction:g} of its ground valid (plan.min_valid_fraction) "
+                f"and {self.plan.min_classes} classes (plan.min_classes): choose clearer dates, "
+                "other ground or lower these"
+            )
+        check_splits(splits, self.plan)
+
+    # Step 4: what is left in the end
+
+    def _regions(self, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        own: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+        for record in records:
+            own[record["region"]].append(record)
+        entries = []
+        for index, region in enumerate(self.recipe.regions):
+            if region.name in own:
+                entry = describe.region(region, own[region.name])
+                if index in self._thin:
+                    entry["overview"] = self._write_overview(index, own[region.name])
+                entries.append(entry)
+        return entries
+
+    def _write_overview(self, index: int, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """The region thinned by taking every n-th pixel, so that class ids stay class ids."""
+        region, step = self.recipe.regions[index], self._thin[index]
+        record: dict[str, Any] = {"step_px": step}
+        record |= {layer: overview_file(layer, region.name) for layer in LAYERS}
+        height, width = (len(range(step // 2, size, step)) for size in region.geobox.shape)
+        sensor = self.recipe.image.sensor
+        whole = Layers(
+            np.zeros((sensor.num_bands, height, width), sensor.dtype),
+            np.full((height, width), IGNORE, np.uint8),
+            np.zeros((height, width), np.bool_),
+        )
+        for unit in records:
+            if not unit["overviews"]:
+                continue
+            with np.load(self._unit_file(unit["unit"], "overview.npz")) as kept:
+                for place, (row, col) in enumerate(unit["overviews"]):
+                    for layer in LAYERS:
+                        part = kept[f"{place}-{layer}"]
+                        rows, cols = part.shape[-2:]
+                        to = getattr(whole, layer)[..., row : row + rows, col : col + cols]
+                        to[:] = part
+        for layer in LAYERS:
+            write_array(self.output / record[layer], getattr(whole, layer))
+        return record
+
+    def _shard_parts(self, records: Sequence[Mapping[str, Any]]) -> list[list[dict[str, int]]]:
+        """Which chips make up every shard: unit, first and one past the last of its chips."""
+        sensor, size_px = self.recipe.image.sensor, self.plan.size_px
+        chip_bytes = sensor.num_bands * size_px**2 * np.dtype(sensor.dtype).itemsize
+        most = max(SHARD_BYTES // chip_bytes, 1)
+        shards: list[list[dict[str, int]]] = []
+        space = 0
+        for record in records:
+            first = 0
+            while first < record["num_chips"]:
+                if space == 0:
+                    shards.append([])
+                    space = most
+                last = min(first + space, record["num_chips"])
+                shards[-1].append({"unit": record["unit"], "first": first, "last": last})
+                space -= last - first
+                first = last
+        return shards
+
+    def _shard_record(self, shard: int) -> Path:
+        return self.scratch / f"shard-{shard:05d}.json"
+
+    def _is_whole(self, shard: int, parts: Sequence[Mapping[str, int]]) -> bool:
+        """Whether a shard was made of these parts and its files are as long as they were."""
+        if not self._shard_record(shard).exists():
+            return False
+        record = _json(self._shard_record(shard))
+        files = [(self.output / record[layer]["file"], record[layer]["bytes"]) for layer in LAYERS]
+        return record["parts"] == parts and all(
+            file.exists() and file.stat().st_size == size for file, size in files
+        )
+
+    def _write_shards(self, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """The shards' entries in ``dataset.json``; a unit's own file goes when its chips are in."""
+        total, done, shards = sum(record["num_chips"] for record in records), 0, []
+        whole = {record["unit"]: record["num_chips"] for record in records}
+        for shard, parts in enumerate(self._shard_parts(records)):
+            if not self._is_whole(shard, parts):
+                self._write_shard(shard, parts)
+            entry = _json(self._shard_record(shard))
+            shards.append({key: value for key, value in entry.items() if key != "parts"})
+            for part in parts:
+                if part["last"] == whole[part["unit"]]:
+                    self._unit_file(part["unit"], "npz").unlink(missing_ok=True)
+            done += entry["num_chips"]
+            self.progress(done, total, "writing chips")
+        return shards
+
+    def _write_shard(self, shard: int, parts: Sequence[Mapping[str, int]]) -> None:
+        files = {}
+        for layer in LAYERS:
+            chips = []
+            for part in parts:
+                with np.load(self._unit_file(part["unit"], "npz")) as kept:
+                    chips.append(kept[layer][part["first"] : part["last"]])
+            files[layer] = write_array(
+                self.output / shard_file(layer, shard), np.concatenate(chips)
+            )
+        num_chips = sum(part["last"] - part["first"] for part in parts)
+        write_json(self._shard_record(shard), {"num_chips": num_chips, **files, "parts": parts})
 
 
-def _write_dataset(work: _Work, head: Mapping[str, Any]) -> None:
-    indices = range(len(work.recipe.regions))
-    regions = [_read_region(work, index) for index in indices]
-    chips = _choose(work)
-    shards = _write_shards(work, chips)
-    overviews = [_write_overview(work, index) for index in indices]
-    regions = [region | overview for region, overview in zip(regions, overviews, strict=True)]
-    table = describe.table(chips, work.recipe.regions, [shard["num_chips"] for shard in shards])
-    write_atomically(work.output / CHIPS_FILE, lambda file: file.write(table))
-    description = describe.dataset(work.recipe, head, regions, chips, shards)
-    write_json(work.output / DATASET_FILE, description)
-
-
-def _json(file: Path) -> dict[str, Any]:
-    record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return record
-
-
-# Pass 1: regions
-
-
-def _read_region(work: _Work, index: int) -> dict[str, Any]:
-    """A region's entry in ``dataset.json``; its layers lie in the scratch folder afterwards."""
-    region = work.recipe.regions[index]
-    record_file = work.scratch / f"{region.name}.json"
-    work.progress(index, len(work.recipe.regions), "reading regions")
-    if not record_file.exists():
-        write_json(record_file, _fetch_region(work, region))
-    work.progress(index + 1, len(work.recipe.regions), "reading regions")
-    return _json(record_file)
-
-
-def _fetch_region(work: _Work, region: Region) -> dict[str, Any]:
-    recipe, scheme = work.recipe, work.recipe.landcover.scheme
-    sensor = recipe.image.sensor
-    image = _read(recipe.image, region, sensor.num_bands, sensor.dtype)
-    labels = _read(recipe.landcover, region, 1, "uint8")
-    native = np.where(labels.valid, labels.values[0], np.uint8(scheme.nodata))
-    class_ids = scheme.collapse(native, f"{recipe.landcover.name}, region {region.name}")
-    _require(image.valid, "valid", region, recipe.image, image)
-    if work.layout.config.min_classes:
-        _require(class_ids != IGNORE, "labelled", region, recipe.landcover, labels)
-    layers = _Layers(image.values * image.valid, class_ids, image.valid)
-    for layer, values in zip(LAYERS, layers, strict=True):
-        write_array(work.layer_file(region, layer), values)
+def _failure(unit: Unit, region: Any, error: SourceError) -> dict[str, str]:
+    sites = unit.sites or ()
     return {
-        **claim.grid(region),
-        "bounds_lonlat": describe.bounds_lonlat(region),
-        "valid_fraction": float(image.valid.mean()),
-        "native_counts": {str(k): n for k, n in scheme.native_counts(native).items()},
-        "provenance": {"image": dict(image.provenance), "landcover": dict(labels.provenance)},
+        "region": region.name,
+        "block": sites[0].block if sites else "",
+        "occasion": unit.occasion or "",
+        "scene": unit.scene or "",
+        "reason": " ".join(str(error).split()),
     }
 
 
-def _read(source: Source, region: Region, num_bands: int, dtype: str) -> Raster:
-    raster = source.read(region.geobox)
-    shape = (num_bands, *region.geobox.shape)
-    if raster.values.shape != shape or raster.values.dtype != dtype:
-        raise SourceError(
-            f"{source.name} gave region {region.name!r} as {raster.values.dtype} of shape "
-            f"{raster.values.shape}, expected {dtype} of shape {shape}: the source does not "
-            "keep to its sensor's description"
-        )
-    return raster
-
-
-def _require(
-    wanted: Bool[np.ndarray, "row col"], what: str, region: Region, source: Source, raster: Raster
-) -> None:
-    if wanted.any():
-        return
-    west, south, east, north = describe.bounds_lonlat(region)
-    root = raster.provenance.get("root")
-    raise EmptyRegionError(
-        f"ROI {region.name!r} (centre LON,LAT {(west + east) / 2:.4f},{(south + north) / 2:.4f}) "
-        f"holds no {what} pixel in {source.name}{f' under {root}' if root else ''}: it lies over "
-        "open ocean or outside the data; check the order LON,LAT, choose another place or "
-        "another --worldcover-root"
-    )
-
-
-# Pass 2: sites
-
-
-def _choose(work: _Work) -> list[Chip]:
-    num_regions = len(work.recipe.regions)
-    chips: list[Chip] = []
-    for index in range(num_regions):
-        chips += work.layout.select(index, lambda site: _measure(work, site))
-        work.progress(index + 1, num_regions, "choosing chips")
-    check_splits([chip.site for chip in chips], work.layout.config)
-    return chips
-
-
-def _measure(work: _Work, site: Site) -> Chip | None:
-    """The chip at a site, or ``None`` where too little is valid or too few classes occur."""
-    layers, plan = work.layers(site.region_index), work.layout.config
-    num_valid = int(np.count_nonzero(layers.valid[site.window]))
-    if num_valid == 0 or num_valid < plan.min_valid_fraction * site.size_px**2:
-        return None
-    class_ids = layers.landcover[site.window]
-    counts = np.bincount(class_ids.reshape(-1), minlength=NUM_CLASSES)[:NUM_CLASSES]
-    if np.count_nonzero(counts) < plan.min_classes:
-        return None
-    return Chip(site, num_valid, tuple(counts.tolist()))
-
-
-# Pass 3: shards
-
-
-def _write_shards(work: _Work, chips: Sequence[Chip]) -> list[dict[str, Any]]:
-    records, done = [], 0
-    work.progress(0, len(chips), "writing chips")
-    for index, part in enumerate(_parts(work, chips)):
-        records.append(_write_shard(work, index, part))
-        done += len(part)
-        work.progress(done, len(chips), "writing chips")
-    return records
-
-
-def _parts(work: _Work, chips: Sequence[Chip]) -> Iterator[Sequence[Chip]]:
-    """The chips of every shard."""
-    sensor, size_px = work.recipe.image.sensor, work.layout.config.size_px
-    chip_bytes = sensor.num_bands * size_px**2 * np.dtype(sensor.dtype).itemsize
-    num = max(SHARD_BYTES // chip_bytes, 1)
-    for start in range(0, len(chips), num):
-        yield chips[start : start + num]
-
-
-def _write_shard(work: _Work, index: int, chips: Sequence[Chip]) -> dict[str, Any]:
-    """The shard's entry in ``dataset.json`` and the sums of its train chips."""
-    record_file = work.scratch / f"shard-{index:05d}.json"
-    if not (record_file.exists() and _is_whole(work, _json(record_file))):
-        image, landcover, valid = _cut(work, chips)
-        layers = (image, landcover, np.packbits(valid, axis=-1))
-        files = {
-            layer: write_array(work.output / shard_file(layer, index), values)
-            for layer, values in zip(LAYERS, layers, strict=True)
-        }
-        sums = _sums(image, chips)
-        write_json(record_file, {"num_chips": len(chips), **files, "sums": sums.to_json()})
-    return _json(record_file)
-
-
-def _is_whole(work: _Work, record: Mapping[str, Any]) -> bool:
-    """Whether a shard's files are still as long as they were written."""
-    files = [(work.output / record[layer]["file"], record[layer]["bytes"]) for layer in LAYERS]
-    return all(file.exists() and file.stat().st_size == num_bytes for file, num_bytes in files)
-
-
-def _cut(work: _Work, chips: Sequence[Chip]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Image, class ids and validity of some chips, stacked."""
-    sensor, size_px = work.recipe.image.sensor, work.layout.config.size_px
-    image = np.empty((len(chips), sensor.num_bands, size_px, size_px), sensor.dtype)
-    landcover = np.empty((len(chips), size_px, size_px), np.uint8)
-    valid = np.empty((len(chips), size_px, size_px), np.bool_)
-    for place, chip in enumerate(chips):
-        layers = work.layers(chip.site.region_index)
-        image[place] = layers.image[:, *chip.site.window]
-        landcover[place] = layers.landcover[chip.site.window]
-        valid[place] = layers.valid[chip.site.window]
-    return image, landcover, valid
-
-
-def _sums(image: Shaped[np.ndarray, "chip band row col"], chips: Sequence[Chip]) -> Sums:
-    train = (
-        Sums.of(pixels, chip.num_valid)
-        for pixels, chip in zip(image, chips, strict=True)
-        if chip.site.split == "train"
-    )
-    return sum(train, start=Sums.zero(image.shape[1]))
-
-
-# Overviews
-
-
-def _write_overview(work: _Work, index: int) -> dict[str, Any]:
-    """The region thinned by taking every n-th pixel, so that class ids stay class ids."""
-    region, layers = work.recipe.regions[index], work.layers(index)
-    step = -(-max(region.geobox.shape) // OVERVIEW_PX)
-    thin = slice(step // 2, None, step)
-    record: dict[str, Any] = {"step_px": step}
-    for layer, values in zip(LAYERS, layers, strict=True):
-        record[layer] = overview_file(layer, region.name)
-        write_array(work.output / record[layer], values[..., thin, thin])
-    return {"overview": record}
+def _json(file: Path) -> Any:
+    return json.loads(file.read_text(encoding="utf-8"))

@@ -37,6 +37,7 @@ def identity(recipe: Recipe, plan: PlanConfig, seed: int) -> dict[str, Any]:
         "source": {"image": recipe.image.name, "landcover": recipe.landcover.name},
         "sensor": recipe.image.sensor.to_json(),
         "class_scheme": _scheme(recipe.landcover.scheme),
+        "settings": dict(recipe.settings),
         "regions": [grid(region) for region in recipe.regions],
         "plan": asdict(plan),
         "seed": seed,
@@ -47,8 +48,9 @@ def identity(recipe: Recipe, plan: PlanConfig, seed: int) -> dict[str, Any]:
 
 def identity_of(info: Mapping[str, Any]) -> dict[str, Any]:
     """The identity kept in a ``dataset.json``."""
-    keys = ("name", "source", "sensor", "class_scheme", "plan", "seed")
-    regions = [{key: region[key] for key in _GRID} for region in info["regions"]]
+    keys = ("name", "source", "sensor", "class_scheme", "settings", "plan", "seed")
+    planned = info.get("planned_regions", info["regions"])
+    regions = [{key: region[key] for key in _GRID} for region in planned]
     return {key: info[key] for key in keys} | {"regions": regions}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -62,11 +63,16 @@ def _to_pixels(
 ) -> Float64[np.ndarray, "2 point"]:
     x, y = _transform(there.affine, points)
     if there.crs != here.crs:
-        x, y = pyproj.Transformer.from_crs(there.crs, here.crs, always_xy=True).transform(x, y)
+        x, y = _transformer(str(there.crs), str(here.crs)).transform(x, y)
     if here.crs is not None and here.crs.geographic:
         middle = here.extent.centroid.coords[0][0]  # 180.1 and -179.9 degrees are one place
         x = middle + (x - middle + 180) % 360 - 180
     return _transform(~here.affine, np.stack([x, y]))
+
+
+@lru_cache(maxsize=64)
+def _transformer(there: str, here: str) -> pyproj.Transformer:
+    return pyproj.Transformer.from_crs(there, here, always_xy=True)
 
 
 def _transform(
@@ -112,7 +118,13 @@ def to_lonlat(
     """
     x, y = _transform(grid.affine, points)
     if grid.crs is not None and grid.crs.epsg != 4326:
-        x, y = pyproj.Transformer.from_crs(grid.crs, "EPSG:4326", always_xy=True).transform(x, y)
+        x, y = _transformer(str(grid.crs), "EPSG:4326").transform(x, y)
     first = x[0] - 360 * np.floor((x[0] + 180) / 360)
     turns = np.round((x - first) / 360)
     return np.stack([x - 360 * turns, y])
+
+
+def bounds_lonlat(grid: GeoBox) -> list[float]:
+    """West, south, east, north in degrees; east is past 180 across the antimeridian."""
+    lon, lat = to_lonlat(grid, Rectangle(0, 0, *grid.shape).outline())
+    return [float(lon.min()), float(lat.min()), float(lon.max()), float(lat.max())]

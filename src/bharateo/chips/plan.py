@@ -5,6 +5,9 @@ block is its *ground*: the block less half the buffer on every side that faces a
 ground of different splits is at least the buffer apart. Regions that overlap on Earth are kept
 apart as well: ``SitePlan.is_clear`` refuses a site near another region's ground of a split with
 precedence (test before val before train).
+
+What is read together is a *unit*: a whole region, or, for the strategies ``blocks`` and ``files``,
+a rectangle of neighbouring blocks or a handful of files.
 """
 
 from __future__ import annotations
@@ -12,13 +15,14 @@ from __future__ import annotations
 import zlib
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, islice
-from typing import Literal, TypeVar, get_args
+from typing import Literal, NamedTuple, TypeVar, get_args
 
 import numpy as np
 import shapely
+from odc.geo.geobox import GeoBox
 
 from bharateo.chips import geography
 from bharateo.chips.geography import Rectangle
@@ -39,12 +43,12 @@ MAX_CANDIDATES_PER_CHIP = 200
 _BEFORE: dict[Split, tuple[Split, ...]] = {"test": (), "val": ("test",), "train": ("test", "val")}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Site:
     """A chip's planned place: a square of ``size_px`` whose first pixel is (``row``, ``col``).
 
     ``block`` (e.g. ``delhi_ncr/2-3``) is the unit of the bootstrap: sites of different blocks
-    are taken as independent.
+    are taken as independent. ``zone`` names the part of the area that it lies in, if that has any.
     """
 
     region: str
@@ -54,6 +58,7 @@ class Site:
     size_px: int
     split: Split
     block: str
+    zone: str | None = None
 
     @property
     def window(self) -> tuple[slice, slice]:
@@ -75,6 +80,7 @@ class Ground:
     split: Split
     block: str | None = None
     """``None``: the whole region; its sites are named by the cell under their centre."""
+    zone: str | None = None
 
     @property
     def rectangle(self) -> Rectangle:
@@ -84,6 +90,19 @@ class Ground:
     def num_positions(self, size_px: int) -> tuple[int, int]:
         """How many first rows and first columns a square can have; 0 where it does not fit."""
         return max(self.height - size_px + 1, 0), max(self.width - size_px + 1, 0)
+
+
+class Unit(NamedTuple):
+    """What is read and cut together: sites of one region, on one occasion (a season).
+
+    ``sites`` is None where they are chosen by looking at the pixels of the whole region. ``scene``
+    names what the pixels are read from, where a source has several for a place.
+    """
+
+    region_index: int
+    sites: tuple[Site, ...] | None = None
+    occasion: str | None = None
+    scene: str | None = None
 
 
 @dataclass(frozen=True)
@@ -97,6 +116,8 @@ class SitePlan:
     """Of every region, those that a site fits in."""
     fences: tuple[tuple[tuple[Split, shapely.STRtree], ...], ...]
     """Of every region, the neighbours' val and test ground with the buffer around it."""
+    units: tuple[Unit, ...]
+    """What is read together, in the order of the dataset."""
 
     def candidates(self, region_index: int) -> Iterator[Site]:
         """Places to look at in a region, in order: all of a grid, or endless random windows."""
@@ -106,12 +127,16 @@ class SitePlan:
 
     def is_clear(self, site: Site) -> bool:
         """Whether no other region has ground of a split with precedence within the buffer."""
-        square = Rectangle(site.row, site.col, site.size_px, site.size_px).box()
-        return not any(
-            len(tree.query(square, "intersects"))
-            for split, tree in self.fences[site.region_index]
-            if split in _BEFORE[site.split]
-        )
+        square = Rectangle(site.row, site.col, site.size_px, site.size_px)
+        return self.is_free(square, site.region_index, site.split)
+
+    def is_free(self, rectangle: Rectangle, region_index: int, split: Split) -> bool:
+        """The same for any rectangle of a region."""
+        fences = [tree for name, tree in self.fences[region_index] if name in _BEFORE[split]]
+        if not fences:
+            return True
+        box = rectangle.box()
+        return not any(len(tree.query(box, "intersects")) for tree in fences)
 
     def select(
         self, region_index: int, measure: Callable[[Site], Measured | None]
@@ -150,8 +175,8 @@ class SitePlan:
     def _grid(self, region_index: int) -> Iterator[Site]:
         size_px = self.config.size_px
         for ground in self.grounds[region_index]:
-            for row in _side_by_side(ground.row, ground.height, size_px):
-                for col in _side_by_side(ground.col, ground.width, size_px):
+            for row in side_by_side(ground.row, ground.height, size_px):
+                for col in side_by_side(ground.col, ground.width, size_px):
                     yield self._site(region_index, ground, row, col)
 
     def _random(self, region_index: int) -> Iterator[Site]:
@@ -159,7 +184,7 @@ class SitePlan:
         grounds = self.grounds[region_index]
         positions = [ground.num_positions(self.config.size_px) for ground in grounds]
         ends = list(accumulate(rows * cols for rows, cols in positions))
-        random = _generator(self.seed, "windows", self.regions[region_index].name)
+        random = generator(self.seed, "windows", self.regions[region_index].name)
         while True:
             number = int(random.integers(ends[-1]))
             index = bisect_right(ends, number)
@@ -171,23 +196,24 @@ class SitePlan:
     def _site(self, region_index: int, ground: Ground, row: int, col: int) -> Site:
         region, size_px = self.regions[region_index], self.config.size_px
         centre = ((row + size_px // 2) // CELL_PX, (col + size_px // 2) // CELL_PX)
-        block = ground.block or _block_name(region, *centre)
-        return Site(region.name, region_index, row, col, size_px, ground.split, block)
+        block = ground.block or block_name(region, *centre)
+        return Site(region.name, region_index, row, col, size_px, ground.split, block, ground.zone)
 
 
 def lay_out(regions: Sequence[Region], config: PlanConfig, seed: int) -> SitePlan:
-    """The plan of a dataset: each region's blocks, their splits, and what keeps them apart.
+    """The plan of strategies ``grid`` and ``random``: blocks, splits, and what keeps them apart.
 
     Raises:
         ConfigError: a value is out of range, or a chip fits nowhere.
     """
-    _check(regions, config, seed)
+    check(regions, config, seed)
     grounds = tuple(_grounds(region, config) for region in regions)
+    units = tuple(Unit(index) for index in range(len(regions)))
     if config.split is None:
-        return SitePlan(tuple(regions), config, seed, grounds, ((),) * len(regions))
+        return SitePlan(tuple(regions), config, seed, grounds, ((),) * len(regions), units)
     grounds = _assign_splits(regions, grounds, config.split, seed)
-    fences = _fences(regions, grounds, config.split.buffer_px)
-    return SitePlan(tuple(regions), config, seed, grounds, fences)
+    fences = fences_between(regions, grounds, config.split.buffer_px)
+    return SitePlan(tuple(regions), config, seed, grounds, fences, units)
 
 
 def plan_sites(regions: Sequence[Region], plan: PlanConfig, seed: int) -> list[Site]:
@@ -199,20 +225,19 @@ def plan_sites(regions: Sequence[Region], plan: PlanConfig, seed: int) -> list[S
     layout = lay_out(regions, plan, seed)
     indices = range(len(regions))
     sites = [site for index in indices for site in layout.select(index, lambda site: site)]
-    check_splits(sites, plan)
+    check_splits(Counter(site.split for site in sites), plan)
     return sites
 
 
-def check_splits(sites: Sequence[Site], plan: PlanConfig) -> None:
-    """Make sure that every split asked for has a site.
+def check_splits(num: Mapping[str, int], plan: PlanConfig) -> None:
+    """Make sure that every split asked for has a site; ``num`` are sites by split.
 
     Raises:
         ConfigError: one has none.
     """
-    num = Counter(site.split for site in sites)
     for split, fraction in _fractions(plan.split).items():
-        if fraction and not num[split]:
-            counts = ", ".join(f"{name} {num[name]}" for name in get_args(Split))
+        if fraction and not num.get(split):
+            counts = ", ".join(f"{name} {num.get(name, 0)}" for name in get_args(Split))
             remedy = (
                 f"set plan.split.{split} to 0, "
                 if split != "train"
@@ -229,15 +254,22 @@ def check_splits(sites: Sequence[Site], plan: PlanConfig) -> None:
 def _fractions(split: SplitConfig | None) -> dict[Split, float]:
     if split is None:
         return {"train": 1.0}
-    return {"test": split.test, "val": split.val, "train": 1 - split.test - split.val}
+    test = 1.0 if split.test_zones else split.test
+    val = 1.0 if split.val_zones else split.val
+    return {"test": test, "val": val, "train": 1 - split.test - split.val}
 
 
-def _generator(seed: int, purpose: str, name: str) -> np.random.Generator:
+def generator(seed: int, purpose: str, name: str) -> np.random.Generator:
     """Own random numbers for every region, by its name: other regions do not change them."""
     return np.random.default_rng([seed, zlib.crc32(purpose.encode()), zlib.crc32(name.encode())])
 
 
-def _check(regions: Sequence[Region], config: PlanConfig, seed: int) -> None:
+def check(regions: Sequence[Region], config: PlanConfig, seed: int) -> None:
+    """Refuse a plan that cannot be laid out, whatever the pixels.
+
+    Raises:
+        ConfigError: a value is out of range, or a chip fits nowhere.
+    """
     _check_ranges(config, seed)
     if config.split:
         _check_split(config, config.split)
@@ -248,7 +280,7 @@ def _check(regions: Sequence[Region], config: PlanConfig, seed: int) -> None:
         if names[region.name] > 1:
             raise ConfigError(f"ROI name {region.name!r} is given twice: rename one of them")
         height, width = region.geobox.shape
-        if min(height, width) < config.size_px:
+        if config.strategy != "blocks" and min(height, width) < config.size_px:
             raise ConfigError(
                 f"region {region.name!r} is {height} x {width} px, smaller than a chip of "
                 f"plan.size_px {config.size_px}: enlarge the region or lower plan.size_px"
@@ -257,8 +289,10 @@ def _check(regions: Sequence[Region], config: PlanConfig, seed: int) -> None:
 
 def _check_ranges(config: PlanConfig, seed: int) -> None:
     random = config.strategy == "random"
-    if config.strategy not in ("grid", "random"):
-        raise ConfigError(f"plan.strategy {config.strategy!r} is not 'grid' or 'random'")
+    if config.strategy not in ("grid", "random", "blocks", "files"):
+        raise ConfigError(
+            f"plan.strategy {config.strategy!r} is none of 'grid', 'random', 'blocks', 'files'"
+        )
     if random and (config.chips_per_roi or 0) < 1:
         raise ConfigError(
             f"plan.chips_per_roi {config.chips_per_roi} with plan.strategy 'random': give how "
@@ -266,8 +300,23 @@ def _check_ranges(config: PlanConfig, seed: int) -> None:
         )
     if not random and config.chips_per_roi is not None:
         raise ConfigError(
-            f"plan.chips_per_roi {config.chips_per_roi} has no meaning for plan.strategy 'grid', "
-            "which takes all that fit: leave it out, or use strategy 'random'"
+            f"plan.chips_per_roi {config.chips_per_roi} has no meaning for plan.strategy "
+            f"{config.strategy!r}: leave it out, or use strategy 'random'"
+        )
+    for name in ("num_chips", "chips_per_block"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"plan.{name} {value}: give at least 1, or null for all there are")
+    if config.num_chips is not None and config.strategy != "blocks":
+        raise ConfigError(
+            f"plan.num_chips {config.num_chips} has no meaning for plan.strategy "
+            f"{config.strategy!r}: leave it out, or use strategy 'blocks'"
+        )
+    if min(config.unit_blocks) < 1 or config.class_balance < 0 or not 0 <= config.max_failed <= 1:
+        raise ConfigError(
+            f"plan.unit_blocks {list(config.unit_blocks)} must be at least 1 each, "
+            f"plan.class_balance {config.class_balance} at least 0 and plan.max_failed "
+            f"{config.max_failed} a share from 0 to 1"
         )
     if config.size_px < 1 or config.min_classes < 0 or seed < 0:
         raise ConfigError(
@@ -288,8 +337,8 @@ def _check_split(config: PlanConfig, split: SplitConfig) -> None:
         )
     if split.buffer_px < 0:
         raise ConfigError(f"plan.split.buffer_px {split.buffer_px} is negative: give 0 or more")
-    inset = -(-split.buffer_px // 2)
-    if config.size_px > split.block_px - 2 * inset:
+    inset = half_buffer(split)
+    if config.strategy != "files" and config.size_px > split.block_px - 2 * inset:
         raise ConfigError(
             f"plan.size_px {config.size_px} does not fit a block of plan.split.block_px "
             f"{split.block_px} less the buffer of {split.buffer_px}: use size_px <= "
@@ -297,7 +346,13 @@ def _check_split(config: PlanConfig, split: SplitConfig) -> None:
         )
 
 
-def _block_name(region: Region, row: int, col: int) -> str:
+def half_buffer(split: SplitConfig) -> int:
+    """What a block gives up along an edge that it shares, in pixels."""
+    return -(-split.buffer_px // 2)
+
+
+def block_name(region: Region, row: int, col: int) -> str:
+    """The name of a block by its place in the region."""
     return f"{region.name}/{row}-{col}"
 
 
@@ -306,9 +361,9 @@ def _grounds(region: Region, config: PlanConfig) -> tuple[Ground, ...]:
     height, width = region.geobox.shape
     if config.split is None:
         return (Ground(0, 0, height, width, "train"),)
-    inset = -(-config.split.buffer_px // 2)
+    inset = half_buffer(config.split)
     grounds = (
-        Ground(row, col, rows, cols, "train", _block_name(region, block_row, block_col))
+        Ground(row, col, rows, cols, "train", block_name(region, block_row, block_col))
         for block_row, (row, rows) in enumerate(_spans(height, config.split.block_px, inset))
         for block_col, (col, cols) in enumerate(_spans(width, config.split.block_px, inset))
     )
@@ -323,7 +378,7 @@ def _spans(length: int, block_px: int, inset: int) -> Iterator[tuple[int, int]]:
         yield first, max(last - first, 0)
 
 
-def _side_by_side(start: int, length: int, size_px: int) -> list[int]:
+def side_by_side(start: int, length: int, size_px: int) -> list[int]:
     """First pixels of as many squares as fit, what is left over spread evenly around them."""
     num = length // size_px
     spare = length - num * size_px
@@ -346,16 +401,17 @@ def _assign_splits(
         if len(own) < 3:
             small += own
         else:
-            of_block |= _deal(own, split, _generator(seed, "splits", region.name))
-    of_block |= _deal(small, split, _generator(seed, "splits of small regions", ""))
+            of_block |= deal(own, split, generator(seed, "splits", region.name))
+    of_block |= deal(small, split, generator(seed, "splits of small regions", ""))
     return tuple(
         tuple(replace(ground, split=of_block[ground.block]) for ground in own) for own in grounds
     )
 
 
-def _deal(
+def deal(
     grounds: Sequence[Ground], split: SplitConfig, random: np.random.Generator
 ) -> dict[str | None, Split]:
+    """A split for every ground's block, by a random permutation."""
     num_test, num_val = split_counts(len(grounds), split)
     splits: dict[str | None, Split] = {}
     for place, index in enumerate(random.permutation(len(grounds))):
@@ -382,23 +438,41 @@ def split_counts(num_blocks: int, split: SplitConfig) -> tuple[int, int]:
     return num_test, min(num_val, max(num_blocks - 1 - num_test, 0))
 
 
-def _fences(
+def fences_between(
     regions: Sequence[Region], grounds: tuple[tuple[Ground, ...], ...], buffer_px: int
 ) -> tuple[tuple[tuple[Split, shapely.STRtree], ...], ...]:
+    """Of every region, the val and test ground of its neighbours with the buffer around it."""
     geoboxes = [region.geobox for region in regions]
     neighbours = geography.neighbours(geoboxes, buffer_px)
     splits: tuple[Split, ...] = ("test", "val")
     fences = []
-    for here, others in zip(geoboxes, neighbours, strict=True):
+    for here, others in enumerate(neighbours):
         own: list[tuple[Split, shapely.STRtree]] = []
         for split in splits:
-            boxes = [
-                geography.surroundings(ground.rectangle, geoboxes[other], here, buffer_px)
-                for other in others
-                for ground in grounds[other]
-                if ground.split == split
-            ]
+            boxes = []
+            for other in others:
+                held_out = [ground for ground in grounds[other] if ground.split == split]
+                boxes += _fence(held_out, geoboxes[other], grounds[here], geoboxes[here], buffer_px)
             if boxes:
                 own.append((split, shapely.STRtree(boxes)))
         fences.append(tuple(own))
     return tuple(fences)
+
+
+def _fence(
+    held_out: Sequence[Ground], there: GeoBox, own: Sequence[Ground], here: GeoBox, buffer_px: int
+) -> list[shapely.Polygon]:
+    """Ground of a region next door with the buffer around it, if that reaches own ground at all."""
+    if not held_out or not own:
+        return []
+    whole = geography.surroundings(_around(held_out), there, here, buffer_px)
+    if not whole.intersects(_around(own).box()):
+        return []
+    return [geography.surroundings(g.rectangle, there, here, buffer_px) for g in held_out]
+
+
+def _around(grounds: Sequence[Ground]) -> Rectangle:
+    """The rectangle around some grounds."""
+    row, col = min(g.row for g in grounds), min(g.col for g in grounds)
+    height = max(g.row + g.height for g in grounds) - row
+    return Rectangle(row, col, height, max(g.col + g.width for g in grounds) - col)

@@ -7,14 +7,19 @@
     image-00000.npy         (chip, band, row, col), the sensor's stored values, 0 where invalid
     landcover-00000.npy     (chip, row, col) uint8 class ids, 255 where there is no label
     valid-00000.npy         (chip, row, ceil(col / 8)) uint8, np.packbits along columns
+    items.json              the scenes the pixels were read from, where a source has scenes
     overviews/NAME-image.npy, NAME-landcover.npy, NAME-valid.npy
-                            each region thinned to 768 px, for maps: (band, row, col), (row, col)
-                            uint8 and (row, col) bool
+                            the largest regions thinned to 768 px, for maps: (band, row, col),
+                            (row, col) uint8 and (row, col) bool
     .build/                 only while a build is under way
 
-Columns of ``chips.parquet``: chip (0, 1, ...), region, split, block, row, col (pixels in the
-region), size_px, valid_fraction and labelled_fraction (of all pixels), fraction_<class name> (of
-labelled pixels), majority_class (a name, null without labels), shard, shard_row.
+Columns of ``chips.parquet``: chip (0, 1, ...), region, zone (of the area, if it has any), split,
+block, row, col (pixels in the region), x, y (north-west corner in the region's reference system),
+size_px, valid_fraction and labelled_fraction (of all pixels), fraction_<class name> (of labelled
+pixels), majority_class (a name, null without labels); and where the pixels come from, null where a
+source has nothing to say: occasion (season), scene (STAC item or file), datetime, baseline,
+offset_dn (what was added to the stored numbers) with offset_evidence, dark_dn (the darkest stored
+number of what was read with it); then shard, shard_row.
 
 No file holds the time of the build, so the same build gives the same bytes.
 """
@@ -44,9 +49,10 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 DATASET_FILE = "dataset.json"
 CHIPS_FILE = "chips.parquet"
+ITEMS_FILE = "items.json"
 BUILD_FOLDER = ".build"
 LAYERS = ("image", "landcover", "valid")
 SPLITS = ("train", "val", "test")

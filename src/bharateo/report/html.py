@@ -36,6 +36,7 @@ REPORT_FILE = "report.html"
 NUM_EXAMPLES = 6
 MOST_REGIONS_DRAWN = 6
 _MOST_SQUARES_DRAWN = 300
+_MOST_NAMES_IN_SIGHT = 20
 
 
 @dataclass(frozen=True)
@@ -269,11 +270,18 @@ def _interval_chart(scores: Scores, metric: Metric) -> dict[str, Any]:
 
 
 def _regions(dataset: Dataset) -> dict[str, Any]:
-    drawn = dataset.info["regions"][:MOST_REGIONS_DRAWN]
+    records = dataset.info["regions"]
+    # a dataset of very many regions keeps overviews of some only
+    drawn = [record for record in records if "overview" in record][:MOST_REGIONS_DRAWN]
+    names_drawn = {record["name"] for record in drawn}
+    not_drawn = [r["name"] for r in records if r["name"] not in names_drawn]
+    sensor = dataset.sensor
     return {
         "regions": [_region(dataset, record) for record in drawn],
-        "regions_not_drawn": [r["name"] for r in dataset.info["regions"][MOST_REGIONS_DRAWN:]],
-        "stretch": render.stretch_note(dataset.sensor),
+        "regions_not_drawn": not_drawn,
+        "fold_not_drawn": len(not_drawn) > _MOST_NAMES_IN_SIGHT,
+        "composites": list(sensor.composites),
+        "stretches": "; ".join(render.stretch_note(sensor, name) for name in sensor.composites),
         "scheme": dataset.info["class_scheme"],
         "legend": [
             {"name": panels.class_name(c.id), "css": panels.class_css(c.id)}
@@ -293,12 +301,15 @@ def _region(dataset: Dataset, record: Mapping[str, Any]) -> dict[str, Any]:
     frames = outlines(chips, by_block)
     size = f"{record['shape'][1]:,} by {record['shape'][0]:,} pixels"
     plates = [
-        panels.map_plate(
-            render.composite_rgb(image, dataset.sensor, valid),
-            step_px,
-            frames,
-            next(iter(dataset.sensor.composites)),
-            f"{name}, {size}, {next(iter(dataset.sensor.composites))}",
+        *(
+            panels.map_plate(
+                render.composite_rgb(image, dataset.sensor, valid, composite),
+                step_px,
+                frames,
+                composite,
+                f"{name}, {size}, {composite}",
+            )
+            for composite in dataset.sensor.composites
         ),
         panels.map_plate(
             render.class_rgb(classes),
@@ -405,7 +416,11 @@ def _chips(dataset: Dataset, examples: Sequence[Example]) -> dict[str, Any]:
             {
                 "chip": example.chip,
                 "labels": panels.label_plates(example, sensor),
-                "reconstruction": panels.reconstruction_plates(example, sensor, top),
+                "reconstructions": [
+                    panels.reconstruction_plates(example, sensor, composite)
+                    for composite in sensor.composites
+                ],
+                "errors": panels.error_plates(example, top),
                 "classes": panels.class_plates(example),
             }
             for example in examples

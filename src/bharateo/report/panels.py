@@ -167,15 +167,18 @@ def _outline(outline: Outline, extent: int) -> str:
 
 
 def label_plates(example: Example, sensor: Sensor) -> list[Plate]:
-    """A chip, its land cover and its patch labels."""
+    """A chip in every composite, its land cover and its patch labels."""
     rows, cols = example.hidden.shape
     patch_px = example.image.shape[1] // rows
     lines = token_lines(rows, cols, patch_px)
     return [
-        picture(
-            render.composite_rgb(example.image, sensor, example.valid),
-            "image",
-            f"Chip {example.chip}, {next(iter(sensor.composites))}",
+        *(
+            picture(
+                render.composite_rgb(example.image, sensor, example.valid, composite),
+                "image" if len(sensor.composites) == 1 else composite,
+                f"Chip {example.chip}, {composite}",
+            )
+            for composite in sensor.composites
         ),
         picture(
             render.class_rgb(example.landcover),
@@ -281,16 +284,17 @@ def error_top(made: Sequence[Float[np.ndarray, "row col"]]) -> float:
     return float(f"{np.percentile(values, 99):.1g}") or float(values.max())
 
 
-def reconstruction_plates(example: Example, sensor: Sensor, top: float) -> list[Plate]:
-    """Target, masked input, reconstruction, nearest copy and both errors, of one chip."""
-    rgb = render.composite_rgb(example.image, sensor, example.valid)
+def reconstruction_plates(example: Example, sensor: Sensor, composite: str) -> list[Plate]:
+    """Target, masked input, reconstruction and nearest copy of one chip, in one composite."""
+    rgb = render.composite_rgb(example.image, sensor, example.valid, composite)
     num_hidden, num_tokens = int(example.hidden.sum()), example.hidden.size
+    note = "" if len(sensor.composites) == 1 else f" ({composite})"
     plates = [
-        picture(rgb, "target", f"Chip {example.chip}: {shares(example.landcover)}"),
+        picture(rgb, "target", f"Chip {example.chip}: {shares(example.landcover)}{note}"),
         picture(
             _masked(example, rgb),
             "masked input",
-            f"The same chip with {num_hidden} of {num_tokens} patches hidden in grey",
+            f"The same chip with {num_hidden} of {num_tokens} patches hidden in grey{note}",
         ),
     ]
     for made, name in (
@@ -298,8 +302,15 @@ def reconstruction_plates(example: Example, sensor: Sensor, top: float) -> list[
         (example.nearest, "nearest-visible copy"),
     ):
         mae = _mean(absolute_error(example, made))
-        alt = f"The {name}: mean absolute error {mae} in the masked patches"
-        plates.append(picture(render.composite_rgb(made, sensor, example.valid), name, alt))
+        alt = f"The {name}: mean absolute error {mae} in the masked patches{note}"
+        rgb = render.composite_rgb(made, sensor, example.valid, composite)
+        plates.append(picture(rgb, name, alt))
+    return plates
+
+
+def error_plates(example: Example, top: float) -> list[Plate]:
+    """Absolute error of the reconstruction and of the copy over all bands, ``top`` brightest."""
+    plates = []
     for made, name in ((example.reconstruction, "error"), (example.nearest, "copy's error")):
         error = absolute_error(example, made)
         alt = f"Absolute {name}, inside the masked patches: mean {_mean(error)}, {_worst(error)}"

@@ -36,12 +36,13 @@ def composite_rgb(
     valid: Bool[np.ndarray, "row col"] | None = None,
     composite: str | None = None,
 ) -> UInt8[np.ndarray, "row col rgb"]:
-    """Three bands of an image in physical units, stretched linearly over the display range.
+    """Three bands of an image in physical units under the composite's own linear stretch.
 
-    Values outside the range saturate; pixels that are not ``valid`` are hatched.
+    Values outside the stretch saturate; pixels that are not ``valid`` are hatched.
     """
-    low, high = sensor.display_range
-    shown = image[list(sensor.composite_indices(composite))]
+    name = composite or sensor.default_composite
+    low, high = sensor.composites[name].low, sensor.composites[name].high
+    shown = image[list(sensor.composite_indices(name))]
     finite = np.nan_to_num(shown, nan=low, posinf=high, neginf=low)
     share = np.clip((finite - low) / (high - low), 0, 1)
     rgb = np.moveaxis(np.rint(share * 255).astype(np.uint8), 0, -1)
@@ -50,10 +51,10 @@ def composite_rgb(
 
 def stretch_note(sensor: Sensor, composite: str | None = None) -> str:
     """What the colours of a composite are, for its caption."""
-    name = composite or next(iter(sensor.composites))
-    if sensor.display_range == (0.0, 1.0) and sensor.num_bands == 3:
+    name = composite or sensor.default_composite
+    low, high = sensor.composites[name].low, sensor.composites[name].high
+    if (low, high) == (0.0, 1.0) and not sensor.standardised:
         return f"{name}, shown as it is"
-    low, high = sensor.display_range
     unit = sensor.unit.split(",")[0]
     return f"{name}, {low:g} to {high:g} {unit} stretched linearly from black to white"
 
@@ -119,7 +120,7 @@ def photo_uri(rgb: UInt8[np.ndarray, "row col rgb"]) -> str:
     packed = rgb.astype(np.uint32) @ np.array([65536, 256, 1], np.uint32)
     if len(np.unique(packed)) <= 256:
         return png_uri(rgb)
-    return _encode(Image.fromarray(np.ascontiguousarray(rgb)), "jpeg", quality=88, subsampling=0)
+    return _encode(Image.fromarray(np.ascontiguousarray(rgb)), "jpeg", quality=80, subsampling=0)
 
 
 def _encode(picture: Image.Image, kind: str, **options: object) -> str:

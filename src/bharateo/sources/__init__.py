@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from odc.geo.geobox import GeoBox
 
@@ -15,19 +15,22 @@ from bharateo.sensor import Sensor
 
 
 class Source(Protocol):
-    """A product that can be read on any grid it supports."""
+    """A product that can be read on any grid it supports.
+
+    A source can be pickled: it is opened anew where it arrives. It may count its ``traffic``.
+    """
 
     name: str
     attribution: tuple[str, ...]
     """Lines to print with every product made from it."""
 
     def read(self, geobox: GeoBox) -> Raster:
-        """The stored values on a grid."""
+        """The stored values on a grid, or on the very near grid that a file has."""
         ...
 
 
 class ImageSource(Source, Protocol):
-    """A source of input pixels."""
+    """A source of input pixels. One of several scenes of a place is read through ``at(scene)``."""
 
     sensor: Sensor
 
@@ -40,9 +43,13 @@ class LabelSource(Source, Protocol):
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a dataset is built from: regions, input pixels, labels, all on one grid per region."""
+    """What a dataset is built from: regions, input pixels, labels, all on one grid per region.
+
+    ``settings`` are what else decides the pixels, as plain JSON: kept to tell builds apart.
+    """
 
     name: str
     regions: Sequence[Region]
     image: ImageSource
     landcover: LabelSource
+    settings: Mapping[str, Any] = field(default_factory=dict)

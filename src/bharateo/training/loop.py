@@ -20,6 +20,7 @@ from bharateo.chips.store import Dataset
 from bharateo.config import Config, HeadConfig, differences, read_yaml, to_yaml
 from bharateo.errors import ConfigError, ContractError, RunError
 from bharateo.files import remove_leftovers, write_text
+from bharateo.memory import keep_freed_memory
 from bharateo.models.heads import HEADS, Batch, Sums, build_heads
 from bharateo.models.mae import build_model
 from bharateo.models.patches import Mask, num_masked
@@ -47,7 +48,7 @@ from bharateo.training.checkpoint import (
     save_run,
     training_state,
 )
-from bharateo.training.engine import autocast, raise_allocator_thresholds, resolve_precision
+from bharateo.training.engine import autocast, resolve_precision
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def pretrain(
     check_fit(config, dataset)
     claim_folder(run, config, dataset)
     if not (run / CONTRACT_FILE).exists():
-        raise_allocator_thresholds()
+        keep_freed_memory()
         trainer = Trainer(dataset, config, run)
         trainer.train(on_step)
         contract = make_contract(config, dataset, trainer.module, run, trainer.chips_per_epoch)

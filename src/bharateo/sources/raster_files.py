@@ -1,0 +1,203 @@
+"""Rasters on disk: their bands on a grid, and how one grid lies in another."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Shaped
+from odc.geo.geobox import GeoBox
+
+from bharateo.errors import CorruptRasterError
+from bharateo.raster import RasterFile, open_raster
+from bharateo.resample import pixels_under, to_grid
+
+_SAME_SIZE = 1e-6
+"""Pixel sizes that differ by less, relative to their size, are one."""
+
+SAME_PLACE_PX = 1e-3
+_OPEN_FILES = 26
+_NOTHING = np.iinfo(np.int32).min
+"""Stands for nodata while pixels of a file that has none are resampled."""
+
+
+# Reading
+
+
+@dataclass(frozen=True)
+class Part:
+    """Bands of one file: their indices in it, from 0, and among all bands asked for."""
+
+    file: str
+    indices: tuple[int, ...]
+    places: tuple[int, ...]
+
+
+class Files:
+    """The rasters below a folder, all of one type; those used last stay open.
+
+    ``nodata`` is the stored value of pixels without data; None: what each file says, or none.
+    Open files stay behind when it travels to another process. Thread-safe, one read at a time.
+    """
+
+    def __init__(self, folder: Path, dtype: str, nodata: float | None) -> None:
+        self.folder, self.dtype, self.nodata = folder, dtype, nodata
+        self._open: OrderedDict[str, RasterFile] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Files, (self.folder, self.dtype, self.nodata)
+
+    def read_whole(
+        self, part: Part
+    ) -> tuple[Shaped[np.ndarray, "band row col"], Bool[np.ndarray, "row col"], GeoBox]:
+        """The stored values of a whole file, where all its bands hold one, and its own grid.
+
+        Raises:
+            CorruptRasterError: the file is gone, damaged, of another type or negative.
+        """
+        with self._opened(part.file) as file:
+            values, valid = self._read(file, part, file.geobox)
+            return values, valid, file.geobox
+
+    def read_on(
+        self, part: Part, geobox: GeoBox
+    ) -> tuple[Shaped[np.ndarray, "band row col"], Bool[np.ndarray, "row col"]]:
+        """The stored values on a grid, and where all bands hold one.
+
+        Pixels of the file's own grid come as they are, others by bilinear.
+
+        Raises:
+            CorruptRasterError: see ``read_whole``.
+        """
+        with self._opened(part.file) as file:
+            return self._read(file, part, geobox)
+
+    def _read(
+        self, file: RasterFile, part: Part, geobox: GeoBox
+    ) -> tuple[Shaped[np.ndarray, "band row col"], Bool[np.ndarray, "row col"]]:
+        nodata = as_integer(file.nodata if self.nodata is None else self.nodata, file.dtype)
+        stored, there = _on_grid(file, geobox, nodata)
+        bands = list(part.indices)
+        valid = np.all(there[bands], axis=0)
+        return _unsigned(stored[bands], valid, file)
+
+    @contextmanager
+    def _opened(self, name: str) -> Iterator[RasterFile]:
+        with self._lock:
+            file = self._open.pop(name, None) or existing(self.folder / name)
+            if file.dtype != self.dtype:
+                raise CorruptRasterError(
+                    f"{file.location} holds {file.dtype} where {self.dtype} was planned for: it "
+                    "changed meanwhile; build again into another folder"
+                )
+            yield file
+            self._open[name] = file  # not reached after an error, which closes it
+            while len(self._open) > _OPEN_FILES:
+                self._open.popitem(last=False)[1].close()
+
+
+def existing(path: Path) -> RasterFile:
+    """The raster at a path that was there before.
+
+    Raises:
+        CorruptRasterError: it is gone, or no raster.
+    """
+    file = open_raster(str(path))
+    if file is None:
+        raise CorruptRasterError(
+            f"{path} does not exist any more: put it back, or build again into another folder"
+        )
+    return file
+
+
+def _on_grid(
+    file: RasterFile, geobox: GeoBox, nodata: int | None
+) -> tuple[Shaped[np.ndarray, "band row col"], Bool[np.ndarray, "band row col"]]:
+    """All bands of a file on a grid, and where each holds a value."""
+    corner = corner_in(file.geobox, geobox)
+    if corner is not None:
+        stored = file.read_window(*corner, *geobox.shape)
+        return stored, np.ones(stored.shape, bool) if nodata is None else stored != nodata
+    if nodata is not None:
+        stored = file.read_on(geobox, "bilinear", nodata)
+        return stored, stored != nodata
+    rows, cols = pixels_under(file.geobox, geobox)
+    height, width = rows.stop - rows.start, cols.stop - cols.start
+    if min(height, width) <= 0:
+        shape = (file.num_bands, *geobox.shape)
+        return np.zeros(shape, file.dtype), np.zeros(shape, bool)
+    window = file.read_window(rows.start, cols.start, height, width).astype(np.int32)
+    wide = to_grid(window, file.geobox[rows, cols], geobox, "bilinear", _NOTHING)
+    there = wide != _NOTHING
+    return np.where(there, wide, 0).astype(file.dtype), there
+
+
+def _unsigned(
+    stored: Shaped[np.ndarray, "band row col"], valid: Bool[np.ndarray, "row col"], file: RasterFile
+) -> tuple[Shaped[np.ndarray, "band row col"], Bool[np.ndarray, "row col"]]:
+    """Signed values as unsigned ones, 0 where there is nothing."""
+    if stored.dtype != np.int16:
+        return stored, valid
+    lowest = stored.min(where=valid, initial=0)
+    if lowest < 0:
+        raise CorruptRasterError(
+            f"{file.location} holds values down to {lowest}, chips hold 0 to 65535: if that stands "
+            "for no data, give it in data.geotiff.nodata (null: the file's own, "
+            f"{file.nodata}); else shift the values with gdal_translate -ot UInt16 -scale and "
+            "set data.geotiff.offset"
+        )
+    return np.where(valid, stored, 0).astype(np.uint16), valid
+
+
+def as_integer(nodata: float | None, dtype: np.dtype) -> int | None:
+    """Nodata as a value of the type, None where the type cannot hold it."""
+    if nodata is None or not float(nodata).is_integer():
+        return None
+    limits = np.iinfo(dtype)
+    return int(nodata) if limits.min <= nodata <= limits.max else None
+
+
+# Grids
+
+
+def same_pixels(there: GeoBox, here: GeoBox) -> bool:
+    """Whether two grids have one reference system and pixel size, wherever they begin."""
+    return there.crs == here.crs and all(
+        math.isclose(a, b, rel_tol=_SAME_SIZE)
+        for a, b in ((there.affine.a, here.affine.a), (there.affine.e, here.affine.e))
+    )
+
+
+def begins_at(there: GeoBox, here: GeoBox) -> tuple[float, float]:
+    """The row and column of one grid where another begins."""
+    col, row = ~there.affine @ (here.affine.c, here.affine.f)
+    return row, col
+
+
+def corner_in(there: GeoBox, here: GeoBox) -> tuple[int, int] | None:
+    """The first row and column of a grid's window; None if ``here`` is no window of it."""
+    if not same_pixels(there, here):
+        return None
+    place = begins_at(there, here)
+    row, col = (round(number) for number in place)
+    inside = (
+        min(row, col) >= 0
+        and row + here.shape[0] <= there.shape[0]
+        and col + here.shape[1] <= there.shape[1]
+    )
+    exact = max(abs(place[0] - row), abs(place[1] - col)) < SAME_PLACE_PX
+    return (row, col) if inside and exact else None
+
+
+def nearest_square(there: GeoBox, here: GeoBox) -> tuple[int, int]:
+    """The row and column of a grid nearest to where another begins."""
+    row, col = begins_at(there, here)
+    return math.floor(row + 0.5), math.floor(col + 0.5)

@@ -1,0 +1,394 @@
+"""Sentinel-2 L2A surface reflectance: one scene's bands on a 10 m grid, harmonised, with validity.
+
+``offset_of`` and ``harmonised`` own the conversion from stored numbers to reflectance; nothing
+else in the package knows of the -1000 offset. What they decided, and from what, goes with every
+chip.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import shapely
+from jaxtyping import Bool, UInt8, UInt16
+from odc.geo.geobox import GeoBox
+
+from bharateo.config import DataConfig, Sentinel2Config
+from bharateo.errors import CorruptRasterError, SourceError
+from bharateo.raster import Raster, RasterFile, open_raster
+from bharateo.regions import Zone
+from bharateo.resample import Method
+from bharateo.sensor import SENTINEL2_L2A, Band, named_bands
+from bharateo.sources import Recipe
+from bharateo.sources.areas import SQUARE_M, sentinel2_regions, tile_bounds, zones_of
+from bharateo.sources.stac import Client, Scene, catalogue_of, occasions
+from bharateo.sources.worldcover import WorldCover
+from bharateo.web import Traffic, Web
+
+NODATA = 0
+OFFSET_DN = 1000
+"""Added to the stored numbers since baseline 04.00, so that dark noise can be below zero.
+Source: Sentinel-2 Products Specification Document 14.9, RADIO_ADD_OFFSET / BOA_ADD_OFFSET."""
+
+FIRST_BASELINE_WITH_OFFSET = (4, 0)
+
+VALID_SCL = (2, 4, 5, 6, 7, 11)
+"""Scene classes to learn land from: dark area, vegetation, bare, water, unclassified, snow.
+Left out: 0 nodata, 1 saturated, 3 cloud shadow, 8 and 9 cloud, 10 cirrus.
+Source: Sentinel-2 L2A Algorithm Theoretical Basis Document, table 3."""
+
+DARK_QUANTILE = 0.001
+DARK_BELOW_OFFSET = 900
+"""Real ground always holds something darker than this, in water, shadow or the swir of leaves."""
+
+_THINNED = 4
+_PART_BYTES = 8 * 2**20
+_OPEN_FILES = 26
+_BLOCK_PX = 1024
+_COMPRESSED = 0.7
+"""Bytes of a compressed block for each of its stored bytes."""
+_SCL_COMPRESSED = 0.1
+
+_CREDIT = (
+    "Contains modified Copernicus Sentinel data, processed by ESA (Sentinel-2 L2A); "
+    "catalogue: {catalogue}"
+)
+
+
+# Units, once
+
+
+@dataclass(frozen=True)
+class Offset:
+    """What must be added to a scene's stored numbers, and why."""
+
+    dn: int
+    """0 or -1000."""
+    baseline: str | None
+    evidence: str
+
+
+def offset_of(scene: Scene, policy: str = "auto") -> Offset:
+    """What a catalogue's rule says must be added to a scene's stored numbers.
+
+    - ``earth-search``: its files of collection sentinel-2-l2a have the offset removed; the item
+      says so in ``earthsearch:boa_offset_applied``. Its ``raster:bands`` offset is not heeded.
+    - ``by-baseline`` (Planetary Computer): files as ESA made them, offset from baseline 04.00 on.
+      Never by date: old scenes have been processed anew with new baselines.
+    - ``by-item`` (any other): the offset the item gives its bands, else by baseline.
+
+    ``policy`` "applied" or "subtract" overrules it, for files that are known better.
+
+    Raises:
+        SourceError: the item does not say enough.
+    """
+    if policy != "auto":
+        dn = -OFFSET_DN if policy == "subtract" else 0
+        return Offset(dn, scene.baseline, f"data.sentinel2.offset: {policy}")
+    if scene.rule == "earth-search":
+        if scene.flag is None:
+            return Offset(0, scene.baseline, "Earth Search harmonises; the item is silent")
+        if scene.flag:
+            return Offset(0, scene.baseline, "earthsearch:boa_offset_applied is true")
+        return _by_baseline(scene, "earthsearch:boa_offset_applied is false")
+    if scene.rule == "by-item" and scene.raster:
+        scale, offset = scene.raster.get("scale", 1e-4), scene.raster.get("offset", 0.0)
+        dn = round(offset / scale)
+        if dn not in (0, -OFFSET_DN) or not np.isclose(scale, 1e-4):
+            raise SourceError(
+                f"item {scene.id} gives its bands scale {scale} and offset {offset}, Sentinel-2 "
+                "L2A has 0.0001 and 0 or -0.1: it is another product, or set data.sentinel2.offset"
+            )
+        return Offset(dn, scene.baseline, f"raster:bands offset {offset:g}")
+    return _by_baseline(scene, "stored as ESA made it")
+
+
+def _by_baseline(scene: Scene, why: str) -> Offset:
+    try:
+        numbers = tuple(int(part) for part in str(scene.baseline).split("."))
+    except ValueError:
+        raise SourceError(
+            f"item {scene.id} of {scene.catalogue} does not say its processing baseline "
+            f"({scene.baseline!r}), so its unit is not known: set data.sentinel2.offset to "
+            "applied or subtract"
+        ) from None
+    dn = -OFFSET_DN if numbers >= FIRST_BASELINE_WITH_OFFSET else 0
+    return Offset(dn, scene.baseline, f"{why}, baseline {scene.baseline}")
+
+
+def harmonised(
+    stored: UInt16[np.ndarray, "*shape"], offset: Offset
+) -> UInt16[np.ndarray, "*shape"]:
+    """Reflectance x 10000 of stored numbers, 0 where there is no data.
+
+    What is darker than black after the offset (noise over water) becomes 1.
+    """
+    if offset.dn == 0:
+        return stored
+    lifted = np.maximum(stored, 1 - offset.dn)  # before the subtraction, since it is unsigned
+    lifted -= np.uint16(-offset.dn)
+    lifted[stored == NODATA] = NODATA
+    return lifted
+
+
+def contradiction(dark_dn: float | None, offset: Offset) -> str | None:
+    """What speaks against an offset in a scene's darkest pixels, None if nothing does.
+
+    ``dark_dn`` is the stored number of the darkest thousandth in the darkest band.
+    """
+    if dark_dn is None:
+        return None
+    if offset.dn == 0 and dark_dn >= OFFSET_DN:
+        return (
+            f"taken as harmonised ({offset.evidence}), but its darkest pixels are {dark_dn:.0f}: "
+            "either the offset of 1000 is still in, then set data.sentinel2.offset to subtract, "
+            "or nothing here is dark (sand, cloud)"
+        )
+    if offset.dn != 0 and dark_dn < DARK_BELOW_OFFSET:
+        return (
+            f"1000 is subtracted ({offset.evidence}), but its darkest pixels are {dark_dn:.0f}: "
+            "the offset has been removed already; set data.sentinel2.offset to applied"
+        )
+    return None
+
+
+def darkest(
+    stored: UInt16[np.ndarray, "band row col"], valid: Bool[np.ndarray, "row col"]
+) -> float | None:
+    """The darkest thousandth of valid pixels in the darkest band; None if none is valid."""
+    thin = stored[:, ::_THINNED, ::_THINNED][:, valid[::_THINNED, ::_THINNED]]
+    if thin.shape[1] == 0:
+        return None
+    return float(np.quantile(thin, DARK_QUANTILE, axis=1, method="lower").min())
+
+
+# Pixels
+
+
+class Sentinel2:
+    """Sentinel-2 L2A from a STAC catalogue: bands in a chosen order, at 10 m, harmonised.
+
+    ``bands`` are names in order. What is read is bound to a scene with ``at``. Files stay open
+    between reads of one scene. Thread-safe, one read at a time.
+
+    Raises:
+        ConfigError: a band, catalogue, date or season is not known.
+    """
+
+    def __init__(self, bands: Sequence[str], config: Sentinel2Config) -> None:
+        self.config = config
+        self.catalogue = catalogue_of(config.catalogue, config.assets)
+        self.sensor = SENTINEL2_L2A.with_bands(bands)
+        self.name = f"Sentinel-2 L2A ({self.catalogue.name})"
+        self.attribution: tuple[str, ...] = (_CREDIT.format(catalogue=self.catalogue.url),)
+        self.occasions = occasions(config.dates, config.seasons)
+        self._web = Web(config.timeout_s, config.retries, num_parallel=8, part_bytes=_PART_BYTES)
+        self._files: OrderedDict[str, RasterFile] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Sentinel2, (self.sensor.band_names, self.config)
+
+    @property
+    def traffic(self) -> Traffic:
+        """What was fetched over the network so far."""
+        return self._web.traffic
+
+    def client(self) -> Client:
+        """A new connection to the catalogue."""
+        config = self.config
+        return Client(self.catalogue, config.collection, config.timeout_s, config.retries)
+
+    def read(self, geobox: GeoBox) -> Raster:
+        """A place has many scenes: see ``at``."""
+        raise TypeError("Sentinel2.read: bind the source to a scene first, with at(scene)")
+
+    def at(self, scene: Scene) -> SceneSource:
+        """This source bound to one scene."""
+        return SceneSource(self, scene, offset_of(scene, self.config.offset))
+
+    def cost(self, geobox: GeoBox) -> Traffic:
+        """About what a read of a grid fetches of the scenes' blocks of 1024 px.
+
+        Blocks are counted from the corner of the scene's tile. A row of neighbouring blocks is one
+        request. Headers come on top, once a file.
+        """
+        left, _, _, top = tile_bounds(*_square_under(geobox))
+        row, col = round((top - geobox.affine.f) / 10), round((geobox.affine.c - left) / 10)
+        height, width = geobox.shape
+        total = Traffic()
+        for band in (*self.sensor.bands, None):
+            block_px = _BLOCK_PX * round((band.resolution_m if band else 20) / 10)
+            rows = (row + height - 1) // block_px - row // block_px + 1
+            cols = (col + width - 1) // block_px - col // block_px + 1
+            total.requests += rows
+            block_bytes = _BLOCK_PX**2 * (2 * _COMPRESSED if band else _SCL_COMPRESSED)
+            total.bytes += round(rows * cols * block_bytes)
+        return total
+
+    def read_band(
+        self, scene: Scene, band: str, geobox: GeoBox, method: Method
+    ) -> UInt16[np.ndarray, "row col"] | UInt8[np.ndarray, "row col"]:
+        """The stored numbers of one band (or ``SCL``) of a scene on a grid.
+
+        Raises:
+            CorruptRasterError: the file is missing, damaged, without reference system or no
+                integers.
+            UnreachableError: the server did not answer, also after retries.
+        """
+        address = scene.assets[band]
+        file = self._open(scene, band, address)
+        if file.dtype not in (np.dtype("uint16"), np.dtype("int16"), np.dtype("uint8")):
+            raise CorruptRasterError(
+                f"{address} (item {scene.id}, band {band}) holds {file.dtype}, Sentinel-2 L2A has "
+                "unsigned integers: it is another product"
+            )
+        try:
+            values: np.ndarray = file.read_on(geobox, method, NODATA)[0]
+        except BaseException:
+            with self._lock:
+                self._files.pop(address, None)  # an error closes it
+            raise
+        return values.view(np.uint16) if file.dtype == np.int16 else values
+
+    def _open(self, scene: Scene, band: str, address: str) -> RasterFile:
+        with self._lock:
+            file = self._files.get(address)
+        if file is None:
+            file = open_raster(_signed(address) if scene.signed else address, self._web)
+            if file is None:
+                raise CorruptRasterError(
+                    f"{address} (item {scene.id}, band {band}) does not exist, though the "
+                    "catalogue lists it: choose other dates or another catalogue"
+                )
+        with self._lock:
+            self._files[address] = file
+            self._files.move_to_end(address)
+        return file
+
+    def close_old(self) -> None:
+        """Let go of the files used longest ago."""
+        while len(self._files) > _OPEN_FILES:
+            self._files.popitem(last=False)[1].close()
+
+
+def _square_under(geobox: GeoBox) -> tuple[tuple[int, int], bool]:
+    """The south-west corner of the 100 km square under a grid's middle; whether it is northern."""
+    x, y = geobox.affine @ (geobox.shape[1] / 2, geobox.shape[0] / 2)
+    north = str(geobox.crs).upper().startswith("EPSG:326")
+    return (int(x // SQUARE_M * SQUARE_M), int(y // SQUARE_M * SQUARE_M)), north
+
+
+def _signed(address: str) -> str:
+    import planetary_computer  # here, since it takes a second to load
+
+    signed: str = planetary_computer.sign_url(address)
+    return signed
+
+
+@dataclass(frozen=True)
+class SceneSource:
+    """One scene as a source."""
+
+    source: Sentinel2
+    scene: Scene
+    offset: Offset
+
+    @property
+    def name(self) -> str:
+        """The scene's id."""
+        return self.scene.id
+
+    @property
+    def attribution(self) -> tuple[str, ...]:
+        """Lines to print with every product made from it."""
+        return self.source.attribution
+
+    def read(self, geobox: GeoBox) -> Raster:
+        """Reflectance x 10000, uint16 (band, row, col), 0 where there is no data.
+
+        20 m bands come to 10 m by bilinear, the scene classification by nearest neighbour. A pixel
+        is valid where every band holds data and the classification says land, water or snow. The
+        provenance holds the offset with its evidence, the darkest stored number and, where the two
+        contradict each other, a ``warning``.
+
+        Raises:
+            CorruptRasterError, UnreachableError: see ``Sentinel2.read_band``.
+        """
+        bands = self.source.sensor.bands
+        values = np.empty((len(bands), *geobox.shape), np.uint16)
+
+        def fill(place: int, band: Band) -> None:
+            values[place] = self.source.read_band(self.scene, band.name, geobox, "bilinear")
+
+        def classify() -> Bool[np.ndarray, "row col"]:
+            classes = self.source.read_band(self.scene, "SCL", geobox, "nearest")
+            land: Bool[np.ndarray, "row col"] = np.isin(classes, VALID_SCL)
+            return land
+
+        self.source.close_old()
+        jobs: list[Callable[[], Any]] = [
+            classify,
+            *(
+                (lambda place=place, band=band: fill(place, band))
+                for place, band in enumerate(bands)
+            ),
+        ]
+        with ThreadPoolExecutor(4) as threads:
+            valid, *_ = [future.result() for future in [threads.submit(job) for job in jobs]]
+        for band_values in values:
+            valid &= band_values != NODATA
+        dark = darkest(values, valid)
+        for band in values:
+            band[:] = harmonised(band, self.offset)
+        return Raster(values, valid, geobox, self._provenance(dark))
+
+    def _provenance(self, dark: float | None) -> dict[str, Any]:
+        found: Mapping[str, Any] = {
+            "item": self.scene.id,
+            "datetime": self.scene.datetime,
+            "cloud_cover": self.scene.cloud_cover,
+            "offset": asdict(self.offset),
+            "dark_dn": dark,
+        }
+        warning = contradiction(dark, self.offset)
+        return {**found, "warning": f"scene {self.scene.id}: {warning}"} if warning else {**found}
+
+
+def sentinel2_recipe(data: DataConfig) -> Recipe:
+    """Scenes over a configuration's zones, with WorldCover's codes as labels on their grids.
+
+    Raises:
+        ConfigError, RegionError: a value cannot be understood.
+    """
+    image = Sentinel2(named_bands(data.bands), data.sentinel2)
+    split = data.plan.split
+    block_px = split.block_px if split else _BLOCK_PX
+    rows, cols = data.plan.unit_blocks
+    zones = zones_of(data)
+    regions = sentinel2_regions(zones, (block_px * rows, block_px * cols))
+    settings = {
+        "sentinel2": {
+            "catalogue": image.catalogue.url,
+            "collection": data.sentinel2.collection,
+            "dates": data.sentinel2.dates,
+            "seasons": list(data.sentinel2.seasons),
+            "max_cloud": data.sentinel2.max_cloud,
+            "offset": data.sentinel2.offset,
+        },
+        "zones": {zone.name: _digest(zone) for zone in zones},
+    }
+    landcover = WorldCover(data.worldcover_root, data.worldcover_year, part_bytes=_PART_BYTES)
+    return Recipe("sentinel2", regions, image, landcover, settings)
+
+
+def _digest(zone: Zone) -> str:
+    """What tells an outline from another, to about a centimetre."""
+    return hashlib.sha256(shapely.to_wkt(zone.outline, rounding_precision=7).encode()).hexdigest()

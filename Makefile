@@ -14,8 +14,8 @@ help:            ## this list
 demo: $(VENV)/runtime.stamp ## real pixels to an honest report in runs/demo; options: make demo ARGS="--help"
 	@$(BIN)/bharateo demo $(ARGS)
 
-test: $(VENV)/dev.stamp ## the whole test suite
-	$(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/dev.stamp ## the whole test suite, two tests at a time
+	$(BIN)/python -m pytest --numprocesses 2 $(ARGS)
 
 check: static test ## format, lint, types, layers, tests
 
@@ -32,6 +32,8 @@ format: $(VENV)/dev.stamp ## format and mend what can be mended by itself
 benchmarks: $(VENV)/benchmark.stamp ## run every benchmark; takes minutes and wants a quiet machine
 	$(BIN)/python benchmarks/train_step.py
 	$(BIN)/python benchmarks/build.py
+	$(BIN)/python benchmarks/build_sentinel2.py
+	$(BIN)/python benchmarks/store_20m.py
 
 clean:           ## remove the environment and caches; runs/ stays
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -293,7 +293,7 @@ def test_a_disk_that_takes_only_half_a_file_is_told(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, hard))
     try:
-        with pytest.raises(StorageError, match=r"000\.npz"):
+        with pytest.raises(StorageError, match=r"000\.pixels"):
             build(two_regions(), PLAN, tmp_path / "d", 0)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

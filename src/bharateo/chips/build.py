@@ -25,11 +25,12 @@ from jaxtyping import Float64, UInt8
 
 from bharateo.chips import claim, describe
 from bharateo.chips.budget import budget
-from bharateo.chips.cut import Cutter, Layers, Piece, thin_step
+from bharateo.chips.cut import Cutter, Layers, thin_step
 from bharateo.chips.plan import SitePlan, Unit, check, check_splits, lay_out
 from bharateo.chips.progress import Progress, Tally, say_nothing
 from bharateo.chips.sampling import Look, lay_out_blocks, lay_out_files
 from bharateo.chips.scenes import Scenes, items_record
+from bharateo.chips.scratch import Scratch
 from bharateo.chips.store import (
     BUILD_FOLDER,
     CHIPS_FILE,
@@ -136,6 +137,8 @@ class _Build:
     ) -> None:
         self.recipe, self.plan, self.seed, self.say = recipe, plan, seed, say
         self.output, self.scratch = output, output / BUILD_FOLDER
+        sensor = recipe.image.sensor
+        self.units = Scratch(self.scratch, sensor.dtype, sensor.num_bands, plan.size_px)
         self.progress = progress
         self.scenes: dict[str, Scene] = {}
         self.failed: list[dict[str, str]] = []
@@ -147,7 +150,7 @@ class _Build:
         units = self._with_scenes(layout.units)
         self._thin = self._overview_steps(units)
         self._cut_all(layout, units, workers)
-        records = self._summaries(len(units))
+        records = self.units.summaries(len(units))
         try:
             self._check(records)
         except (ConfigError, EmptyRegionError) as error:
@@ -161,7 +164,7 @@ class _Build:
         shards = self._write_shards(records)
         by_name = {region.name: region for region in self.recipe.regions}
         sizes = [shard["num_chips"] for shard in shards]
-        whole = (self._record(record["unit"]) for record in records)
+        whole = (self.units.record(record["unit"]) for record in records)
         write_atomically(
             self.output / CHIPS_FILE,
             lambda file: describe.write_table(file, whole, by_name, self.plan.size_px, sizes),
@@ -228,21 +231,6 @@ class _Build:
 
     # Step 3: units
 
-    def _unit_file(self, index: int, ending: str) -> Path:
-        return self.scratch / "units" / f"{index // 1000:04d}" / f"{index % 1000:03d}.{ending}"
-
-    def _is_cut(self, index: int) -> bool:
-        return self._unit_file(index, "json").exists()
-
-    def _record(self, index: int) -> dict[str, Any]:
-        record: dict[str, Any] = _json(self._unit_file(index, "json"))
-        return record
-
-    def _summaries(self, num_units: int) -> list[dict[str, Any]]:
-        """The records of all units that were cut, without their chips: those are many."""
-        whole = (self._record(index) for index in range(num_units) if self._is_cut(index))
-        return [{k: v for k, v in record.items() if k != "chips"} for record in whole]
-
     def _overview_steps(self, units: Sequence[Unit]) -> dict[int, int]:
         """The thinning step of every region that gets an overview."""
         ground = Counter(unit.region_index for unit in units)
@@ -257,14 +245,14 @@ class _Build:
             self.recipe.image, self.recipe.landcover, self.plan, layout if whole else None
         )
         failures: dict[int, SourceError] = {}
-        todo = [index for index in range(len(units)) if not self._is_cut(index)]
+        todo = [index for index in range(len(units)) if not self.units.is_cut(index)]
         while True:
             self._cut_some(cutter, units, todo, workers, failures)
             todo = self._lost_units(len(units))
             if not todo:
                 break
             for index in todo:
-                self._unit_file(index, "json").unlink()
+                self.units.forget(index)
         regions = self.recipe.regions
         self.failed = [
             _failure(units[index], regions[units[index].region_index], error)
@@ -298,7 +286,7 @@ class _Build:
                 failures[index] = outcome
                 self._check_failures(failures, units)
             else:
-                self._keep(index, outcome, jobs[index].region.name, jobs[index].unit.occasion)
+                self.units.keep(index, outcome, jobs[index].region.name, jobs[index].unit.occasion)
                 tally.add(outcome)
             tally.failed = len(failures)
             tally.say("reading")
@@ -318,34 +306,14 @@ class _Build:
 
     def _lost_units(self, num_units: int) -> list[int]:
         """Units whose pixels are wanted for a shard that is not whole, but have gone."""
-        records = self._summaries(num_units)
+        records = self.units.summaries(num_units)
         return sorted({
             part["unit"]
             for shard, parts in enumerate(self._shard_parts(records))
             if not self._is_whole(shard, parts)
             for part in parts
-            if not self._unit_file(part["unit"], "npz").exists()
+            if not self.units.has_pixels(part["unit"])
         })  # fmt: skip
-
-    def _keep(self, index: int, piece: Piece, region: str, occasion: str | None) -> None:
-        """Write a unit's pixels, then its record, which says that they are there.
-
-        Its part of the overview is a file by itself, since the pixels go once they are in a shard.
-        """
-        pixels = {layer: getattr(piece, layer) for layer in LAYERS}
-        thin = {
-            f"{place}-{layer}": getattr(layers, layer)
-            for place, (_, _, layers) in enumerate(piece.overviews)
-            for layer in LAYERS
-        }
-        self._write_arrays(self._unit_file(index, "npz"), pixels)
-        if thin:
-            self._write_arrays(self._unit_file(index, "overview.npz"), thin)
-        record = describe.unit_record(index, piece, region, occasion)
-        write_json(self._unit_file(index, "json"), record)
-
-    def _write_arrays(self, file: Path, arrays: Mapping[str, np.ndarray]) -> None:
-        write_atomically(file, lambda to: np.savez(to, **arrays))  # type: ignore[arg-type]
 
     def _check(self, records: Sequence[Mapping[str, Any]]) -> None:
         splits: Counter[str] = sum((Counter(r["splits"]) for r in records), Counter())
@@ -386,16 +354,9 @@ class _Build:
             np.full((height, width), IGNORE, np.uint8),
             np.zeros((height, width), np.bool_),
         )
-        for unit in records:
-            if not unit["overviews"]:
-                continue
-            with np.load(self._unit_file(unit["unit"], "overview.npz")) as kept:
-                for place, (row, col) in enumerate(unit["overviews"]):
-                    for layer in LAYERS:
-                        part = kept[f"{place}-{layer}"]
-                        rows, cols = part.shape[-2:]
-                        to = getattr(whole, layer)[..., row : row + rows, col : col + cols]
-                        to[:] = part
+        for layer, row, col, part in self.units.overviews(records):
+            rows, cols = part.shape[-2:]
+            getattr(whole, layer)[..., row : row + rows, col : col + cols] = part
         for layer in LAYERS:
             write_array(self.output / record[layer], getattr(whole, layer))
         return record
@@ -438,23 +399,27 @@ class _Build:
         whole = {record["unit"]: record["num_chips"] for record in records}
         for shard, parts in enumerate(self._shard_parts(records)):
             if not self._is_whole(shard, parts):
-                self._write_shard(shard, parts)
+                self._write_shard(shard, parts, whole)
             entry = _json(self._shard_record(shard))
             shards.append({key: value for key, value in entry.items() if key != "parts"})
             for part in parts:
                 if part["last"] == whole[part["unit"]]:
-                    self._unit_file(part["unit"], "npz").unlink(missing_ok=True)
+                    self.units.drop_pixels(part["unit"])
             done += entry["num_chips"]
             self.progress(done, total, "writing chips")
         return shards
 
-    def _write_shard(self, shard: int, parts: Sequence[Mapping[str, int]]) -> None:
+    def _write_shard(
+        self, shard: int, parts: Sequence[Mapping[str, int]], num_of_unit: Mapping[int, int]
+    ) -> None:
         files = {}
         for layer in LAYERS:
-            chips = []
-            for part in parts:
-                with np.load(self._unit_file(part["unit"], "npz")) as kept:
-                    chips.append(kept[layer][part["first"] : part["last"]])
+            chips = [
+                self.units.pixels(part["unit"], layer, num_of_unit[part["unit"]])[
+                    part["first"] : part["last"]
+                ]
+                for part in parts
+            ]
             files[layer] = write_array(
                 self.output / shard_file(layer, shard), np.concatenate(chips)
             )

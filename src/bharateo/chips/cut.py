@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int64, Shaped, UInt8
@@ -97,10 +97,9 @@ class Cutter:
             piece.reads.append(
                 {"image": dict(raster.provenance), "landcover": dict(labels.provenance)}
             )
-            for site in self._usable(unit, sites, layers, window):
-                part = layers.cut(*_inside(site, window))
-                stacks.append(part)
-                _describe(columns, site, part, raster, window, len(piece.reads) - 1)
+            for chip in self._usable(unit, sites, layers, window):
+                stacks.append(layers.cut(*_inside(chip.site, window)))
+                _describe(columns, chip, raster, window, len(piece.reads) - 1)
             if thin_px:
                 piece.overviews.append(_thinned(layers, window, thin_px))
         piece.chips = columns
@@ -135,20 +134,29 @@ class Cutter:
 
     def _usable(
         self, unit: Unit, sites: tuple[Site, ...] | None, layers: Layers, window: Window
-    ) -> list[Site]:
-        def usable(site: Site) -> Site | None:
+    ) -> list[Chip]:
+        def measured(site: Site) -> Chip | None:
             part = layers.cut(*_inside(site, window))
             num_valid = int(np.count_nonzero(part.valid))
             if num_valid == 0 or num_valid < self.plan.min_valid_fraction * site.size_px**2:
                 return None
-            enough = np.count_nonzero(class_counts(part.landcover)) >= self.plan.min_classes
-            return site if enough else None
+            counts = class_counts(part.landcover)
+            enough = np.count_nonzero(counts) >= self.plan.min_classes
+            return Chip(site, num_valid, counts.tolist()) if enough else None
 
         if sites is not None:
-            return [site for site in sites if usable(site)]
+            return [chip for site in sites if (chip := measured(site)) is not None]
         if self.layout is None:
             raise ValueError("a unit without sites needs a layout to choose them")
-        return self.layout.select(unit.region_index, usable)
+        return self.layout.select(unit.region_index, measured)
+
+
+class Chip(NamedTuple):
+    """A site that is good enough, its valid pixels, and its labelled pixels of every class."""
+
+    site: Site
+    num_valid: int
+    class_counts: list[int]
 
 
 COLUMNS = (
@@ -236,13 +244,9 @@ def _count(
 
 
 def _describe(
-    columns: dict[str, list[Any]],
-    site: Site,
-    part: Layers,
-    raster: Raster,
-    window: Window,
-    read: int,
+    columns: dict[str, list[Any]], chip: Chip, raster: Raster, window: Window, read: int
 ) -> None:
+    site = chip.site
     rows, cols = _inside(site, window)
     x, y = raster.geobox.affine @ (cols.start, rows.start)
     row: Mapping[str, Any] = {
@@ -253,8 +257,8 @@ def _describe(
         "zone": site.zone,
         "x": x,
         "y": y,
-        "num_valid": int(np.count_nonzero(part.valid)),
-        "class_counts": class_counts(part.landcover).tolist(),
+        "num_valid": chip.num_valid,
+        "class_counts": chip.class_counts,
         "read": read,
     }
     for name, value in row.items():

@@ -208,7 +208,7 @@ def _merged(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for name in dict.fromkeys(name for each in facts for name in each):
         values = [each[name] for each in facts if name in each]
-        different = [v for i, v in enumerate(values) if v not in values[:i][-_MOST_VALUES:]]
+        different = list({json.dumps(v, sort_keys=True): v for v in values}.values())
         if name == "tiles":
             merged[name] = {tile: one for each in values for tile, one in sorted(each.items())}
         elif len(different) == 1:

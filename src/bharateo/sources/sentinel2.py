@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -25,7 +25,7 @@ from bharateo.errors import CorruptRasterError, SourceError
 from bharateo.raster import Raster, RasterFile, open_raster
 from bharateo.regions import Zone
 from bharateo.resample import Method
-from bharateo.sensor import SENTINEL2_L2A, Band, named_bands
+from bharateo.sensor import SENTINEL2_L2A, named_bands
 from bharateo.sources import Recipe
 from bharateo.sources.areas import SQUARE_M, sentinel2_regions, tile_bounds, zones_of
 from bharateo.sources.stac import Client, Scene, catalogue_of, occasions
@@ -51,6 +51,7 @@ DARK_BELOW_OFFSET = 900
 _THINNED = 4
 _PART_BYTES = 8 * 2**20
 _OPEN_FILES = 26
+_FILES_AT_ONCE = 4
 _BLOCK_PX = 1024
 _COMPRESSED = 0.7
 """Bytes of a compressed block for each of its stored bytes."""
@@ -325,24 +326,15 @@ class SceneSource:
         bands = self.source.sensor.bands
         values = np.empty((len(bands), *geobox.shape), np.uint16)
 
-        def fill(place: int, band: Band) -> None:
-            values[place] = self.source.read_band(self.scene, band.name, geobox, "bilinear")
-
-        def classify() -> Bool[np.ndarray, "row col"]:
-            classes = self.source.read_band(self.scene, "SCL", geobox, "nearest")
-            land: Bool[np.ndarray, "row col"] = np.isin(classes, VALID_SCL)
-            return land
+        def fill(place: int) -> None:
+            band = bands[place].name
+            values[place] = self.source.read_band(self.scene, band, geobox, "bilinear")
 
         self.source.close_old()
-        jobs: list[Callable[[], Any]] = [
-            classify,
-            *(
-                (lambda place=place, band=band: fill(place, band))
-                for place, band in enumerate(bands)
-            ),
-        ]
-        with ThreadPoolExecutor(4) as threads:
-            valid, *_ = [future.result() for future in [threads.submit(job) for job in jobs]]
+        with ThreadPoolExecutor(_FILES_AT_ONCE) as threads:
+            classes = threads.submit(self.source.read_band, self.scene, "SCL", geobox, "nearest")
+            list(threads.map(fill, range(len(bands))))
+        valid = np.isin(classes.result(), VALID_SCL)
         for band_values in values:
             valid &= band_values != NODATA
         dark = darkest(values, valid)

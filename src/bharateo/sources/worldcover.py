@@ -14,6 +14,7 @@ import zipfile
 import zlib
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -41,6 +42,7 @@ from bharateo.regions import (
     GLOBE_WIDTH_PX,
     NAMED_ROIS,
     PIXELS_PER_DEGREE,
+    TILE_DEGREES,
     TILE_PX,
     WORLDCOVER_GRID,
     PixelWindow,
@@ -67,6 +69,8 @@ _REMEDY = (
 )
 _MAX_OPEN_TILES = 16
 _GLANCE_STEP = 32
+_TILES_AT_ONCE = 8
+_TILES_AROUND = 360 // TILE_DEGREES
 _BLOCK_PX = 1024
 _COMPRESSED = 0.12
 """Bytes of a compressed block for each pixel; cities have more, forest and sea much less."""
@@ -186,31 +190,29 @@ class WorldCover:
         col = np.floor((lon + 180) * PIXELS_PER_DEGREE).astype(np.int64) % GLOBE_WIDTH_PX
         row = np.floor((90 - lat) * PIXELS_PER_DEGREE).astype(np.int64)
         classes = np.full(len(lon), IGNORE, np.uint8)
-        tiles = np.stack([row // TILE_PX, col // TILE_PX])
-        for tile_row, tile_col in np.unique(tiles, axis=1).T:
-            here = (tiles[0] == tile_row) & (tiles[1] == tile_col)
-            thin = self._thinned(tile_of(int(tile_row), int(tile_col)))
-            if thin is not None:
-                step = TILE_PX / len(thin)
-                at = (
-                    (row[here] % TILE_PX / step).astype(int),
-                    (col[here] % TILE_PX / step).astype(int),
-                )
-                classes[here] = thin[at]
+        tile_of_point = row // TILE_PX * _TILES_AROUND + col // TILE_PX
+        numbers = np.unique(tile_of_point)
+        names = [tile_of(*divmod(int(number), _TILES_AROUND)) for number in numbers]
+        with ThreadPoolExecutor(_TILES_AT_ONCE) as threads:
+            for number, thin in zip(numbers, threads.map(self._thinned, names), strict=True):
+                if thin is not None:
+                    here = np.flatnonzero(tile_of_point == number)
+                    step = TILE_PX / len(thin)
+                    at = (row[here] % TILE_PX / step, col[here] % TILE_PX / step)
+                    classes[here] = thin[at[0].astype(int), at[1].astype(int)]
         return classes
 
     def _thinned(self, tile: str) -> UInt8[np.ndarray, "row col"] | None:
-        with self._lock:
-            try:
-                file = self._tile(tile)
-                native = None if file is None else file.read_thinned(_GLANCE_STEP)[0]
-            except UnreachableError as error:
-                self._tiles.pop(tile, None)  # an error closes it
-                raise UnreachableError(f"{error}; or {_REMEDY}") from error
-            except BaseException:
-                self._tiles.pop(tile, None)
-                raise
-        return None if native is None else WORLDCOVER.collapse(native, f"tile {tile}, overview")
+        """A tile's classes from its overview, by a file of its own: tiles are read in parallel."""
+        try:
+            file = self._open(tile)
+            if file is None:
+                return None
+            with file:
+                native = file.read_thinned(_GLANCE_STEP)[0]
+        except UnreachableError as error:
+            raise UnreachableError(f"{error}; or {_REMEDY}") from error
+        return WORLDCOVER.collapse(native, f"tile {tile}, overview")
 
     def read(self, geobox: GeoBox) -> Raster:
         """Native codes, uint8 (1, row, col), on any grid by nearest neighbour; read-only.

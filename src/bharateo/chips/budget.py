@@ -19,7 +19,6 @@ from bharateo.sources.sentinel2 import Sentinel2
 from bharateo.web import Traffic
 
 HEADER_BYTES = 32 * 1024
-DEFAULT_MBIT = 200.0
 CHIPS_PER_S = 50.0
 """Chips a core reads, brings to one grid and cuts in a second (benchmarks/build_sentinel2.md)."""
 

@@ -10,7 +10,6 @@ import numpy as np
 from jaxtyping import Bool, Int64, Shaped, UInt8
 
 from bharateo.chips import geography
-from bharateo.chips.geography import Rectangle
 from bharateo.chips.plan import Site, SitePlan, Unit
 from bharateo.chips.statistics import Sums
 from bharateo.config import PlanConfig
@@ -297,8 +296,3 @@ def _thinned(layers: Layers, window: Window, step: int) -> tuple[int, int, Layer
     thin = layers.cut(rows, cols)
     image = thin.image * thin.valid
     return firsts[0], firsts[1], Layers(image, thin.landcover.copy(), thin.valid.copy())
-
-
-def outline(region: Region) -> Rectangle:
-    """A region whole, in its pixels."""
-    return Rectangle(0, 0, *region.geobox.shape)

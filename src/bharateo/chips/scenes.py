@@ -11,6 +11,7 @@ from typing import Any
 import shapely
 
 from bharateo.chips import geography
+from bharateo.chips.cut import read_windows
 from bharateo.chips.geography import Rectangle
 from bharateo.chips.plan import Unit
 from bharateo.errors import EmptyRegionError, SourceError
@@ -128,12 +129,9 @@ def _slim(item: Mapping[str, Any]) -> dict[str, Any]:
 
 def footprint(unit: Unit, region: Region) -> shapely.Polygon:
     """The outline, in degrees, of all that a unit reads."""
-    sites = unit.sites or ()
-    row, col = min(s.row for s in sites), min(s.col for s in sites)
-    size_px = sites[0].size_px
-    height = max(s.row for s in sites) + size_px - row
-    width = max(s.col for s in sites) + size_px - col
-    outline = Rectangle(row, col, height, width).outline()
+    (rows, cols), _ = next(read_windows(unit, region))
+    height, width = rows.stop - rows.start, cols.stop - cols.start
+    outline = Rectangle(rows.start, cols.start, height, width).outline()
     lon, lat = geography.to_lonlat(region.geobox, outline)
     return shapely.MultiPoint(list(zip(lon, lat, strict=True))).convex_hull
 

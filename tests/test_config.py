@@ -4,8 +4,10 @@ import pytest
 import yaml
 
 from bharateo.config import (
+    SIZES,
     Config,
     HeadConfig,
+    MachineConfig,
     differences,
     load_config,
     parse_config,
@@ -188,3 +190,31 @@ def test_every_differing_key_is_named_with_both_values():
     assert "training.epochs: 20 there, 7 wanted" in said
     assert "heads.landcover.weight: 0.2 there, None wanted" in said
     assert len(said) == 3
+
+
+# Sizes and the machine.
+
+
+def test_a_size_stands_for_its_numbers_and_given_keys_win():
+    model = parse_config({"model": {"size": "tiny", "decoder_depth": 1, "patch_px": 8}}).model
+    assert (model.width, model.depth, model.num_heads) == (192, 12, 3)
+    assert (model.decoder_width, model.decoder_depth, model.patch_px) == (192, 1, 8)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_every_size_makes_a_model_configuration(size):
+    model = parse_config({"model": {"size": size}}).model
+    assert asdict(model).items() >= SIZES[size].items()
+    assert model.width % model.num_heads == 0
+    assert model.decoder_width % model.decoder_num_heads == 0
+
+
+def test_an_unknown_size_is_refused_with_the_known_ones():
+    with pytest.raises(ConfigError, match="'huge' is not a size; known are nano, tiny, small"):
+        parse_config({"model": {"size": "huge"}})
+
+
+def test_another_machine_is_no_other_configuration():
+    config = Config()
+    there = yaml.safe_load(to_yaml(replace(config, machine=MachineConfig(prefetch=0))))
+    assert differences(there, config) == []

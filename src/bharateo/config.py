@@ -1,6 +1,7 @@
 """The configuration of a build and a run: one YAML file, every key declared here with its default.
 
-``bharateo build`` reads the ``data`` section, ``bharateo pretrain`` the other three.
+``bharateo build`` reads the ``data`` section, ``bharateo pretrain`` the others. ``training`` and
+``model`` say what is computed, ``machine`` how.
 """
 
 from __future__ import annotations
@@ -207,8 +208,45 @@ class TrainingConfig:
     """``d4``: one of the eight flips and quarter turns of a square, drawn per chip."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """``auto``: bf16 where the processor multiplies it natively, else fp32."""
+    masks_per_chip: int = 1
+    """Presentations made of every chip read, each with its own mask and symmetry. They count as
+    chips of the epoch and of the batch; more than 1 reads fewer bytes, and varies less ground."""
+    shuffle_window: int | None = None
+    """Chips shuffled among each other after runs of neighbours on the disk have been shuffled;
+    ``null``: all. A few thousand keeps slow disks reading in long runs."""
+    lanes: int = 1
+    """Hands into which the training chips are dealt; every batch takes equally from each. Ranks
+    (a divisor of it) then read their own hands alone, so ``machine.resident`` divides by them."""
     checkpoint_seconds: float = 20.0
+    """Least time between checkpoints; longer where writing one takes more than 2 % of the time."""
     seed: int = 42
+
+
+@dataclass(frozen=True)
+class MachineConfig:
+    """How the machine is used: changes speed and memory, and results by rounding at most. A run
+    may be resumed with another ``machine`` section, and on another number of ranks."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """``auto``: the GPU where there is one."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """Under ``torchrun``: a whole copy of the model on every rank, or its shards (FSDP2)."""
+    compile: bool | None = None
+    """``torch.compile``; ``null``: on a GPU. On a CPU it does not pay."""
+    micro_batch: int | None = None
+    """Chips a rank takes through the model at once; gradients are added up over its share of the
+    batch. ``null``: the whole share."""
+    threads: int | None = None
+    """Threads of arithmetic; ``null``: the cores this process may use, shared by the ranks."""
+    keep_freed_memory: bool = True
+    """Let the allocator keep freed arrays (glibc), instead of faulting them in every step."""
+    prefetch: int = 2
+    """Batches read ahead by a thread of this process; 0 reads when asked."""
+    resident: Literal["auto", "off", "ram", "device"] = "auto"
+    """Where the chips of this rank are kept: on disk alone (``off``), in memory, on the GPU.
+    ``auto``: on a GPU if they take less than half of its free memory, else ``off``."""
+    tensorboard: bool = False
+    """Write ``RUN/tensorboard`` as well; needs ``pip install bharateo[tensorboard]``."""
 
 
 @dataclass(frozen=True)
@@ -224,6 +262,21 @@ class Config:
         }
     )
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    machine: MachineConfig = field(default_factory=MachineConfig)
+
+
+SIZES: Mapping[str, Mapping[str, int]] = {
+    "nano": {"width": 128, "depth": 4, "num_heads": 4,
+             "decoder_width": 128, "decoder_depth": 2, "decoder_num_heads": 4},
+    "tiny": {"width": 192, "depth": 12, "num_heads": 3,
+             "decoder_width": 192, "decoder_depth": 2, "decoder_num_heads": 3},
+    "small": {"width": 384, "depth": 12, "num_heads": 6,
+              "decoder_width": 256, "decoder_depth": 4, "decoder_num_heads": 4},
+    "base": {"width": 768, "depth": 12, "num_heads": 12,
+             "decoder_width": 512, "decoder_depth": 4, "decoder_num_heads": 8},
+}  # fmt: skip
+"""What ``model.size: NAME`` stands for; keys given beside it win. Encoders are those of ViT (Ti, S,
+B); decoders are narrow, since they are thrown away, and cost about as much as the encoder."""
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -257,7 +310,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is no YAML: {error}") from error
     if not isinstance(record or {}, dict):
-        raise ConfigError(f"{path} must hold sections (data, model, heads, training), not a list")
+        raise ConfigError(
+            f"{path} must hold sections (data, model, heads, training, machine), not a list"
+        )
     return record or {}
 
 
@@ -269,6 +324,7 @@ def parse_config(record: Mapping[str, Any], where: str = "the configuration") ->
     """
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Config, "config")
+    record = _with_size(record, where)
     unknown = next(_unknown_keys(asdict(Config()), record), None)
     if unknown:
         raise ConfigError(f"{where}: {unknown}")
@@ -281,18 +337,34 @@ def parse_config(record: Mapping[str, Any], where: str = "the configuration") ->
     return config
 
 
+def _with_size(record: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """The mapping with ``model.size`` replaced by the numbers it stands for."""
+    model = record.get("model")
+    if not isinstance(model, Mapping) or "size" not in model:
+        return record
+    given = {key: value for key, value in model.items() if key != "size"}
+    if model["size"] not in SIZES:
+        raise ConfigError(
+            f"{where}: model.size {model['size']!r} is not a size; known are {', '.join(SIZES)}"
+        )
+    return {**record, "model": {**SIZES[model["size"]], **given}}
+
+
 def to_yaml(config: Config) -> str:
     """The whole configuration as YAML, defaults included."""
     return yaml.safe_dump(_plain(asdict(config)), sort_keys=False)
 
 
 def differences(record: Mapping[str, Any], config: Config) -> list[str]:
-    """``key: there against wanted`` for every key in which a stored configuration differs."""
+    """``key: there against wanted`` for every key in which a stored configuration differs.
+
+    The ``machine`` section may differ: it does not change what is computed.
+    """
     there, wanted = dict(_leaves(record)), dict(_leaves(_plain(asdict(config))))
     return [
         f"{key}: {there.get(key)!r} there, {wanted.get(key)!r} wanted"
         for key in sorted({*there, *wanted})
-        if there.get(key) != wanted.get(key)
+        if there.get(key) != wanted.get(key) and not key.startswith("machine.")
     ]
 
 

@@ -22,7 +22,7 @@ install_import_hook(
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
 
-torch.set_num_threads(min(2, torch.get_num_threads()))
+torch.set_num_threads(1)  # two workers of two threads each would wait for each other
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bharateo.accounting import Accounting, published
+from bharateo.accounting import Accounting, Row, published
 from bharateo.errors import ConfigError
 
 
@@ -49,6 +49,23 @@ def test_rows_name_pixels_and_scalars_apart_and_hold_the_properties():
     assert rows["scalar targets"].unit == "scalars"
     assert all(row.value == getattr(run, row.name.replace(" ", "_")) for row in rows.values())
     assert all(row.meaning for row in rows.values())
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (0, "0"),
+        (1_365_717_811_200_000_000, "1,365,717,811,200,000,000"),
+        (0.0, "0"),
+        (0.000123456, "0.000123"),
+        (1.2781, "1.28"),
+        (999.4, "999"),
+        (999.6, "1,000"),
+        (21733.6, "21,734"),
+    ],
+)
+def test_a_rows_value_is_shown_whole_or_with_three_digits(value, shown):
+    assert Row("time", value, "hours", "").shown == shown
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -8,7 +9,11 @@ import yaml
 
 from bharateo import cli, demo
 from bharateo.cli import build_parser, main
+from bharateo.config import SIZES
+from bharateo.planning import MACHINES, THIS
 from bharateo.sources import worldcover
+from bharateo.training import speed
+from bharateo.training.speed import Speed
 from small_datasets import contents
 from tiny_mirror import AWAY, CONFIG, HOME, write_config, write_mirror
 
@@ -29,7 +34,23 @@ OPTIONS = {
     "pretrain": ["config", "--dataset", "--output", "--epochs", "--seed", "--set"],
     "evaluate": ["run", "--dataset", "--output"],
     "report": ["run"],
-    "tokens": ["run", "--chips", "--epochs", "--bands", "--chip-px", "--patch-px", "--mask-ratio"],
+    "tokens": [
+        "run",
+        "--chips",
+        "--epochs",
+        "--bands",
+        "--chip-px",
+        "--patch-px",
+        "--mask-ratio",
+        "--model",
+        "--machine",
+        "--num-machines",
+        "--watts",
+        "--grid",
+        "--masks-per-chip",
+        "--batch-size",
+        "--precision",
+    ],
 }
 
 
@@ -102,7 +123,17 @@ def test_the_version_is_told(capsys):
     assert capsys.readouterr().out.startswith("bharateo 0.")
 
 
-@pytest.mark.parametrize("arguments", [[], ["predict"], ["build"], ["tokens", "--chips", "x"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["predict"],
+        ["build"],
+        ["tokens", "--chips", "x"],
+        ["tokens", "--chips", "9", "--model", "huge"],
+        ["tokens", "--chips", "9", "--model", "base", "--machine", "abacus"],
+    ],
+)
 def test_a_wrong_call_shows_the_usage(arguments, capsys):
     with pytest.raises(SystemExit) as end:
         main(arguments)
@@ -170,6 +201,88 @@ def test_tokens_counts_given_numbers(capsys):
 def test_tokens_refuses_what_cannot_be_counted(capsys):
     said = refused(capsys, "tokens", "--chips", 10, "--patch-px", 24)
     assert "ConfigError: patch_px 24 does not divide chip_px 128" in said
+    assert "ConfigError: chips 0 cannot be counted with" in refused(capsys, "tokens", "--chips", 0)
+
+
+# Planning.
+
+
+def printed_values(text):
+    """Quantity -> value of the rows of a printed table."""
+    cells = (re.split(r"  +", line.strip()) for line in text.splitlines())
+    return {some[0]: some[1] for some in cells if len(some) > 2}
+
+
+def test_tokens_offers_the_sizes_and_machines_there_are():
+    verbs = next(action for action in build_parser()._actions if action.choices)
+    choices = {action.dest: action.choices for action in verbs.choices["tokens"]._actions}
+    assert choices["model"] == tuple(SIZES)
+    assert choices["machine"] == (THIS, *MACHINES)
+
+
+def test_tokens_plans_what_its_help_shows(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    call = "tokens --chips 1000000 --epochs 100 --bands 10 --model base --machine h200"
+    assert main(call.split()) == 0
+    text = capsys.readouterr().out
+    values = printed_values(text)
+    assert values["token presentations"] == "6,400,000,000"
+    assert values["parameters"] == "101,346,824"
+    assert values["training per chip"] == "13,657,178,112"
+    assert values["bytes read"] == "34,611,200,000,000"
+    assert (values["time"], values["energy"], values["CO2"]) == ("1.28", "0.895", "0.65")
+    assert "NVIDIA H200 SXM at 30 % (assumed)" in text
+
+
+def test_tokens_takes_what_is_known_better(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    call = (
+        "tokens --chips 1000000 --epochs 100 --bands 10 --model base --machine h200 --num-machines "
+        "2 --watts 350 --grid 0 --masks-per-chip 4 --batch-size 4096 --precision fp32"
+    )
+    assert main(call.split()) == 0
+    values = printed_values(capsys.readouterr().out)
+    assert values["bytes read"] == "8,652,800,000,000"
+    assert values["steps"] == "24,500"
+    assert (values["time"], values["energy"], values["CO2"]) == ("9.45", "6.62", "0")
+
+
+def test_tokens_measures_this_machine_and_says_so(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    measured = Speed(50.0, 100e9, "fp32", 2, None)
+    monkeypatch.setattr(speed, "measure", lambda config, num_bands, engine: measured)
+    assert main(["tokens", "--chips", "900", "--model", "nano", "--machine", "this"]) == 0
+    first, second, *table = capsys.readouterr().out.splitlines()
+    assert first.startswith("Measuring this machine: a few seconds")
+    assert second.startswith("Measured: 50 chips/s in batches of 64, ")
+    assert second.endswith("% of the 100 GFLOP/s that a large fp32 product reaches.")
+    assert printed_values("\n".join(table))["time"] == "0.005"
+
+
+def test_tokens_does_not_make_up_the_power_of_a_gpu(capsys, monkeypatch):
+    measured = Speed(5e4, 6e14, "bf16", 16, "NVIDIA H100")
+    monkeypatch.setattr(speed, "measure", lambda config, num_bands, engine: measured)
+    assert main(["tokens", "--chips", "900", "--model", "nano", "--machine", "this"]) == 0
+    text = capsys.readouterr().out
+    assert "add --watts W" in text
+    assert "kWh" not in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--machine", "h100"], "--machine needs --model: add one of nano, tiny, small, base"),
+        (["--chips", "9", "--precision", "fp32"], "--precision needs --model"),
+        (
+            ["--chips", "9", "--model", "nano", "--watts", "9"],
+            "--watts needs --machine: add one of",
+        ),
+        (["--model", "nano"], "--model needs chips to plan for: add --chips N"),
+        (["--chips", "9", "--model", "nano", "--batch-size", "0"], "batch_size 0"),
+    ],
+)
+def test_tokens_refuses_what_cannot_be_planned(capsys, arguments, said):
+    assert f"ConfigError: {said}" in refused(capsys, "tokens", *arguments)
 
 
 # The whole way.
@@ -241,6 +354,17 @@ def test_tokens_of_a_run_are_what_was_presented(way, capsys):
     contract = json.loads((way / "run" / "contract.json").read_text())
     chips = contract["presented"]["chips_per_epoch"]
     assert f"{chips * 2 * 16:,}" in text
+
+
+def test_tokens_plans_a_run_again_with_another_model(way, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    assert main(["tokens", str(way / "run"), "--model", "tiny"]) == 0
+    text = capsys.readouterr().out
+    contract = json.loads((way / "run" / "contract.json").read_text())
+    chips, side = contract["presented"]["chips_per_epoch"], contract["chip_px"]
+    record = side * side * (3 + 1) + side * -(-side // 8)  # three bands of one byte
+    assert printed_values(text)["dataset on disk"] == f"{chips * record:,}"
+    assert "chips/s" not in text
 
 
 def test_a_report_evaluates_first_where_that_was_not_done(way, tmp_path):

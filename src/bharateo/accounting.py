@@ -18,9 +18,16 @@ class Row(NamedTuple):
     """One line of a table: a quantity, its value, its unit and what it means in one line."""
 
     name: str
-    value: int
+    value: int | float
     unit: str
     meaning: str
+
+    @property
+    def shown(self) -> str:
+        """The value as printed: whole numbers whole, others with three digits or to the unit."""
+        if isinstance(self.value, int) or abs(self.value) >= 999.5:
+            return f"{self.value:,.0f}"
+        return f"{self.value:.3g}"
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,13 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import bharateo
-from bharateo.errors import BharatEOError
+from bharateo.errors import BharatEOError, RankLostError, Stopped
+
+if TYPE_CHECKING:
+    from bharateo.planning import Request
 
 _ROOT_HELP = (
     "where WorldCover tiles lie: a folder, an http(s) URL or an s3 URL that holds "
@@ -24,6 +27,9 @@ _ROI_HELP = (
 )
 _SET_HELP = "override one key of the configuration, e.g. training.lr=0.001; repeat for several"
 
+_FIRST_RANK = os.environ.get("RANK", "0") == "0"
+"""Under ``torchrun`` every rank runs the verb, and the first one speaks."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit status (0 done, 1 refused with a message, 130 stopped)."""
@@ -33,9 +39,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", message="Dataset has no geotransform")
     try:
         options.verb(options)
+    except Stopped as stopped:
+        if _FIRST_RANK:
+            print(f"bharateo: {stopped}", file=sys.stderr)
+        return 128 + stopped.signal
     except BharatEOError as error:
         message = " ".join(str(error).split())
-        print(f"bharateo: {type(error).__name__}: {message}", file=sys.stderr)
+        if _FIRST_RANK or isinstance(error, RankLostError):  # others would say the same
+            print(f"bharateo: {type(error).__name__}: {message}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("bharateo: stopped; the same command goes on from here", file=sys.stderr)
@@ -159,8 +170,13 @@ def _add_pretrain(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         _pretrain,
         "pretrain",
         "a dataset into a trained run",
-        "Train the configuration's model on the train split of a dataset.\n\n"
-        "  bharateo pretrain configs/v0.yaml --dataset datasets/v0 --output runs/v0",
+        "Train the configuration's model on the train split of a dataset. Stop it with Ctrl-C or\n"
+        "SIGTERM, and run it again: it goes on from the step it was at, also on another number of\n"
+        "processes. Sizes: --set model.size=nano|tiny|small|base. The `machine` section of the\n"
+        "configuration says how processors, memory and disks are used.\n\n"
+        "  bharateo pretrain configs/v0.yaml --dataset datasets/v0 --output runs/v0\n"
+        "  torchrun --nproc-per-node 8 -m bharateo pretrain configs/v0.yaml \\\n"
+        "      --dataset datasets/v0 --output runs/base --set model.size=base",
     )
     parser.add_argument("config", type=Path, metavar="CONFIG", help="a YAML file; see configs/")
     parser.add_argument("--dataset", type=Path, required=True, help="a folder made by build")
@@ -201,17 +217,53 @@ def _add_report(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     parser.add_argument("run", type=Path, metavar="RUN", help="a folder made by pretrain")
 
 
+_PLAN_OPTIONS: dict[str, dict[str, Any]] = {
+    "--model": {
+        "choices": ("nano", "tiny", "small", "base"),
+        "help": "plan this model: parameters, FLOPs, bytes",
+    },
+    "--machine": {
+        "choices": ("this", "h100", "h200", "a100", "l4", "rtx4090"),
+        "help": "plan for this machine (measured in a few seconds) or a GPU by its data sheet, at "
+        "an assumed 30 %% of its peak: hours, energy, CO2",
+    },
+    "--num-machines": {"type": int, "metavar": "N", "help": "machines or GPUs (default: 1)"},
+    "--watts": {
+        "type": float,
+        "metavar": "W",
+        "help": "power of one machine (default: its data sheet's; 15 W a core for this one)",
+    },
+    "--grid": {
+        "type": float,
+        "metavar": "KG_PER_KWH",
+        "help": "CO2 of a kWh (default: 0.727, India in FY 2023-24)",
+    },
+    "--masks-per-chip": {
+        "type": int,
+        "metavar": "K",
+        "help": "presentations of every chip read, each with its own mask (default: 1)",
+    },
+    "--batch-size": {"type": int, "metavar": "N", "help": "chips of a step (default: 64)"},
+    "--precision": {
+        "choices": ("auto", "fp32", "bf16"),
+        "help": "of the matrix products (default: auto, bf16 where the machine has it)",
+    },
+}
+
+
 def _add_tokens(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = _verb(
         verbs,
         _tokens,
         "tokens",
-        "count tokens, pixels and scalars of a run",
+        "count tokens, pixels and scalars of a run, and plan one",
         "Count what a run is shown and asked: tokens, pixels and scalars, each by its name.\n"
-        "Without arguments: the two published runs. With RUN: a finished run, as presented.\n\n"
+        "Without arguments: the two published runs. With RUN: a finished run, as presented.\n"
+        "With --model also FLOPs and bytes; with --machine also hours, energy and its CO2.\n\n"
         "  bharateo tokens\n"
         "  bharateo tokens runs/v0\n"
-        "  bharateo tokens --chips 5000 --epochs 100 --bands 10",
+        "  bharateo tokens --chips 5000 --epochs 100 --bands 10 --model nano --machine this\n"
+        "  bharateo tokens --chips 1000000 --epochs 100 --bands 10 --model base --machine h200",
     )
     parser.add_argument("run", type=Path, nargs="?", metavar="RUN", help="a finished run's folder")
     parser.add_argument("--chips", type=int, help="chips presented in an epoch")
@@ -221,6 +273,8 @@ def _add_tokens(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     parser.add_argument("--patch-px", type=int, default=16, help="side of a patch (default: 16)")
     parser.add_argument("--mask-ratio", type=float, default=0.75,
                         help="share of tokens hidden (default: 0.75)")  # fmt: skip
+    for option, settings in _PLAN_OPTIONS.items():
+        parser.add_argument(option, **settings)
 
 
 def _add_epochs_and_seed(parser: argparse.ArgumentParser) -> None:
@@ -281,7 +335,8 @@ def _pretrain(options: argparse.Namespace) -> None:
           if getattr(options, name) is not None),
     ]  # fmt: skip
     config = load_config(options.config, overrides)
-    stages.pretrain(config, Dataset.open(options.dataset), options.output, Display())
+    display = Display(quiet=not _FIRST_RANK)
+    stages.pretrain(config, Dataset.open(options.dataset), options.output, display)
 
 
 def _evaluate(options: argparse.Namespace) -> None:
@@ -321,10 +376,36 @@ def _tokens(options: argparse.Namespace) -> None:
     from bharateo.display import Display
 
     account = None
-    if options.chips:
+    if options.chips is not None:
         account = Accounting(options.chips, options.epochs, options.chip_px, options.patch_px,
                              options.bands, options.mask_ratio)  # fmt: skip
-    stages.tokens(options.run, account, Display())
+    stages.tokens(options.run, account, Display(), _plan_request(options))
+
+
+def _plan_request(options: argparse.Namespace) -> Request | None:
+    """What to plan, None without --model; an option that would have no effect is refused."""
+    from bharateo.errors import ConfigError
+
+    names = [option.removeprefix("--").replace("-", "_") for option in _PLAN_OPTIONS]
+    given = {n: getattr(options, n) for n in names if getattr(options, n) is not None}
+    for name in given:
+        needed = "machine" if name in ("num_machines", "watts", "grid") else "model"
+        if needed not in given:
+            option, choices = name.replace("_", "-"), _PLAN_OPTIONS[f"--{needed}"]["choices"]
+            raise ConfigError(
+                f"--{option} needs --{needed}: add one of {', '.join(choices)}, or leave it out"
+            )
+    if not given:
+        return None
+    if options.chips is None and options.run is None:
+        raise ConfigError("--model needs chips to plan for: add --chips N, or name a finished RUN")
+
+    from bharateo.config import TrainingConfig
+    from bharateo.planning import Request
+
+    training = {n: given.pop(n) for n in ("masks_per_chip", "batch_size", "precision")
+                if n in given}  # fmt: skip
+    return Request(given.pop("model"), training=TrainingConfig(**training), **given)
 
 
 if __name__ == "__main__":

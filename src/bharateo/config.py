@@ -218,7 +218,8 @@ class TrainingConfig:
     """Hands into which the training chips are dealt; every batch takes equally from each. Ranks
     (a divisor of it) then read their own hands alone, so ``machine.resident`` divides by them."""
     checkpoint_seconds: float = 20.0
-    """Least time between checkpoints; longer where writing one takes more than 2 % of the time."""
+    """Least time between checkpoints, and longer where writing one would take more than 2 % of
+    it; 0: after every step."""
     seed: int = 42
 
 

@@ -19,8 +19,8 @@ LOG_EVERY_S = 10.0
 class Display:
     """Where the verbs say what they do."""
 
-    def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(highlight=False, soft_wrap=True)
+    def __init__(self, console: Console | None = None, quiet: bool = False) -> None:
+        self.console = console or Console(highlight=False, soft_wrap=True, quiet=quiet)
 
     def say(self, text: str) -> None:
         """One line, at once."""
@@ -33,7 +33,7 @@ class Display:
         table.add_column("unit")
         table.add_column("meaning", overflow="fold")
         for row in rows:
-            table.add_row(row.name, f"{row.value:,}", row.unit, row.meaning)
+            table.add_row(row.name, row.shown, row.unit, row.meaning)
         self.console.print(table)
 
     @contextmanager

@@ -14,6 +14,9 @@
     ├── DatasetError           a dataset folder is missing, unfinished or another plan's
     ├── ContractError          a run was given input that breaks its contract
     ├── RunError               a run folder is missing, unfinished or another configuration's
+    │   └── DivergedError          a loss or gradient that is no number; its chips are written down
+    ├── RankLostError          another process of a run on several has gone
+    ├── Stopped                asked to end (SIGTERM, Ctrl-C), and the work so far is kept
     └── StorageError           the disk is full or refuses writes
 
 Messages name the value, the file and the remedy, in that order.
@@ -66,6 +69,22 @@ class ContractError(BharatEOError):
 
 class RunError(BharatEOError):
     """A run folder is missing, unfinished or belongs to another configuration."""
+
+
+class DivergedError(RunError):
+    """A loss or a gradient is no number any more."""
+
+
+class RankLostError(BharatEOError):
+    """Another rank of a run has ended or does not answer."""
+
+
+class Stopped(BharatEOError):
+    """The program was asked to end by ``signal`` and has kept what it had done."""
+
+    def __init__(self, message: str, signal: int = 15) -> None:
+        super().__init__(message)
+        self.signal = signal
 
 
 class StorageError(BharatEOError):

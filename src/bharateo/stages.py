@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from bharateo.accounting import Accounting
     from bharateo.chips.store import Dataset
     from bharateo.chips.workers import Workers
+    from bharateo.planning import Machine, Plan, Request
     from bharateo.sources import Recipe
     from bharateo.training.checkpoint import Run
 
@@ -108,7 +110,7 @@ def pretrain(config: Config, dataset: Dataset, output: Path, display: Display) -
             note = "  ".join([*shown, f"{now.chips_per_s:.0f} chips/s", left])
             bar.update(now.step, now.num_steps, note)
 
-        run = train(dataset, config, output, show)
+        run = train(dataset, config, output, show, display.say)
     display.say(f"run: {output} ({run.contract['num_parameters'] / 1e6:.2f} M parameters)")
     return run
 
@@ -144,17 +146,52 @@ def report(run: Path, display: Display) -> Path:
     return path
 
 
-def tokens(run: Path | None, account: Accounting | None, display: Display) -> None:
-    """Print the account of a run, of given numbers, or of the two published runs."""
+def tokens(
+    run: Path | None, account: Accounting | None, display: Display, request: Request | None = None
+) -> None:
+    """Print the account of a run, of given numbers, or of the two published runs.
+
+    With a request: the plan of its model for that account.
+    """
     from bharateo.accounting import Accounting, published
 
+    bytes_per_value = 2
     if run is not None:
         from bharateo.training.checkpoint import read_contract
 
-        accounts = {str(run): Accounting.of_run(read_contract(run))}
+        contract = read_contract(run)
+        bytes_per_value = 1 if contract["sensor"]["dtype"] == "uint8" else 2
+        accounts = {str(run): Accounting.of_run(contract)}
     elif account is not None:
         accounts = {"as given": account}
     else:
         accounts = dict(published())
     for title, each in accounts.items():
-        display.table(title, each.rows())
+        if request is None:
+            display.table(title, each.rows())
+        else:
+            plan = request.plan(each, bytes_per_value)
+            if request.machine == "this":
+                plan = replace(plan, machine=_measured(plan, display))
+            display.table(f"{title}, {request.size} model", plan.rows())
+
+
+def _measured(plan: Plan, display: Display) -> Machine:
+    """This machine, at the training of a plan."""
+    from bharateo.planning import measured_machine
+    from bharateo.training.engine import open_engine
+    from bharateo.training.speed import measure
+
+    display.say("Measuring this machine: a few seconds, or five steps where those take longer.")
+    with open_engine(plan.config) as engine:
+        speed = measure(plan.config, plan.num_bands, engine)
+    machine = measured_machine(**vars(speed), flops=plan.layers.flops)
+    display.say(
+        f"Measured: {speed.chips_per_s:,.4g} chips/s in batches of "
+        f"{plan.config.training.batch_size:,}, {machine.share * speed.peak / 1e9:,.4g} GFLOP/s, "
+        f"{100 * machine.share:.3g} % of the {speed.peak / 1e9:,.4g} GFLOP/s that a large "
+        f"{speed.precision} product reaches."
+    )
+    if machine.watts is None and plan.watts is None:
+        display.say("Its power is not known: add --watts W for energy and CO2.")
+    return machine

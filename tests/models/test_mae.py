@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from bharateo.config import HeadConfig, ModelConfig
 from bharateo.models.heads import build_heads
 from bharateo.models.mae import MODELS, build_model, num_parameters
+from bharateo.models.objective import Objective
 from bharateo.models.patches import patchify, take_tokens
-from bharateo.training.loop import total_loss
 
 SEED_SIZES = ModelConfig("seed", width=128, depth=3, num_heads=4)
 SEED_HEADS = {
@@ -23,8 +23,8 @@ both_models = pytest.mark.parametrize("name", MODELS)
 
 
 def loss_of(model, heads, batch, mask, configs=HEADS):
-    module = nn.ModuleDict({"model": model, "heads": heads})
-    return total_loss(module, batch, mask, configs, torch.enable_grad)
+    objective = Objective(model, heads, configs)
+    return objective(batch, mask, objective.counts(batch, mask))
 
 
 # The model of the first experiment.
@@ -79,12 +79,12 @@ def textbook_names(name):
 
 def test_the_seed_model_is_the_textbook_transformer_in_loss_and_gradients():
     model = tiny_model("seed", depth=2)
-    module = nn.ModuleDict({"model": model, "heads": tiny_heads(model, SEED_HEADS)})
+    module = Objective(model, tiny_heads(model, SEED_HEADS), SEED_HEADS)
     textbook = Textbook(16, 3 * 64, 16, 2, 2)
     ours = dict(module.named_parameters())
     textbook.load_state_dict({textbook_names(name): value for name, value in ours.items()})
     batch, mask = random_batch(model)
-    loss, _ = total_loss(module, batch, mask, SEED_HEADS, torch.enable_grad)
+    loss, _ = module(batch, mask, module.counts(batch, mask))
     labels = batch.class_counts.argmax(2)
     model_units = model.normalise.model_units(batch.image.movedim(1, -1)).movedim(-1, 1)
     expected = textbook(patchify(model_units, 8), mask.hidden, labels)

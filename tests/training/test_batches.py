@@ -9,13 +9,10 @@ from bharateo.models.patches import patchify
 from bharateo.training.batches import (
     Window,
     cut,
-    draw_windows,
-    epoch_order,
     evaluation_mask,
     fixed_batches,
     fixed_windows,
     symmetric,
-    training_mask,
     window_ids,
 )
 from bharateo.training.loop import Trainer
@@ -59,34 +56,7 @@ def test_an_epoch_shows_its_chips_and_no_more(palette_dataset, tmp_path):
     assert sizes == [16, 16, 5] * 2
 
 
-@given(st.integers(1, 30), st.integers(1, 200), st.integers(0, 99), st.integers(0, 9))
-def test_all_squares_are_shown_equally_often_in_an_epoch(num_squares, num_chips, seed, epoch):
-    squares = np.arange(num_squares) * 3
-    order = epoch_order(squares, num_chips, seed, epoch)
-    counts = np.bincount(order, minlength=squares[-1] + 1)[squares]
-    assert len(order) == num_chips == counts.sum()
-    assert counts.max() - counts.min() <= 1
-
-
-def test_epochs_differ_in_their_order():
-    orders = {tuple(epoch_order(np.arange(20), 20, 1, epoch)) for epoch in range(5)}
-    assert len(orders) == 5
-
-
 # Where chips are cut.
-
-
-def test_windows_are_drawn_from_all_positions_also_the_last():
-    windows = draw_windows(np.zeros(4000, int), 10, 8, True, np.random.default_rng(0))
-    assert {(w.row, w.col) for w in windows} == {(r, c) for r in range(3) for c in range(3)}
-    counts = np.bincount([w.row * 3 + w.col for w in windows])
-    assert counts.min() > 0.8 * counts.mean()
-    assert {w.symmetry for w in windows} == set(range(8))
-
-
-def test_a_square_of_the_chips_own_size_has_one_window():
-    windows = draw_windows(np.arange(9), 8, 8, False, np.random.default_rng(0))
-    assert windows == [Window(chip, 0, 0, 0) for chip in range(9)]
 
 
 @pytest.mark.parametrize(
@@ -143,11 +113,6 @@ def test_pixels_validity_and_labels_are_turned_together(reflectance_dataset, way
     assert np.array_equal(turned.class_counts[0], patch_class_counts(labels[None].copy(), 8)[0])
 
 
-def test_without_augmentation_chips_are_as_they_lie():
-    windows = draw_windows(np.zeros(50, int), 20, 8, False, np.random.default_rng(0))
-    assert {w.symmetry for w in windows} == {0}
-
-
 # What a batch holds.
 
 
@@ -184,12 +149,6 @@ def test_labels_lie_under_their_pixels(palette_dataset):
 
 
 # Masks.
-
-
-def test_masks_of_a_step_hide_the_same_number_in_every_chip():
-    mask = training_mask(300, 16, 12, np.random.default_rng(0))
-    assert (mask.hidden.sum(1) == 12).all()
-    assert len({tuple(row) for row in mask.order.tolist()}) > 250
 
 
 def test_evaluation_masks_are_the_same_on_every_machine():

@@ -26,7 +26,7 @@ from bharateo.training.checkpoint import (
     save_checkpoint,
     training_state,
 )
-from bharateo.training.loop import MetricSums, Trainer, pretrain
+from bharateo.training.loop import Trainer, pretrain
 from small_datasets import PLAN, contents, many_bands, small_config, small_dataset
 
 
@@ -178,12 +178,12 @@ def test_a_restored_training_goes_on_as_if_nothing_had_been(reflectance_dataset,
     config = small_config(model)
     first, other = (Trainer(reflectance_dataset, config, tmp_path) for _ in range(2))
     for step in range(2):
-        first.step(step, MetricSums())
-    state = {k: v.clone() for k, v in training_state(first.module, first.optimisers).items()}
-    restore_training_state(state, other.module, other.optimisers)
+        first.step(step, first.loader.load(step))
+    state = {k: v.clone() for k, v in training_state(first.objective, first.optimisers).items()}
+    restore_training_state(state, other.objective, other.optimisers)
     for each in (first, other):
-        each.step(2, MetricSums())
-    ours, theirs = (training_state(each.module, each.optimisers) for each in (first, other))
+        each.step(2, each.loader.load(2))
+    ours, theirs = (training_state(each.objective, each.optimisers) for each in (first, other))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 

@@ -30,8 +30,10 @@ import hashlib
 import io
 import json
 import math
+import os
 from bisect import bisect_right
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import accumulate
 from pathlib import Path
@@ -57,8 +59,9 @@ BUILD_FOLDER = ".build"
 LAYERS = ("image", "landcover", "valid")
 SPLITS = ("train", "val", "test")
 
-_OPEN_FILES = 192
-"""Shards kept mapped at once; each holds a file descriptor, and some systems allow only 256."""
+_OPEN_FILES = 96
+"""Shards kept mapped at once; each holds a file descriptor, and some systems allow only 256, of
+which ``records`` takes its share."""
 
 
 def shard_file(layer: str, shard: int) -> str:
@@ -93,6 +96,24 @@ def write_array(path: Path, array: np.ndarray) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True)
+class Layer:
+    """How a layer lies on disk: in every shard's file one record a chip, one after the other.
+
+    ``shape`` is that of a record, ``first_byte`` where the records of a shard begin in its file.
+    """
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    files: tuple[str, ...]
+    first_byte: Int64[np.ndarray, " shard"]
+
+    @property
+    def record_bytes(self) -> int:
+        """Bytes of one record."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
 class Dataset:
     """A complete dataset folder, opened for reading; pixels stay on disk until asked for.
 
@@ -108,6 +129,7 @@ class Dataset:
         self.regions = tuple(region["name"] for region in info["regions"])
         self.attribution = tuple(info["attribution"])
         self._ends = tuple(accumulate(shard["num_chips"] for shard in info["shards"]))
+        self._starts = np.array((0, *self._ends[:-1]))
         self.num_chips = self._ends[-1]
         self._shard = lru_cache(_OPEN_FILES)(self._map_shard)
 
@@ -135,13 +157,47 @@ class Dataset:
         names = pq.read_schema(self.path / CHIPS_FILE).names
         return self._table([name for name in names if name != "geometry"]).to_pandas()
 
+    def column(self, name: str) -> Shaped[np.ndarray, " chip"]:
+        """One column of the table of chips, without reading the others; text is str or None.
+
+        Raises:
+            DatasetError: the table has no such column.
+        """
+        import pyarrow.parquet as pq  # here, since opening a dataset has no need of it
+
+        file = self.path / CHIPS_FILE
+        names = pq.read_schema(file).names
+        if name not in names:
+            raise DatasetError(f"column {name!r} is not in {file}: it holds {', '.join(names)}")
+        column = self._table([name]).column(name)
+        return _texts(column) if column.type == "string" else column.to_numpy()
+
     @cached_property
     def _split_of_chip(self) -> np.ndarray:
-        return self._table(["split"]).column("split").to_numpy(zero_copy_only=False)
+        return self.column("split")
 
     def indices(self, split: str) -> Int64[np.ndarray, " chip"]:
         """The chips of a split (``train``, ``val`` or ``test``), ascending; may be empty."""
         return np.flatnonzero(self._split_of_chip == split)
+
+    @cached_property
+    def layers(self) -> Mapping[str, Layer]:
+        """How every layer lies on disk, for those who read it by themselves (``records``)."""
+        return {name: _layout(name, self.info) for name in LAYERS}
+
+    def locate(
+        self, chips: Int64[np.ndarray, " chip"]
+    ) -> tuple[Int64[np.ndarray, " chip"], Int64[np.ndarray, " chip"]]:
+        """The shard of every chip, and its record there.
+
+        Raises:
+            IndexError: a chip does not exist.
+        """
+        missing = chips[(chips < 0) | (chips >= self.num_chips)]
+        if len(missing):
+            raise IndexError(f"chip {missing[0]} of {self.num_chips} in {self.path}")
+        shards = np.searchsorted(self._starts, chips, side="right") - 1
+        return shards, chips - self._starts[shards]
 
     def image(self, chip: int) -> Shaped[np.ndarray, "band row col"]:
         """Stored values of a chip, a read-only view of the file; 0 where invalid."""
@@ -196,12 +252,28 @@ class Dataset:
 
     def _map_shard(self, layer: str, shard: int) -> np.ndarray:
         """A whole shard, mapped without reading its header: ``dataset.json`` says all of it."""
-        record, dtype = self.info["shards"][shard], self.info["layers"][layer]["dtype"]
-        shape = (record["num_chips"], *self.info["layers"][layer]["shape_per_chip"])
-        header_bytes = record[layer]["bytes"] - math.prod(shape) * np.dtype(dtype).itemsize
-        file = self.path / record[layer]["file"]
-        mapped = np.memmap(file, dtype, "r", offset=header_bytes, shape=shape)
+        lies = self.layers[layer]
+        shape = (self.info["shards"][shard]["num_chips"], *lies.shape)
+        file = self.path / lies.files[shard]
+        mapped = np.memmap(file, lies.dtype, "r", offset=int(lies.first_byte[shard]), shape=shape)
         return mapped.view(np.ndarray)  # indexing the memmap subclass is slower than the disk
+
+
+def _layout(name: str, info: Mapping[str, Any]) -> Layer:
+    dtype = np.dtype(info["layers"][name]["dtype"])
+    shape = tuple(info["layers"][name]["shape_per_chip"])
+    chip_bytes = math.prod(shape) * dtype.itemsize
+    shards = info["shards"]
+    header_bytes = [shard[name]["bytes"] - shard["num_chips"] * chip_bytes for shard in shards]
+    files = tuple(shard[name]["file"] for shard in shards)
+    return Layer(dtype, shape, files, np.array(header_bytes, np.int64))
+
+
+def _texts(column: pa.ChunkedArray) -> np.ndarray:
+    """A column of text; equal ones are one object, since few come a million times."""
+    coded = column.dictionary_encode().combine_chunks()
+    texts = np.array([*coded.dictionary.to_pylist(), None], object)
+    return texts[coded.indices.fill_null(len(texts) - 1).to_numpy()]
 
 
 def read_info(path: Path) -> dict[str, Any]:
@@ -245,14 +317,17 @@ def _why_missing(path: Path) -> str:
 
 
 def _check_shards(path: Path, info: Mapping[str, Any]) -> None:
+    """Compare all sizes in one pass over the folder: a dataset may have ten thousand files."""
+    with os.scandir(path) as entries:
+        sizes = {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
     for shard in info["shards"]:
         for layer in LAYERS:
             record = shard[layer]
-            file = path / record["file"]
-            size = file.stat().st_size if file.exists() else None
+            size = sizes.get(record["file"])
             if size != record["bytes"]:
                 found = "is missing" if size is None else f"has {size} bytes"
                 raise DatasetError(
-                    f"shard {file} {found}, {DATASET_FILE} promises {record['bytes']} bytes: "
-                    f"copy the file again, or delete {path} and run the same build again"
+                    f"shard {path / record['file']} {found}, {DATASET_FILE} promises "
+                    f"{record['bytes']} bytes: copy the file again, or delete {path} and run the "
+                    "same build again"
                 )

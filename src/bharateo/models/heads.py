@@ -6,7 +6,7 @@ A new task is one class here, one line in ``HEADS`` and one entry under ``heads`
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import torch
@@ -18,10 +18,10 @@ from bharateo.config import HeadConfig
 from bharateo.errors import ConfigError
 from bharateo.landcover import IGNORE, NUM_CLASSES
 from bharateo.models.mae import MaskedAutoencoder, Tokens
-from bharateo.models.patches import take_tokens
+from bharateo.models.patches import Mask, known_all, take_patches, take_tokens
 
 Sums = dict[str, tuple[Tensor, Tensor]]
-"""Metric -> (sum, count): adds over batches without bias, whatever is missing in them."""
+"""Metric -> (sum, count): adds over batches and ranks without bias, whatever is missing in them."""
 
 
 @dataclass(frozen=True)
@@ -38,16 +38,26 @@ class Batch:
     class_counts: Int64[Tensor, "batch token cls"]
     chip: Int64[Tensor, batch]
 
+    def to(self, device: torch.device) -> Batch:
+        """The batch on a device."""
+        return Batch(*(getattr(self, field.name).to(device) for field in fields(self)))
+
 
 class Head(nn.Module):
     """A pretext task on the decoded tokens. ``loss_metric`` names its loss among its metrics."""
 
     loss_metric: ClassVar[str]
 
-    def forward(
-        self, tokens: Tokens, batch: Batch, model: MaskedAutoencoder
-    ) -> tuple[Tensor, Sums]:
-        """The task's loss (a mean over its targets) and the sums its metrics are made of."""
+    def count(self, batch: Batch, mask: Mask) -> Tensor:
+        """How many targets of the task a batch holds: the loss is the sum over them by this.
+
+        Known before the model has run, so that the parts of a batch, on several ranks or one
+        after the other, are divided by the count of the whole.
+        """
+        raise NotImplementedError
+
+    def forward(self, tokens: Tokens, batch: Batch, model: MaskedAutoencoder) -> Sums:
+        """The sums its metrics are made of; that of ``loss_metric`` carries the gradient."""
         raise NotImplementedError
 
 
@@ -62,7 +72,7 @@ class PixelHead(Head):
 
     def __init__(self, model: MaskedAutoencoder, beta: float = 0.1) -> None:
         super().__init__()
-        self.beta = beta
+        self.beta, self.patch_px = beta, model.config.patch_px
         self.norm = nn.LayerNorm(model.decoded_width)
         self.linear = nn.Linear(model.decoded_width, model.values_per_patch)
 
@@ -71,20 +81,22 @@ class PixelHead(Head):
         predicted: Tensor = self.linear(self.norm(tokens.masked))
         return predicted
 
-    def forward(
-        self, tokens: Tokens, batch: Batch, model: MaskedAutoencoder
-    ) -> tuple[Tensor, Sums]:
+    def count(self, batch: Batch, mask: Mask) -> Tensor:
+        """Valid scalars of masked patches."""
+        valid = take_patches(batch.valid[:, None], self.patch_px, mask.masked)
+        return valid.sum() * batch.image.shape[1]
+
+    def forward(self, tokens: Tokens, batch: Batch, model: MaskedAutoencoder) -> Sums:
         """SmoothL1 over valid scalars of masked patches."""
-        target, valid = model.patches(batch.image, batch.valid, tokens.mask.masked)
+        hidden = slice(tokens.mask.num_visible, None)
+        target, valid = tokens.patches[:, hidden], tokens.pixels[:, hidden]
         predicted = self.predict(tokens).float()
-        each = smooth_l1(predicted, target, self.beta)
-        total = _sum_by_band(each, valid).sum()
-        count = valid.sum() * model.num_bands
-        loss = total / count.clamp(min=1)
+        total = _sum_by_band(smooth_l1(predicted, target, self.beta), valid).sum()
         with torch.no_grad():
             absolute = _sum_by_band((predicted - target).abs_(), valid)
             mae = (absolute * model.normalise.std).sum()
-        return loss, {"rec_smooth_l1": (total.detach(), count), "masked_mae": (mae, count)}
+        count = valid.sum() * model.num_bands
+        return {"rec_smooth_l1": (total, count), "masked_mae": (mae, count)}
 
 
 class LandCoverHead(Head):
@@ -125,21 +137,21 @@ class LandCoverHead(Head):
         share = counts / counts.sum(2, keepdim=True).clamp(min=1)
         return -(share * logits.log_softmax(2)).sum(2)
 
-    def forward(
-        self, tokens: Tokens, batch: Batch, model: MaskedAutoencoder
-    ) -> tuple[Tensor, Sums]:
+    def count(self, batch: Batch, mask: Mask) -> Tensor:
+        """Labelled patches."""
+        return (batch.class_counts.sum(2) > 0).sum()
+
+    def forward(self, tokens: Tokens, batch: Batch, model: MaskedAutoencoder) -> Sums:
         """Cross-entropy over all labelled patches, visible ones too."""
         counts = take_tokens(batch.class_counts, tokens.mask.order)
         labelled = counts.sum(2) > 0
         mode = patch_mode(counts)
         logits = self.predict(tokens).float()
-        each = self.cross_entropy(logits, counts)
         count = labelled.sum()
-        loss = each.sum() / count.clamp(min=1)
         right = (logits.detach().argmax(2) == mode) & labelled
         seen = tokens.mask.num_visible
-        return loss, {
-            "esa_ce": (each.detach().sum(), count),
+        return {
+            "esa_ce": (self.cross_entropy(logits, counts).sum(), count),
             "esa_acc": (right.sum(), count),
             "esa_acc_masked": (right[:, seen:].sum(), labelled[:, seen:].sum()),
             "esa_acc_visible": (right[:, :seen].sum(), labelled[:, :seen].sum()),
@@ -151,7 +163,7 @@ def _sum_by_band(
 ) -> Float[Tensor, " band"]:
     """Sums over valid pixels, a band each."""
     by_band = each.unflatten(2, (-1, valid.shape[2]))
-    if not valid.all():
+    if not known_all(valid):
         by_band = by_band.masked_fill(~valid[:, :, None], 0.0)
     return by_band.sum((0, 1, 3))
 

@@ -14,16 +14,22 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from bharateo.config import ModelConfig
-from bharateo.models.patches import Mask, take_patches
+from bharateo.models.patches import Mask, known_all, take_patches
 from bharateo.models.vit import blocks, init_transformer, sincos_positions
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """What a model returns: one vector a token, visible first, with the mask that ordered them."""
+    """What a model returns: one vector a token, visible first, with the mask that ordered them.
+
+    ``patches`` are the tokens' patches in model units and ``pixels`` says which of their pixels
+    are valid, in the same order: the visible ones were the input, the masked ones are the target.
+    """
 
     values: Float[Tensor, "batch token dim"]
     mask: Mask
+    patches: Float[Tensor, "batch token value"]
+    pixels: Bool[Tensor, "batch token pixel"]
 
     @property
     def masked(self) -> Float[Tensor, "batch masked dim"]:
@@ -52,8 +58,8 @@ class Normalise(nn.Module):
         return (physical - self.mean) / self.std
 
     def is_identity(self) -> bool:
-        """Whether model units are physical units, as for colours in [0, 1]."""
-        return not self.mean.any() and bool((self.std == 1).all())
+        """Whether model units are known to be physical units, as for colours in [0, 1]."""
+        return known_all(self.mean == 0) and known_all(self.std == 1)
 
     def physical_units(
         self, normalised: Float[Tensor, "batch band row col"]
@@ -69,8 +75,9 @@ class Normalise(nn.Module):
         """Normalised patches with their invalid pixels filled."""
         normalised = patches.unflatten(2, (self.mean.shape[0], -1))
         if not self.is_identity():
-            normalised = (normalised - self.mean[:, None]) / self.std[:, None]
-        if not valid.all():
+            scale = 1 / self.std[:, None]
+            normalised = torch.addcmul(-self.mean[:, None] * scale, normalised, scale)
+        if not known_all(valid):
             known = valid[:, :, None]
             normalised = normalised.masked_fill(~known, 0.0)
             mean = normalised.sum(3, keepdim=True) / known.sum(3, keepdim=True).clamp(min=1)
@@ -163,7 +170,10 @@ class V0(MaskedAutoencoder):
         mask: Mask,
     ) -> Tokens:
         """Encode the visible patches, then decode all tokens."""
-        return self.decode(self.encode(image, valid, mask), mask)
+        patches, pixels = self.patches(image, valid, mask.order)
+        seen = slice(mask.num_visible)
+        encoded = self._encode(patches[:, seen], pixels[:, seen], mask)
+        return Tokens(self.decode(encoded, mask), mask, patches, pixels)
 
     def encode(
         self,
@@ -172,18 +182,23 @@ class V0(MaskedAutoencoder):
         mask: Mask,
     ) -> Float[Tensor, "batch visible dim"]:
         """The encoder's vectors of the visible patches alone."""
-        patches, pixels = self.patches(image, valid, mask.visible)
+        return self._encode(*self.patches(image, valid, mask.visible), mask)
+
+    def _encode(self, patches: Tensor, pixels: Tensor, mask: Mask) -> Tensor:
         missing = 1 - pixels.float().mean(2, keepdim=True)
         x = self.embed(patches) + missing * self.missing + self.positions[mask.visible]
         return self.norm(self.encoder(x))
 
-    def decode(self, encoded: Float[Tensor, "batch visible dim"], mask: Mask) -> Tokens:
+    def decode(
+        self, encoded: Float[Tensor, "batch visible dim"], mask: Mask
+    ) -> Float[Tensor, "batch token decoded"]:
         """A decoder vector for every token; masked ones start as the mask token."""
         batch, num_masked = mask.masked.shape
         seen = self.to_decoder(encoded)
         hidden = self.mask_token.to(seen.dtype).expand(batch, num_masked, -1)
         x = torch.cat([seen, hidden], 1) + self.decoder_positions.to(seen.dtype)[mask.order]
-        return Tokens(self.decoder(x), mask)
+        decoded: Tensor = self.decoder(x)
+        return decoded
 
 
 class Seed(MaskedAutoencoder):
@@ -215,11 +230,11 @@ class Seed(MaskedAutoencoder):
         mask: Mask,
     ) -> Tokens:
         """All tokens through the encoder, masked ones as the mask token."""
-        patches, _ = self.patches(image, valid, mask.visible)
-        seen = self.embed(patches)
+        patches, pixels = self.patches(image, valid, mask.order)
+        seen = self.embed(patches[:, : mask.num_visible])
         hidden = self.mask_token.to(seen.dtype).expand(*mask.masked.shape, -1)
         x = torch.cat([seen, hidden], 1) + self.positions.to(seen.dtype)[mask.order]
-        return Tokens(self.encoder(x), mask)
+        return Tokens(self.encoder(x), mask, patches, pixels)
 
 
 MODELS: dict[str, type[MaskedAutoencoder]] = {"v0": V0, "seed": Seed}

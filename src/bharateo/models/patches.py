@@ -25,6 +25,10 @@ class Mask:
     order: Int64[Tensor, "batch token"]
     num_visible: int
 
+    def to(self, device: torch.device) -> Mask:
+        """The mask on a device."""
+        return Mask(self.order.to(device), self.num_visible)
+
     @property
     def visible(self) -> Int64[Tensor, "batch visible"]:
         """Indices of the tokens the model sees."""
@@ -45,6 +49,16 @@ class Mask:
         """Tokens in visible-first order put back into row-major order."""
         back = self.order.argsort(1)
         return take_tokens(tokens, back)
+
+
+def known_all(condition: Bool[Tensor, "*shape"]) -> bool:
+    """Whether all is true, where asking costs nothing: on a CPU, outside a compiled graph.
+
+    For shortcuts that change no result; elsewhere the answer is False.
+    """
+    if condition.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    return bool(condition.all())
 
 
 def num_masked(num_tokens: int, mask_ratio: float) -> int:

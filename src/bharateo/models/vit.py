@@ -27,8 +27,10 @@ class Attention(nn.Module):
     def forward(self, x: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch token dim"]:
         """Tokens mixed by attention."""
         batch, tokens, width = x.shape
-        qkv = self.qkv(x).view(batch, tokens, 3, self.num_heads, width // self.num_heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).contiguous()
+        heads = (batch, tokens, self.num_heads, width // self.num_heads)
+        query, key, value = (
+            part.view(heads).transpose(1, 2) for part in self.qkv(x).split(width, 2)
+        )
         mixed = attend(query, key, value)
         return self.out(mixed.transpose(1, 2).reshape(batch, tokens, width))
 

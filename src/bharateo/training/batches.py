@@ -1,7 +1,6 @@
-"""From stored squares to batches: order, windows, flips and masks, all drawn from (seed, step).
+"""Windows of stored squares as batches; evaluation's windows and masks, which are fixed.
 
-Nothing here keeps state: the batch of a step is a function of the seed and the step alone, so a
-run resumes at any step and repeats itself.
+What training shows is drawn in ``draws`` and read in ``loader``.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64, Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from bharateo.chips.store import Dataset
@@ -42,31 +41,6 @@ def fixed_windows(chips: Sequence[int], size_px: int, chip_px: int) -> list[Wind
     starts = np.linspace(0, spare, per_side).round() if per_side > 1 else np.array([spare // 2])
     return [
         Window(int(chip), int(row), int(col)) for chip in chips for row in starts for col in starts
-    ]
-
-
-def epoch_order(
-    chips: Int64[np.ndarray, " square"], num_chips: int, seed: int, epoch: int
-) -> Int64[np.ndarray, " chip"]:
-    """Which stored square each of an epoch's chips comes from: all equally often, shuffled."""
-    rng = np.random.default_rng([seed, epoch])
-    rounds = -(-num_chips // len(chips))
-    return np.concatenate([rng.permutation(chips) for _ in range(rounds)])[:num_chips]
-
-
-def draw_windows(
-    chips: Int64[np.ndarray, " batch"],
-    size_px: int,
-    chip_px: int,
-    augment: bool,
-    rng: np.random.Generator,
-) -> list[Window]:
-    """A fresh window of every square, uniform over all positions, with a random symmetry."""
-    corner = rng.integers(0, size_px - chip_px + 1, (len(chips), 2))
-    symmetry = rng.integers(0, 8, len(chips)) if augment else np.zeros(len(chips), int)
-    return [
-        Window(int(chip), int(row), int(col), int(way))
-        for chip, (row, col), way in zip(chips, corner, symmetry, strict=True)
     ]
 
 
@@ -110,11 +84,6 @@ def _stack(
     return stacked
 
 
-def training_mask(batch: int, num_tokens: int, masked: int, rng: np.random.Generator) -> Mask:
-    """Masks of a training step, uniform random per chip."""
-    return mask_from_noise(torch.from_numpy(rng.random((batch, num_tokens))), masked)
-
-
 def evaluation_mask(keys: Sequence[str], num_tokens: int, masked: int) -> Mask:
     """Masks that depend on the windows' ids alone: the same in every run, on every machine."""
     seeds = [hashlib.sha256(key.encode()).digest()[:8] for key in keys]
@@ -133,14 +102,21 @@ def window_ids(dataset: Dataset, windows: Sequence[Window]) -> list[str]:
     ]
 
 
+def fixed_batch(
+    dataset: Dataset, windows: Sequence[Window], model: ModelConfig
+) -> tuple[Batch, Mask]:
+    """Fixed windows with the masks that belong to their places."""
+    num_tokens = (model.chip_px // model.patch_px) ** 2
+    masked = num_masked(num_tokens, model.mask_ratio)
+    mask = evaluation_mask(window_ids(dataset, windows), num_tokens, masked)
+    return cut(dataset, windows, model.chip_px, model.patch_px), mask
+
+
 def fixed_batches(
     dataset: Dataset, split: str, model: ModelConfig, batch_size: int
 ) -> Iterator[tuple[list[Window], Batch, Mask]]:
     """A split's fixed windows with their fixed masks, batch by batch."""
     windows = fixed_windows(dataset.indices(split).tolist(), dataset.size_px, model.chip_px)
-    num_tokens = (model.chip_px // model.patch_px) ** 2
-    masked = num_masked(num_tokens, model.mask_ratio)
     for start in range(0, len(windows), batch_size):
         some = windows[start : start + batch_size]
-        mask = evaluation_mask(window_ids(dataset, some), num_tokens, masked)
-        yield some, cut(dataset, some, model.chip_px, model.patch_px), mask
+        yield some, *fixed_batch(dataset, some, model)

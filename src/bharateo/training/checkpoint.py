@@ -19,10 +19,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_state_dict,
+    set_state_dict,
+)
+from torch.optim import Optimizer
 
 import bharateo
 from bharateo.chips.store import DATASET_FILE, Dataset
@@ -240,36 +245,49 @@ def load_checkpoint(run: Path) -> Checkpoint | None:
     return Checkpoint(progress["step"], progress["sums"], state)
 
 
-def training_state(
-    module: nn.Module, optimisers: Sequence[torch.optim.Optimizer]
-) -> dict[str, Tensor]:
-    """Weights and optimiser states as named tensors."""
-    state = dict(module.state_dict())
-    for which, optimiser in enumerate(optimisers):
-        for index, slots in optimiser.state_dict()["state"].items():
-            state |= {f"optimiser.{which}.{index}.{slot}": value for slot, value in slots.items()}
+_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+def training_state(objective: nn.Module, optimisers: Sequence[Optimizer]) -> dict[str, Tensor]:
+    """Weights and optimiser states by the names of their parameters, whole, on the CPU.
+
+    The same names and shapes for one rank, for several, and for shards (FSDP2). All ranks must
+    call it; the first one alone gets something where the model is sharded.
+    """
+    if not any(optimiser.state for optimiser in optimisers):
+        optimisers = []  # asking would make states up
+    weights, kept = get_state_dict(objective, optimisers, options=_WHOLE)
+    state: dict[str, Any] = dict(weights)
+    slots: Any = kept.get("state", {})
+    for name, each in slots.items():
+        state |= {f"optimiser.{slot}.{name}": value for slot, value in each.items()}
     return state
 
 
 def restore_training_state(
-    state: Mapping[str, Tensor], module: nn.Module, optimisers: Sequence[torch.optim.Optimizer]
+    state: Mapping[str, Tensor], objective: nn.Module, optimisers: Sequence[Optimizer]
 ) -> None:
-    """Put back what ``training_state`` took."""
-    slots: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimisers]
-    weights = {}
+    """Put back what ``training_state`` took, also on another number of ranks, by all of them."""
+    weights: dict[str, Any] = {}
+    slots: dict[str, Any] = {}
     for name, value in state.items():
         if name.startswith("optimiser."):
-            _, which, index, slot = name.split(".")
-            slots[int(which)].setdefault(int(index), {})[slot] = value
+            _, slot, parameter = name.split(".", 2)
+            slots.setdefault(parameter, {})[slot] = value
         else:
             weights[name] = value
-    module.load_state_dict(weights)
-    for optimiser, each in zip(optimisers, slots, strict=True):
-        optimiser.load_state_dict({**optimiser.state_dict(), "state": each})
+    _, present = get_state_dict(objective, optimisers)
+    set_state_dict(
+        objective,
+        optimisers,
+        model_state_dict=weights,
+        optim_state_dict={"state": slots, "param_groups": present["param_groups"]},
+        options=_WHOLE,
+    )
 
 
-def save_run(run: Path, module: nn.Module, contract: Mapping[str, Any]) -> None:
+def save_run(run: Path, weights: Mapping[str, Tensor], contract: Mapping[str, Any]) -> None:
     """Write the weights, then the contract that declares the run complete."""
-    content = save(dict(module.state_dict()))
+    content = save(dict(weights))
     write_atomically(run / MODEL_FILE, lambda file: file.write(content))
     write_json(run / CONTRACT_FILE, contract)

@@ -1,14 +1,227 @@
-"""The machine: arithmetic precision of one process."""
+"""The machine a run uses: its device, its ranks, its arithmetic, and what ranks tell each other.
+
+Ranks are those of plain ``torchrun``; without it there is one. Every rank runs the same program,
+and what it is told here is the same on all of them.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from bharateo.config import Config, MachineConfig
+from bharateo.errors import BharatEOError, ConfigError, RankLostError
+from bharateo.memory import keep_freed_memory
+from bharateo.models.vit import Block
+
+T = TypeVar("T")
+
+PATIENCE = timedelta(minutes=10)
+"""How long a rank waits for the others before it takes them for lost."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One rank of a run: which, of how many, and what it computes with."""
+
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    rank: int = 0
+    num_ranks: int = 1
+    machine: MachineConfig = field(default_factory=MachineConfig)
+    precision: str = "fp32"
+
+    @property
+    def first(self) -> bool:
+        """Whether this rank writes files and speaks to the user."""
+        return self.rank == 0
+
+    @property
+    def asynchronous(self) -> bool:
+        """Whether looking at a number makes the program wait for the device."""
+        return self.device.type != "cpu"
+
+    @property
+    def sharded(self) -> bool:
+        """Whether every rank holds a shard of the model only, and forward passes are joint."""
+        return self.num_ranks > 1 and self.machine.parallel == "fsdp"
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """A context in which matrix products run in the run's precision."""
+        return autocast(self.precision, self.device.type)()
+
+    def wrap(self, objective: nn.Module) -> nn.Module:
+        """The objective on the device, compiled where that pays, and shared by the ranks.
+
+        The module itself is moved, compiled and sharded in place; call what is returned.
+        """
+        objective.to(self.device)
+        if self.machine.compile or (self.machine.compile is None and self.asynchronous):
+            objective.compile(dynamic=False)
+        if self.num_ranks == 1:
+            return objective
+        if self.machine.parallel == "ddp":
+            devices = [self.device] if self.asynchronous else None
+            return DistributedDataParallel(
+                objective, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
+        mesh = init_device_mesh(self.device.type, (self.num_ranks,))
+        for block in [each for each in objective.modules() if isinstance(each, Block)]:
+            fully_shard(block, mesh=mesh)
+        fully_shard(objective, mesh=mesh)
+        return objective
+
+    @contextlib.contextmanager
+    def part(self, module: nn.Module, last: bool) -> Iterator[None]:
+        """One part of a batch: gradients go to the other ranks with the last one."""
+        if isinstance(module, FSDPModule):
+            module.set_requires_gradient_sync(last)
+        if isinstance(module, DistributedDataParallel) and not last:
+            with module.no_sync():
+                yield
+            return
+        yield
+
+    def reshard(self, module: nn.Module) -> None:
+        """Let go of what was gathered for passes without a gradient: else it is taken for the
+        weights of the next step, after they have moved.
+        """
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+    def total(self, values: Tensor) -> Tensor:
+        """Sums over all ranks, in place."""
+        if self.num_ranks > 1:
+            dist.all_reduce(values)
+        return values
+
+    def most(self, values: Tensor) -> Tensor:
+        """The largest over all ranks, in place."""
+        if self.num_ranks > 1:
+            dist.all_reduce(values, dist.ReduceOp.MAX)
+        return values
+
+    def by_first(self, act: Callable[[], T]) -> T:
+        """What the first rank's ``act()`` returns or raises, on every rank; others do not act."""
+        if self.num_ranks == 1:
+            return act()
+        told: list[object] = [None, None]
+        if self.first:
+            try:
+                told[0] = act()
+            except BharatEOError as error:
+                told[1] = error
+        dist.broadcast_object_list(told, src=0)
+        if isinstance(told[1], BharatEOError):
+            raise told[1]
+        return told[0]  # type: ignore[return-value]
+
+    def gathered(self, value: T) -> list[T]:
+        """Every rank's value, in the order of the ranks."""
+        if self.num_ranks == 1:
+            return [value]
+        values: list[T | None] = [None] * self.num_ranks
+        dist.all_gather_object(values, value)
+        return values  # type: ignore[return-value]
+
+    @contextlib.contextmanager
+    def noticing_lost_ranks(self) -> Iterator[None]:
+        """Say in one line that another rank has gone, instead of what its socket says.
+
+        Raises:
+            RankLostError: another rank ended, or did not answer within ``PATIENCE``.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if self.num_ranks == 1 or not _is_of_the_network(error):
+                raise
+            reason = str(error).split(". ")[0].splitlines()[0]
+            raise RankLostError(
+                f"rank {self.rank} of {self.num_ranks} has lost another rank ({reason}): see that "
+                "one's last lines. Run the same command again, on any number of ranks: it goes on "
+                "from the last checkpoint"
+            ) from error
+
+
+@contextlib.contextmanager
+def open_engine(config: Config) -> Iterator[Engine]:
+    """This process as a rank of the run, until the context ends.
+
+    Raises:
+        ConfigError: the device asked for is not there.
+    """
+    machine = config.machine
+    rank, num_ranks = (int(os.environ.get(name, each)) for name, each in _RANK)
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    device = find_device(machine.device, local)
+    use_cpu(machine, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    precision = resolve_precision(config.training.precision, device.type)
+    started = num_ranks > 1 and not dist.is_initialized()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.set_float32_matmul_precision("high" if precision == "bf16" else "highest")
+    if started:
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=PATIENCE)
+    try:
+        yield Engine(device, rank, num_ranks, machine, precision)
+    finally:
+        if started:
+            dist.destroy_process_group()
+
+
+_RANK = (("RANK", 0), ("WORLD_SIZE", 1))
+
+
+def find_device(asked_for: str, local_rank: int = 0) -> torch.device:
+    """The device of a rank; ``auto`` is the GPU where there is one.
+
+    Raises:
+        ConfigError: there is no GPU, or not one for this rank.
+    """
+    num_gpus = torch.cuda.device_count()
+    if asked_for == "cpu" or (asked_for == "auto" and not num_gpus):
+        return torch.device("cpu")
+    if local_rank >= num_gpus:
+        raise ConfigError(
+            f"machine.device {asked_for!r}: PyTorch {torch.__version__} sees {num_gpus} GPUs here, "
+            f"and rank {local_rank} wants one of its own; use machine.device=cpu, or fewer ranks"
+        )
+    return torch.device("cuda", local_rank)
+
+
+def use_cpu(machine: MachineConfig, ranks_here: int = 1) -> None:
+    """Set threads and allocator as the configuration says.
+
+    ``torchrun`` gives every rank one thread; the cores are shared out instead.
+    """
+    if machine.threads is not None and machine.threads < 1:
+        raise ConfigError(f"machine.threads {machine.threads}: give at least 1, or null")
+    if machine.threads or ranks_here > 1:
+        torch.set_num_threads(machine.threads or max(1, num_cores() // ranks_here))
+    if machine.keep_freed_memory:
+        keep_freed_memory()
+
+
+def num_cores() -> int:
+    """Cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def has_native_bf16() -> bool:
@@ -20,15 +233,22 @@ def has_native_bf16() -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
-def resolve_precision(precision: str) -> str:
-    """``auto`` becomes ``bf16`` where the processor has it and ``fp32`` elsewhere."""
-    if precision == "auto":
-        return "bf16" if has_native_bf16() else "fp32"
-    return precision
+def resolve_precision(precision: str, device: str = "cpu") -> str:
+    """``auto`` becomes ``bf16`` where the device has it natively and ``fp32`` elsewhere."""
+    if precision != "auto":
+        return precision
+    native = torch.cuda.is_bf16_supported() if device == "cuda" else has_native_bf16()
+    return "bf16" if native else "fp32"
 
 
-def autocast(precision: str) -> Callable[[], AbstractContextManager[object]]:
+def autocast(precision: str, device: str = "cpu") -> Callable[[], AbstractContextManager[object]]:
     """A maker of contexts in which matrix products run in ``fp32`` or ``bf16``."""
     if precision == "bf16":
-        return partial(torch.autocast, "cpu", dtype=torch.bfloat16)
+        return partial(torch.autocast, device, dtype=torch.bfloat16)
     return contextlib.nullcontext
+
+
+def _is_of_the_network(error: RuntimeError) -> bool:
+    return isinstance(error, dist.DistError) or any(
+        word in str(error) for word in ("gloo", "NCCL", "Connection closed", "Connection reset")
+    )

@@ -2,41 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from bharateo.accounting import Accounting
 from bharateo.chips.store import Dataset
-from bharateo.config import Config, HeadConfig, differences, read_yaml, to_yaml
-from bharateo.errors import ConfigError, ContractError, RunError
-from bharateo.files import remove_leftovers, write_text
-from bharateo.memory import keep_freed_memory
-from bharateo.models.heads import HEADS, Batch, Sums, build_heads
+from bharateo.config import Config, differences, read_yaml, to_yaml
+from bharateo.errors import ConfigError, ContractError, DivergedError, RunError, Stopped
+from bharateo.files import remove_leftovers, write_json, write_text
+from bharateo.models.heads import HEADS, Batch, build_heads
 from bharateo.models.mae import build_model
+from bharateo.models.objective import Objective
 from bharateo.models.patches import Mask, num_masked
-from bharateo.models.vit import Block
-from bharateo.training.batches import (
-    cut,
-    draw_windows,
-    epoch_order,
-    fixed_batches,
-    fixed_windows,
-    training_mask,
-)
+from bharateo.training.batches import fixed_batch, fixed_windows
 from bharateo.training.checkpoint import (
     CONFIG_FILE,
     CONTRACT_FILE,
-    HISTORY_FILE,
     Checkpoint,
     Run,
     dataset_fingerprint,
@@ -48,7 +36,26 @@ from bharateo.training.checkpoint import (
     save_run,
     training_state,
 )
-from bharateo.training.engine import autocast, resolve_precision
+from bharateo.training.engine import Engine, open_engine
+from bharateo.training.forecast import AFTER_STEPS, Forecast
+from bharateo.training.loader import Loader, RawBatch, prepare
+from bharateo.training.optimisers import build_optimisers, learning_rate
+from bharateo.training.stopping import StopWish
+from bharateo.training.watch import (
+    EVENTS_FILE,
+    HISTORY_FILE,
+    TENSORBOARD_FOLDER,
+    Log,
+    MetricSums,
+    SpikeWatch,
+    StepRecord,
+    TensorBoard,
+    read_rows,
+)
+
+DIVERGED_FILE = "diverged.json"
+CHECKPOINT_SHARE = 0.02
+"""Share of the time that writing checkpoints may take."""
 
 
 @dataclass(frozen=True)
@@ -60,30 +67,10 @@ class Progress:
     epoch: int
     num_epochs: int
     metrics: Mapping[str, float]
+    record: StepRecord
     chips_per_s: float
+    data_wait: float
     seconds_left: float
-
-
-@dataclass
-class MetricSums:
-    """Metrics as sums and counts, so that means over batches have no bias."""
-
-    sums: dict[str, list[float]] = field(default_factory=dict)
-
-    def add(self, sums: Sums) -> None:
-        """Add a batch's sums."""
-        for name, (total, count) in sums.items():
-            so_far = self.sums.setdefault(name, [0.0, 0.0])
-            so_far[0] += total.item()
-            so_far[1] += count.item()
-
-    def means(self, heads: Mapping[str, HeadConfig]) -> dict[str, float]:
-        """Mean of every metric, and ``loss``, the weighted sum of the heads' losses, first."""
-        means = {name: total / max(count, 1) for name, (total, count) in self.sums.items()}
-        if not means:
-            return {}
-        loss = sum(head.weight * means[HEADS[name].loss_metric] for name, head in heads.items())
-        return {"loss": loss, **means}
 
 
 def pretrain(
@@ -91,36 +78,62 @@ def pretrain(
     config: Config,
     run: Path,
     on_step: Callable[[Progress], None] = lambda _: None,
+    on_note: Callable[[str], None] = lambda _: None,
 ) -> Run:
     """Train a model on the train split and return the finished run.
 
     Goes on from the run's checkpoint if there is one; a finished run of the same configuration
     is returned as it is. The weights depend on dataset, configuration and machine alone, not on
-    how often training was interrupted.
+    how often training was interrupted. Under ``torchrun`` all ranks call it, and all must see
+    the run's folder; ``on_step`` and ``on_note`` are called on each.
 
     Raises:
         RunError: the folder holds another configuration's run.
-        ConfigError, ContractError: the configuration does not fit the dataset.
+        ConfigError, ContractError: the configuration does not fit the dataset or the machine.
+        DivergedError: a loss or gradient is no number; the chips are in ``diverged.json``.
+        RankLostError: another rank has gone.
+        Stopped: SIGTERM or Ctrl-C; the checkpoint holds everything done.
         StorageError: the disk is full; the last checkpoint stays.
     """
-    check_fit(config, dataset)
-    claim_folder(run, config, dataset)
-    if not (run / CONTRACT_FILE).exists():
-        keep_freed_memory()
-        trainer = Trainer(dataset, config, run)
-        trainer.train(on_step)
-        contract = make_contract(config, dataset, trainer.module, run, trainer.chips_per_epoch)
-        save_run(run, trainer.module, contract)
+    with open_engine(config) as engine, engine.noticing_lost_ranks():
+
+        def claim() -> bool:
+            check_fit(config, dataset, engine.num_ranks)
+            claim_folder(run, config, dataset)
+            return (run / CONTRACT_FILE).exists()
+
+        if not engine.by_first(claim):
+            trainer = Trainer(dataset, config, run, engine)
+            trainer.train(on_step, on_note)
+            weights = trainer.weights()
+            contract = make_contract(
+                config, dataset, trainer.objective, run, trainer.chips_per_epoch
+            )
+            engine.by_first(lambda: save_run(run, weights, contract))
     return Run.open(run)
 
 
-def check_fit(config: Config, dataset: Dataset) -> None:
-    """Refuse a configuration whose chips cannot be cut from the dataset's squares."""
+def check_fit(config: Config, dataset: Dataset, num_ranks: int = 1) -> None:
+    """Refuse a configuration that does not fit the dataset's squares, or the ranks."""
     training, model = config.training, config.model
-    for name in ("epochs", "batch_size", "lr", "chips_per_epoch"):
+    for name in ("epochs", "batch_size", "lr", "chips_per_epoch", "masks_per_chip",
+                 "shuffle_window", "lanes"):  # fmt: skip
         value = getattr(training, name)
         if value is not None and value <= 0:
             raise ConfigError(f"training.{name} must be more than 0, got {value}")
+    micro = config.machine.micro_batch
+    if micro is not None and micro <= 0:
+        raise ConfigError(f"machine.micro_batch must be more than 0, got {micro}")
+    if training.batch_size < num_ranks:
+        raise ConfigError(
+            f"training.batch_size {training.batch_size} is less than the {num_ranks} ranks: start "
+            "fewer, or raise it"
+        )
+    if training.batch_size % training.masks_per_chip:
+        raise ConfigError(
+            f"training.batch_size {training.batch_size} is not a multiple of "
+            f"training.masks_per_chip {training.masks_per_chip}: a batch holds all masks of a chip"
+        )
     if not config.heads:
         raise ConfigError(f"heads is empty: give at least one of {', '.join(HEADS)}")
     Accounting(  # refuses sizes that make no tokens, or none to hide
@@ -159,201 +172,333 @@ def claim_folder(run: Path, config: Config, dataset: Dataset) -> None:
         )
 
 
-def total_loss(
-    module: nn.ModuleDict,
-    batch: Batch,
-    mask: Mask,
-    heads: Mapping[str, HeadConfig],
-    autocast: Callable[[], AbstractContextManager[object]],
-) -> tuple[Tensor, Sums]:
-    """The weighted sum of the heads' losses, and all their metric sums."""
-    loss = torch.zeros(())
-    sums: Sums = {}
-    with autocast():
-        tokens = module["model"](batch.image, batch.valid, mask)
-        for name, head in module["heads"].items():  # type: ignore[operator]
-            head_loss, head_sums = head(tokens, batch, module["model"])
-            loss = loss + heads[name].weight * head_loss
-            sums |= head_sums
-    return loss, sums
+@dataclass
+class Launched:
+    """A step on its way: its totals over all ranks and the gradient's norm, still on the device."""
+
+    step: int
+    lr: float
+    totals: Tensor
+    metrics: tuple[str, ...]
+    grad_norm: Tensor
 
 
-def learning_rate(config: Config, step: int, steps_per_epoch: int) -> float:
-    """The learning rate of a step: linear warm-up, then cosine to zero over the run."""
-    training = config.training
-    if training.schedule == "cosine_epoch":
-        epoch = step // steps_per_epoch
-        return training.lr * 0.5 * (1 + math.cos(math.pi * epoch / training.epochs))
-    warmup = training.warmup_epochs * steps_per_epoch
-    if step < warmup:
-        return training.lr * (step + 1) / warmup
-    share = (step - warmup) / max(training.epochs * steps_per_epoch - warmup, 1)
-    return training.lr * 0.5 * (1 + math.cos(math.pi * share))
+@dataclass
+class Clock:
+    """Where the time of this session went, in seconds."""
 
+    began: float = field(default_factory=time.monotonic)
+    saved: float = field(default_factory=time.monotonic)
+    saving_took: float = 0.0
+    steps: int = 0
 
-def build_optimisers(module: nn.Module, config: Config) -> list[torch.optim.Optimizer]:
-    """AdamW for every parameter, or Muon for the matrices of transformer blocks beside it.
-
-    ``decay: matrices`` spares biases, norms and single vectors from weight decay. Muon's steps
-    are scaled to AdamW's size, so one learning rate serves both. Source: Liu et al. 2025, "Muon
-    is Scalable for LLM Training", section 2.2.
-    """
-    training = config.training
-    in_blocks = {
-        id(parameter)
-        for block in module.modules()
-        if isinstance(block, Block) and training.optimiser == "muon"
-        for parameter in block.parameters()
-        if parameter.ndim == 2
-    }
-    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
-    for parameter in module.parameters():
-        if id(parameter) not in in_blocks:
-            groups[training.decay == "all" or parameter.ndim > 1].append(parameter)
-    adamw = torch.optim.AdamW(
-        [
-            {"params": groups[True], "weight_decay": training.weight_decay},
-            {"params": groups[False], "weight_decay": 0.0},
-        ],
-        lr=training.lr,
-        betas=(0.9, training.beta2),
-        fused=True,
-    )
-    if not in_blocks:
-        return [adamw]
-    matrices = [parameter for parameter in module.parameters() if id(parameter) in in_blocks]
-    decay = training.weight_decay
-    return [
-        adamw,
-        torch.optim.Muon(matrices, training.lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw"),
-    ]
+    def due(self, every: float) -> bool:
+        """Whether a checkpoint is due; with 0 it always is."""
+        least = every and max(every, self.saving_took / CHECKPOINT_SHARE)
+        return time.monotonic() - self.saved >= least
 
 
 class Trainer:
-    """Model, heads, optimiser and data of one run, and the loop over them."""
+    """Model, heads, optimisers and data of one run on one rank, and the loop over them."""
 
-    def __init__(self, dataset: Dataset, config: Config, run: Path) -> None:
+    def __init__(
+        self, dataset: Dataset, config: Config, run: Path, engine: Engine | None = None
+    ) -> None:
         self.dataset, self.config, self.run = dataset, config, run
+        self.engine = engine or Engine()
         torch.manual_seed(config.training.seed)
         model = build_model(config.model, *model_statistics(dataset))
-        heads = build_heads(config.heads, model)
-        self.module = nn.ModuleDict({"model": model, "heads": heads})
-        self.optimisers = build_optimisers(self.module, config)
-        self.autocast = autocast(resolve_precision(config.training.precision))
-        self.num_tokens = model.num_tokens
-        self.chips = dataset.indices("train")
+        self.objective = Objective(model, build_heads(config.heads, model), config.heads)
+        self.module = self.engine.wrap(self.objective)
+        self.optimisers = build_optimisers(self.objective, config)
+        self.num_masked = num_masked(model.num_tokens, config.model.mask_ratio)
         self.chips_per_epoch = chips_per_epoch(dataset, config)
         self.steps_per_epoch = math.ceil(self.chips_per_epoch / config.training.batch_size)
         self.num_steps = config.training.epochs * self.steps_per_epoch
+        self.loader = Loader(
+            dataset,
+            config,
+            self.chips_per_epoch,
+            self.engine.device,
+            self.engine.rank,
+            self.engine.num_ranks,
+        )
 
-    def train(self, on_step: Callable[[Progress], None]) -> None:
+    def train(
+        self,
+        on_step: Callable[[Progress], None] = lambda _: None,
+        on_note: Callable[[str], None] = lambda _: None,
+    ) -> None:
         """Every step from the checkpoint, or from the start, to the end."""
         first, sums = self.resume()
-        history = self.read_history(first // self.steps_per_epoch)
-        clock = saved = time.monotonic()
-        for step in range(first, self.num_steps):
-            lr = self.step(step, sums)
-            speed = (step + 1 - first) / (time.monotonic() - clock)
-            metrics = sums.means(self.config.heads)
-            if (step + 1) % self.steps_per_epoch == 0:
-                chips_per_s = round(speed * self.config.training.batch_size, 1)
-                val = {f"val_{name}": value for name, value in self.validate().items()}
-                row = {"epoch": (step + 1) // self.steps_per_epoch, **metrics, "lr": lr}
-                history.append({**row, "chips_per_s": chips_per_s, **val})
-                self.write_history(history)
-                sums = MetricSums()
-            ended = step + 1 == self.num_steps
-            if ended or time.monotonic() - saved >= self.config.training.checkpoint_seconds:
-                self.save(step + 1, sums)
-                saved = time.monotonic()
-            on_step(self.progress(step, metrics, speed))
+        done = first // self.steps_per_epoch
+        history = Log(self.run / HISTORY_FILE, read_rows(self.run / HISTORY_FILE)[:done])
+        events = Log(
+            self.run / EVENTS_FILE,
+            [row for row in read_rows(self.run / EVENTS_FILE) if row["step"] < first],
+        )
+        wanted = self.config.machine.tensorboard and self.engine.first
+        board = TensorBoard(self.run / TENSORBOARD_FOLDER if wanted else None, first)
+        forecast = self.forecast(first, on_note)
+        spikes, clock = SpikeWatch(), Clock()
+        waiting: list[Launched] = []
+        with StopWish() as wish:
+            for step, raw in self.loader.steps(first, self.num_steps):
+                stop, save = self.agree(
+                    wish.signal, clock.due(self.config.training.checkpoint_seconds)
+                )
+                waiting.append(self.step(step, raw))
+                clock.steps += 1
+                ended = step + 1 == self.num_steps
+                epoch_ended = (step + 1) % self.steps_per_epoch == 0
+                stop = 0 if ended else stop
+                look_at_all = epoch_ended or stop or save or not self.engine.asynchronous
+                shown = []
+                while waiting and (look_at_all or len(waiting) > 1):
+                    record = self.look(waiting.pop(0))
+                    sums.add({**record.sums, "grad_norm": (record.grad_norm, 1)})
+                    metrics = sums.means(self.config.heads)
+                    self.note_spikes(spikes.look(record), events, on_note)
+                    now = self.progress(record, metrics, clock)
+                    board.write(record.step, _scalars(now))
+                    if (record.step + 1) % self.steps_per_epoch == 0:
+                        self.end_epoch(history, board, now)
+                        sums = MetricSums()
+                    shown.append(now)
+                if ended or stop or save:
+                    self.save(step + 1, sums, clock)
+                for now in shown:
+                    on_step(now)
+                if forecast and clock.steps == AFTER_STEPS:
+                    on_note(forecast.compared(clock.steps, now.data_wait))
+                if stop:
+                    board.close()
+                    raise Stopped(
+                        f"stopped after step {step + 1} of {self.num_steps}, all of them kept; "
+                        "the same command goes on from there",
+                        stop,
+                    )
+        board.close()
 
-    def step(self, step: int, sums: MetricSums) -> float:
-        """One optimiser step; adds its metric sums and returns the learning rate used."""
-        batch, mask = self.batch(step)
+    def forecast(self, first: int, on_note: Callable[[str], None]) -> Forecast | None:
+        """The plan of a run that is long enough to be worth some seconds of measuring."""
+        if self.num_steps - first < 3 * AFTER_STEPS:
+            return None
+        bands = self.dataset.sensor.num_bands
+        forecast = Forecast.of(self.config, bands, self.chips_per_epoch, self.engine)
+        on_note(forecast.planned())
+        return forecast
+
+    def step(self, step: int, raw: RawBatch) -> Launched:
+        """One optimiser step on this rank's share of the batch.
+
+        Raises:
+            DivergedError: a loss or gradient is no number; weights are as before the step.
+        """
+        launched = self.differentiate(step, raw)
+        if not self.engine.asynchronous:
+            self.look(launched)
+        for optimiser in self.optimisers:
+            optimiser.step()
+        return launched
+
+    def differentiate(self, step: int, raw: RawBatch) -> Launched:
+        """Loss and gradients of a step, those of all ranks; the gradients are clipped."""
         lr = learning_rate(self.config, step, self.steps_per_epoch)
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = lr
-        loss, metrics = total_loss(self.module, batch, mask, self.config.heads, self.autocast)
-        if not math.isfinite(loss.item()):
-            raise RunError(
-                f"loss is {loss.item()} at step {step}: lower training.lr "
-                f"(now {self.config.training.lr}) and start in another --output"
-            )
-        self.module.zero_grad(set_to_none=True)
-        loss.backward()
+        self.objective.zero_grad(set_to_none=True)
+        parts = raw.parts(self.config.machine.micro_batch)
+        ready = [self.prepare(parts[0])] if len(parts) == 1 else None
+        counts = sum(
+            (self.objective.counts(*pair) for pair in ready or map(self.prepare, parts)),
+            torch.zeros(len(self.config.heads), dtype=torch.float64, device=self.engine.device),
+        )
+        counts = self.engine.total(counts)
+        totals, names = torch.zeros((), dtype=torch.float64, device=self.engine.device), ()
+        for number, part in enumerate(parts):
+            batch, mask = ready[0] if ready else self.prepare(part)
+            with self.engine.part(self.module, last=number + 1 == len(parts)):
+                with self.engine.autocast():
+                    loss, sums = self.module(batch, mask, counts)
+                (loss * self.engine.num_ranks).backward()  # ranks average their gradients
+            numbers = [loss.detach(), *(each for pair in sums.values() for each in pair)]
+            totals = totals + torch.stack([each.double() for each in numbers])
+            names = tuple(sums)
+        return Launched(step, lr, self.engine.total(totals), names, self.clip())
+
+    def clip(self) -> Tensor:
+        """Clip the gradients if so configured; their norm before."""
+        parameters = [each for each in self.objective.parameters() if each.grad is not None]
+        norm = nn.utils.get_total_norm([each.grad for each in parameters if each.grad is not None])
         if self.config.training.grad_clip:
-            nn.utils.clip_grad_norm_(self.module.parameters(), self.config.training.grad_clip)
-        for optimiser in self.optimisers:
-            optimiser.step()
-        sums.add(metrics)
-        return lr
+            nn.utils.clip_grads_with_norm_(parameters, self.config.training.grad_clip, norm)
+        whole: Tensor = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        return whole
 
     def batch(self, step: int) -> tuple[Batch, Mask]:
-        """The chips and masks of a step, drawn from the seed and the step alone."""
-        training, model = self.config.training, self.config.model
-        epoch, within = divmod(step, self.steps_per_epoch)
-        order = epoch_order(self.chips, self.chips_per_epoch, training.seed, epoch)
-        chips = order[within * training.batch_size : (within + 1) * training.batch_size]
-        rng = np.random.default_rng([training.seed, epoch, within])
-        windows = draw_windows(
-            chips, self.dataset.size_px, model.chip_px, training.augment == "d4", rng
+        """What this rank's share of a step shows, out of turn."""
+        return self.prepare(self.loader.load(step))
+
+    def prepare(self, raw: RawBatch) -> tuple[Batch, Mask]:
+        """Chips in physical units and their masks, on the device."""
+        return prepare(raw, self.dataset.sensor, self.config.model.patch_px, self.num_masked)
+
+    def look(self, launched: Launched) -> StepRecord:
+        """The numbers of a step.
+
+        Raises:
+            DivergedError: one of them is no number.
+        """
+        loss, *sums = launched.totals.tolist()
+        pairs = dict(zip(launched.metrics, zip(sums[::2], sums[1::2], strict=True), strict=True))
+        record = StepRecord(launched.step, loss, launched.grad_norm.item(), launched.lr, pairs)
+        for what in ("loss", "grad_norm"):
+            if not math.isfinite(getattr(record, what)):
+                self.diverged(record, what)
+        return record
+
+    def diverged(self, record: StepRecord, what: str) -> None:
+        """Write down the chips of a step whose loss or gradient is no number, and end."""
+        if self.engine.asynchronous:  # the step has been taken already
+            self.resume()
+        shared = self.engine.gathered(self.not_finite_alone(record.step))
+        found = {
+            "step": record.step,
+            what: str(getattr(record, what)),
+            "lr": record.lr,
+            "chips_not_finite_alone": sorted({chip for some in shared for chip in some}),
+            "chips_of_the_step": sorted({*self.loader.chips(record.step).tolist()}),
+        }
+        self.engine.by_first(lambda: write_json(self.run / DIVERGED_FILE, found))
+        raise DivergedError(
+            f"{what} is {getattr(record, what)} at step {record.step}: lower training.lr "
+            f"(now {self.config.training.lr}) and start in another --output. The chips of the step "
+            f"are in {self.run / DIVERGED_FILE}, and the last checkpoint is of before"
         )
-        masked = num_masked(self.num_tokens, model.mask_ratio)
-        batch = cut(self.dataset, windows, model.chip_px, model.patch_px)
-        return batch, training_mask(len(windows), self.num_tokens, masked, rng)
+
+    def not_finite_alone(self, step: int) -> list[int]:
+        """The chips of this rank's share of a step that have no finite loss by themselves."""
+        if self.engine.sharded:  # all ranks would have to look at as many
+            return []
+        found = []
+        with torch.no_grad(), self.engine.autocast():
+            for part in self.loader.load(step).parts(1):
+                batch, mask = self.prepare(part)
+                loss, _ = self.objective(batch, mask, self.objective.counts(batch, mask))
+                if not loss.isfinite():
+                    found.append(int(batch.chip[0]))
+        return found
+
+    def agree(self, stop: int, save: bool) -> tuple[int, bool]:
+        """Whether to stop (the signal's number) and whether to save, the same on all ranks."""
+        if self.engine.num_ranks == 1:
+            return stop, save
+        wishes = torch.tensor([stop, save and self.engine.first])
+        asked, due = self.engine.most(wishes).tolist()
+        return asked, bool(due)
+
+    def note_spikes(
+        self, found: list[dict[str, Any]], events: Log, on_note: Callable[[str], None]
+    ) -> None:
+        """Write spikes down with their chips, and say so."""
+        for each in found:
+            on_note(
+                f"step {each['step']}: {each['spike']} is {each['value']:.4g}, usually "
+                f"{each['usual']:.4g} ({EVENTS_FILE})"
+            )
+            if self.engine.first:
+                chips = self.loader.chips(each["step"]).tolist()
+                events.add({**each, "chips": sorted({*chips})})
+
+    def end_epoch(self, history: Log, board: TensorBoard, now: Progress) -> None:
+        """The epoch's line in the history."""
+        val = {f"val_{name}": value for name, value in self.validate().items()}
+        row = {
+            "epoch": now.epoch,
+            **now.metrics,
+            "lr": now.record.lr,
+            "chips_per_s": round(now.chips_per_s, 1),
+            "data_wait": round(now.data_wait, 4),
+            **val,
+        }
+        if self.engine.first:
+            history.add(row)
+        board.write(now.record.step, val)
 
     def validate(self) -> dict[str, float]:
         """Metrics of the val split on its fixed windows and masks; empty without one."""
-        sums, config = MetricSums(), self.config
-        with torch.no_grad():
-            for _, batch, mask in fixed_batches(
-                self.dataset, "val", config.model, config.training.batch_size
-            ):
-                sums.add(total_loss(self.module, batch, mask, config.heads, self.autocast)[1])
-        return sums.means(config.heads)
+        sums, config, engine = MetricSums(), self.config, self.engine
+        chips, model = self.dataset.indices("val").tolist(), config.model
+        windows = fixed_windows(chips, self.dataset.size_px, model.chip_px)
+        size = config.training.batch_size
+        batches = [windows[start : start + size] for start in range(0, len(windows), size)]
+        rounds = math.ceil(len(batches) / engine.num_ranks)
+        for number in range(engine.rank, rounds * engine.num_ranks, engine.num_ranks):
+            batch, mask = fixed_batch(self.dataset, batches[number % len(batches)], model)
+            batch, mask = batch.to(engine.device), mask.to(engine.device)
+            counts = self.objective.counts(batch, mask)
+            with torch.no_grad(), engine.autocast():
+                metrics = self.module(batch, mask, counts)[1]
+            if number < len(batches):  # ranks take turns; shards need all of them in each
+                sums.add({name: (t.item(), n.item()) for name, (t, n) in metrics.items()})
+        engine.reshard(self.module)
+        whole = MetricSums()
+        for each in engine.gathered(sums.sums):
+            whole.add({name: (total, count) for name, (total, count) in each.items()})
+        return whole.means(config.heads)
 
-    def progress(self, step: int, metrics: Mapping[str, float], speed: float) -> Progress:
-        """What to show after a step; ``speed`` is in steps per second."""
+    def progress(self, record: StepRecord, metrics: Mapping[str, float], clock: Clock) -> Progress:
+        """What to show after a step."""
+        seconds = time.monotonic() - clock.began
+        speed = clock.steps / seconds
         return Progress(
-            step + 1,
+            record.step + 1,
             self.num_steps,
-            step // self.steps_per_epoch + 1,
+            record.step // self.steps_per_epoch + 1,
             self.config.training.epochs,
             metrics,
+            record,
             speed * self.config.training.batch_size,
-            (self.num_steps - step - 1) / speed,
+            self.loader.wait_s / seconds,
+            (self.num_steps - record.step - 1) / speed,
         )
 
-    def save(self, step: int, sums: MetricSums) -> None:
+    def weights(self) -> dict[str, Tensor]:
+        """The weights, whole and on the CPU."""
+        return training_state(self.objective, [])
+
+    def save(self, step: int, sums: MetricSums, clock: Clock) -> None:
         """Replace the checkpoint by the state after ``step`` steps."""
-        state = training_state(self.module, self.optimisers)
-        save_checkpoint(self.run, Checkpoint(step, sums.sums, state))
+        began = time.monotonic()
+        state = training_state(self.objective, self.optimisers)
+        self.engine.by_first(lambda: save_checkpoint(self.run, Checkpoint(step, sums.sums, state)))
+        clock.saved = time.monotonic()
+        clock.saving_took = clock.saved - began
 
     def resume(self) -> tuple[int, MetricSums]:
         """Restore the checkpoint if there is one: steps done, sums of the epoch under way."""
         checkpoint = load_checkpoint(self.run)
         if checkpoint is None:
             return 0, MetricSums()
-        restore_training_state(checkpoint.state, self.module, self.optimisers)
+        restore_training_state(checkpoint.state, self.objective, self.optimisers)
         return checkpoint.step, MetricSums(checkpoint.sums)
 
-    def read_history(self, epochs: int) -> list[dict[str, Any]]:
-        """The first ``epochs`` lines of the history; later ones were not checkpointed."""
-        path = self.run / HISTORY_FILE
-        lines = path.read_text().splitlines() if path.exists() else []
-        return [json.loads(line) for line in lines[:epochs]]
 
-    def write_history(self, history: list[dict[str, Any]]) -> None:
-        """Replace ``history.jsonl``."""
-        lines = (json.dumps(row) + "\n" for row in history)
-        write_text(self.run / HISTORY_FILE, "".join(lines))
+def _scalars(now: Progress) -> dict[str, float]:
+    return {
+        "loss": now.record.loss,
+        "grad_norm": now.record.grad_norm,
+        "lr": now.record.lr,
+        "chips_per_s": now.chips_per_s,
+        "data_wait": now.data_wait,
+    }
 
 
 def chips_per_epoch(dataset: Dataset, config: Config) -> int:
     """Chips presented in an epoch: configured, or as many as the squares hold side by side."""
-    chips = dataset.indices("train").tolist()
-    return config.training.chips_per_epoch or len(
-        fixed_windows(chips, dataset.size_px, config.model.chip_px)
-    )
+    if config.training.chips_per_epoch:
+        return config.training.chips_per_epoch
+    per_square = len(fixed_windows([0], dataset.size_px, config.model.chip_px))
+    return len(dataset.indices("train")) * per_square

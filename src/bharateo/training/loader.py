@@ -1,0 +1,556 @@
+"""From files to batches on the device: read ahead by a thread, made ready where they are used.
+
+``Loader`` brings stored numbers (``RawBatch``), ``prepare`` turns them into what models take. What
+a step shows is ``draws``' business; nothing here changes it, wherever the chips are kept and
+however many batches are read ahead.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int64, Shaped, UInt8
+from torch import Tensor
+
+from bharateo.chips.records import RecordReader
+from bharateo.chips.store import LAYERS, Dataset
+from bharateo.config import Config
+from bharateo.errors import ConfigError
+from bharateo.landcover import NUM_CLASSES
+from bharateo.models.heads import Batch
+from bharateo.models.patches import Mask, mask_from_noise
+from bharateo.sensor import Sensor
+from bharateo.training.batches import physical_units, symmetric
+from bharateo.training.draws import Draws, draw, epoch_order, share
+
+_PIECE_CHIPS = 256
+"""Chips brought to the device at once when it is to keep them all."""
+
+
+# What a step loads, and what it is made into.
+
+
+@dataclass(frozen=True)
+class RawBatch:
+    """What a rank loads for a step, as stored, on the device; and what is to be shown of it.
+
+    ``valid`` are whole rows of the stored squares, packed. ``shows`` are the loaded chips that the
+    presentations show, ascending: with ``masks_per_chip`` several show the same.
+    """
+
+    image: Shaped[Tensor, "loaded band row col"]
+    landcover: UInt8[Tensor, "loaded row col"]
+    valid: UInt8[Tensor, "loaded row byte"]
+    draws: Draws
+    shows: Int64[np.ndarray, " shown"]
+
+    def __len__(self) -> int:
+        return len(self.shows)
+
+    def parts(self, size: int | None) -> list[RawBatch]:
+        """Parts of at most so many presentations, in order, one at least; None: the whole."""
+        size = size or max(len(self), 1)
+        return [self.part(start, start + size) for start in range(0, max(len(self), 1), size)]
+
+    def part(self, start: int, stop: int) -> RawBatch:
+        """Presentations ``start`` to ``stop`` with the chips they show; nothing is copied."""
+        shows = self.shows[start:stop]
+        loaded = slice(int(shows[0]), int(shows[-1]) + 1) if len(shows) else slice(0)
+        return RawBatch(
+            self.image[loaded],
+            self.landcover[loaded],
+            self.valid[loaded],
+            self.draws[start:stop],
+            shows - loaded.start if len(shows) else shows,
+        )
+
+
+def prepare(raw: RawBatch, sensor: Sensor, patch_px: int, num_masked: int) -> tuple[Batch, Mask]:
+    """The batch and the masks of what a raw batch shows, on its device."""
+    device = raw.image.device
+    turned = _turned_one_by_one if device.type == "cpu" else _turned_at_once
+    chip, noise = (torch.from_numpy(each).to(device) for each in (raw.draws.chip, raw.draws.noise))
+    return Batch(*turned(raw, sensor, patch_px), chip), mask_from_noise(noise, num_masked)
+
+
+_Turned = tuple[
+    Float[Tensor, "shown band row col"],
+    Bool[Tensor, "shown row col"],
+    Int64[Tensor, "shown token cls"],
+]
+"""Physical values, validity and class counts of chips as they are shown."""
+
+
+def _turned_one_by_one(raw: RawBatch, sensor: Sensor, patch_px: int) -> _Turned:
+    """For a CPU: a chip stays in its cache while it is unpacked, turned, converted and counted."""
+    num, px = len(raw), raw.image.shape[-1]
+    stored, labels, packed = (each.numpy() for each in (raw.image, raw.landcover, raw.valid))
+    image = np.empty((num, *stored.shape[1:]), np.float32)
+    valid = np.empty((num, px, px), np.bool_)
+    per_side, stride = px // patch_px, NUM_CLASSES + 1
+    patch = np.arange(px) // patch_px
+    cell = (patch[:, None] * per_side + patch) * stride
+    counts = np.empty((num, per_side**2, stride), np.int64)
+    ways, cols = raw.draws.symmetry.tolist(), raw.draws.col.tolist()
+    for i, (place, way, col) in enumerate(zip(raw.shows.tolist(), ways, cols, strict=True)):
+        image[i] = symmetric(stored[place], way)
+        image[i] *= sensor.scale  # as ``physical_units``, a chip at a time
+        if sensor.offset:
+            image[i] += sensor.offset
+        valid[i] = symmetric(np.unpackbits(packed[place], axis=-1)[:, col : col + px], way)
+        ids = np.minimum(symmetric(labels[place], way), NUM_CLASSES, order="C")
+        counts[i].flat = np.bincount((cell + ids).reshape(-1), minlength=counts[i].size)
+    return (
+        torch.from_numpy(image),
+        torch.from_numpy(valid),
+        torch.from_numpy(counts[..., :NUM_CLASSES]),
+    )
+
+
+def _turned_at_once(raw: RawBatch, sensor: Sensor, patch_px: int) -> _Turned:
+    """For a GPU: each layer in one gather. Patches are counted first, since they turn as well."""
+    device, px = raw.image.device, raw.image.shape[-1]
+    shows, way, col = (
+        torch.from_numpy(each).to(device) for each in (raw.shows, raw.draws.symmetry, raw.draws.col)
+    )
+    pixels = _turned_places(px, device)[way]
+    cols = way.new_zeros(len(raw.valid)).scatter_(0, shows, col)
+    valid = _unpacked(raw.valid, cols, px).flatten(1)[:, None]
+    counts = _class_counts(raw.landcover, patch_px)
+    patches = _turned_places(px // patch_px, device)[way]
+    image = _gathered(raw.image.flatten(2), shows, pixels).unflatten(2, (px, px))
+    return (
+        physical_units(image, sensor),
+        _gathered(valid, shows, pixels).view(-1, px, px),
+        _gathered(counts, shows, patches).transpose(1, 2).contiguous(),
+    )
+
+
+def _gathered(
+    layer: Shaped[Tensor, "loaded plane place"],
+    shows: Int64[Tensor, " shown"],
+    places: Int64[Tensor, "shown place"],
+) -> Shaped[Tensor, "shown plane place"]:
+    planes = torch.arange(layer.shape[1], device=layer.device)
+    return _signed(layer)[shows[:, None, None], planes[:, None], places[:, None]].view(layer.dtype)
+
+
+@lru_cache(4)
+def _turned_places(side: int, device: torch.device) -> Int64[Tensor, "8 place"]:
+    """Which place of a square comes to lie in each, by each of the eight symmetries."""
+    places = np.arange(side**2).reshape(side, side)
+    turned = np.stack([symmetric(places, way).reshape(-1) for way in range(8)])
+    return torch.from_numpy(turned).to(device)
+
+
+def _class_counts(
+    class_ids: UInt8[Tensor, "loaded row col"], patch_px: int
+) -> Int64[Tensor, "loaded cls token"]:
+    """``landcover.patch_class_counts`` without waiting for the device."""
+    num, height, width = class_ids.shape
+    grid = (height // patch_px, patch_px, width // patch_px, patch_px)
+    patches = class_ids.view(num, *grid).transpose(2, 3).flatten(3).flatten(1, 2)
+    ids = patches.clamp(max=NUM_CLASSES).long()
+    counts = ids.new_zeros(*ids.shape[:2], NUM_CLASSES + 1)
+    counts.scatter_add_(2, ids, ids.new_ones(()).expand_as(ids))
+    return counts[..., :NUM_CLASSES].transpose(1, 2)
+
+
+def _unpacked(
+    packed: UInt8[Tensor, "loaded row byte"], cols: Int64[Tensor, " loaded"], chip_px: int
+) -> Bool[Tensor, "loaded row col"]:
+    """Validity of the windows that begin at ``cols``."""
+    place = cols[:, None, None] + torch.arange(chip_px, device=cols.device)
+    bytes_ = packed.gather(2, (place >> 3).expand(-1, packed.shape[1], -1))
+    return (bytes_ >> (7 - (place & 7)).to(torch.uint8) & 1).bool()
+
+
+def _signed(stored: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
+    """uint16, which few operations know, seen as int16; others as they are."""
+    return stored.view(torch.int16) if stored.dtype == torch.uint16 else stored
+
+
+# Where chips are kept.
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What a rank shows in a step, and the windows it loads for that, each once."""
+
+    draws: Draws
+    shows: Int64[np.ndarray, " shown"]
+    chips: Int64[np.ndarray, " loaded"]
+    rows: Int64[np.ndarray, " loaded"]
+    cols: Int64[np.ndarray, " loaded"]
+
+
+class _InMemory:
+    """Chips kept in memory, read as ``RecordReader`` reads them.
+
+    Raises:
+        MemoryError: there is not enough of it.
+    """
+
+    def __init__(self, dataset: Dataset, chips: Int64[np.ndarray, " own"]) -> None:
+        self.chips, reader, zero = chips, RecordReader(dataset), np.zeros_like(chips)
+        self.layers = {
+            name: np.empty((len(chips), *lies.shape), lies.dtype)
+            for name, lies in dataset.layers.items()
+        }
+        for name, stored in self.layers.items():
+            reader.read(name, chips, zero, zero, stored)
+
+    def read(
+        self,
+        layer: str,
+        chips: Int64[np.ndarray, " loaded"],
+        rows: Int64[np.ndarray, " loaded"],
+        cols: Int64[np.ndarray, " loaded"],
+        out: Shaped[np.ndarray, "loaded *band row col"],
+    ) -> None:
+        """As ``RecordReader.read``."""
+        stored, places = self.layers[layer], np.searchsorted(self.chips, chips)
+        height, width = out.shape[-2:]
+        cols = cols * (width < stored.shape[-1])
+        for window, place, row, col in zip(out, places, rows, cols, strict=True):
+            window[:] = stored[place, ..., row : row + height, col : col + width]
+
+
+@dataclass
+class _Buffer:
+    """Memory for one batch, used again and again; ``copied``: when the device has its own copy."""
+
+    layers: dict[str, Tensor]
+    copied: torch.cuda.Event | None = None
+
+
+class _Ring:
+    """Batches read from a source into buffers that take turns, and from there to the device."""
+
+    def __init__(
+        self,
+        source: RecordReader | _InMemory,
+        dataset: Dataset,
+        device: torch.device,
+        chip_px: int,
+        num_buffers: int,
+        most_chips: int,
+    ) -> None:
+        self.source, self.device, self.layers = source, device, {}
+        for name, lies in dataset.layers.items():
+            width = lies.shape[-1] if name == "valid" else chip_px
+            self.layers[name] = ((*lies.shape[:-2], chip_px, width), lies.dtype)
+        self.buffers = [self._buffer(most_chips) for _ in range(num_buffers)]
+
+    def fill(self, step: int, request: _Request) -> None:
+        """Read a step's chips, when what the buffer held before has been copied."""
+        self._fill(self.buffers[step % len(self.buffers)], request)
+
+    def take(self, step: int, request: _Request) -> dict[str, Tensor]:
+        """A step's layers on the device, views of the buffer if that is the CPU."""
+        return self._take(self.buffers[step % len(self.buffers)], request)
+
+    def load(self, request: _Request) -> dict[str, Tensor]:
+        """The layers on the device, in memory of their own."""
+        buffer = self._buffer(len(request.chips))
+        self._fill(buffer, request)
+        return self._take(buffer, request)
+
+    def _buffer(self, num_chips: int) -> _Buffer:
+        buffer = _Buffer({})
+        for name, (shape, dtype) in self.layers.items():
+            tensor = torch.from_numpy(np.empty((num_chips, *shape), dtype))  # on large pages
+            buffer.layers[name] = tensor.pin_memory() if self.device.type == "cuda" else tensor
+        return buffer
+
+    def _fill(self, buffer: _Buffer, request: _Request) -> None:
+        if buffer.copied:
+            buffer.copied.synchronize()
+        for name, tensor in buffer.layers.items():
+            out = tensor.numpy()[: len(request.chips)]
+            self.source.read(name, request.chips, request.rows, request.cols, out)
+
+    def _take(self, buffer: _Buffer, request: _Request) -> dict[str, Tensor]:
+        layers = {
+            name: tensor[: len(request.chips)].to(self.device, non_blocking=True)
+            for name, tensor in buffer.layers.items()
+        }
+        if self.device.type == "cuda":
+            buffer.copied = torch.cuda.current_stream(self.device).record_event()
+        return layers
+
+
+class _OnDevice:
+    """Chips kept on the device.
+
+    Raises:
+        torch.OutOfMemoryError: there is not enough memory.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        chips: Int64[np.ndarray, " own"],
+        device: torch.device,
+        chip_px: int,
+    ) -> None:
+        self.chips, self.device, self.chip_px = chips, device, chip_px
+        self.layers = {
+            name: torch.empty(
+                (len(chips), *lies.shape), dtype=_torch_dtype(lies.dtype), device=device
+            )
+            for name, lies in dataset.layers.items()
+        }
+        reader, zero = RecordReader(dataset), np.zeros(_PIECE_CHIPS, np.int64)
+        for name, lies in dataset.layers.items():
+            piece = np.empty((_PIECE_CHIPS, *lies.shape), lies.dtype)
+            for start in range(0, len(chips), _PIECE_CHIPS):
+                some = chips[start : start + _PIECE_CHIPS]
+                num = len(some)
+                reader.read(name, some, zero[:num], zero[:num], piece[:num])
+                self.layers[name][start : start + num].copy_(torch.from_numpy(piece[:num]))
+
+    def fill(self, step: int, request: _Request) -> None:
+        """Nothing: all is there."""
+
+    def take(self, step: int, request: _Request) -> dict[str, Tensor]:
+        """A step's layers."""
+        return self.load(request)
+
+    def load(self, request: _Request) -> dict[str, Tensor]:
+        """The layers, each gathered in one go."""
+        place, row, col = (
+            torch.from_numpy(each).to(self.device)
+            for each in (
+                np.searchsorted(self.chips, request.chips),
+                request.rows,
+                request.cols,
+            )
+        )
+        return {name: self._windows(name, place, row, col) for name in LAYERS}
+
+    def _windows(
+        self,
+        name: str,
+        place: Int64[Tensor, " loaded"],
+        row: Int64[Tensor, " loaded"],
+        col: Int64[Tensor, " loaded"],
+    ) -> Shaped[Tensor, "loaded *band row col"]:
+        stored, px = self.layers[name], self.chip_px
+        (*bands, height, width) = stored.shape[1:]
+        if px == height:
+            return _signed(stored).index_select(0, place).view(stored.dtype)
+        planes = _signed(stored).view(len(stored), -1, height, width)
+        plane, pixel, byte = (
+            torch.arange(num, device=self.device) for num in (planes.shape[1], px, width)
+        )
+        rows = row[:, None] + pixel
+        cols = byte.expand(len(col), -1) if name == "valid" else col[:, None] + pixel
+        windows = planes[
+            place[:, None, None, None],
+            plane[:, None, None],
+            rows[:, None, :, None],
+            cols[:, None, None],
+        ]
+        return windows.view(stored.dtype).view(len(place), *bands, *windows.shape[2:])
+
+
+def resident(choice: str, device: torch.device, num_bytes: int) -> str:
+    """What ``machine.resident`` comes to for chips of so many bytes: off, ram or device."""
+    if choice != "auto":
+        return choice
+    if device.type != "cuda":
+        return "off"
+    free, _ = torch.cuda.mem_get_info(device)
+    return "device" if num_bytes < free / 2 else "off"
+
+
+def _torch_dtype(dtype: np.dtype[Any]) -> torch.dtype:
+    return torch.from_numpy(np.empty(0, dtype)).dtype
+
+
+# The loader.
+
+
+class Loader:
+    """The batches of one rank, in order, read ahead by a thread.
+
+    Holds ``machine.prefetch`` + 1 batches and, unless chips are resident, nothing that grows with
+    the dataset but the orders of two epochs (8 bytes a chip). ``wait_s`` counts the seconds that
+    the consumer has waited for data. For one consumer at a time.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        config: Config,
+        chips_per_epoch: int,
+        device: torch.device,
+        rank: int = 0,
+        num_ranks: int = 1,
+    ) -> None:
+        """``chips_per_epoch`` are presentations; so is ``training.batch_size``, of all ranks.
+
+        Raises:
+            ConfigError: the ranks cannot share the lanes, or chips do not fit where they are to
+                be resident.
+            DatasetError: a file has gone (where chips are resident).
+        """
+        training, model = config.training, config.model
+        self.training, self.prefetch = training, config.machine.prefetch
+        self.rank, self.num_ranks, self.chips_per_epoch = rank, num_ranks, chips_per_epoch
+        self.steps_per_epoch = math.ceil(chips_per_epoch / training.batch_size)
+        self.wait_s = 0.0
+        self._positions(0)  # refuses lanes that cannot be shared, before anything is read
+        chips = dataset.indices("train")
+        self._order = lru_cache(2)(
+            partial(
+                epoch_order,
+                chips,
+                -(-chips_per_epoch // training.masks_per_chip),
+                training.seed,
+                shuffle_window=training.shuffle_window,
+                lanes=training.lanes,
+            )
+        )
+        self._draw = partial(
+            draw,
+            spare_px=dataset.size_px - model.chip_px,
+            num_tokens=(model.chip_px // model.patch_px) ** 2,
+            augment=training.augment == "d4",
+            seed=training.seed,
+            masks_per_chip=training.masks_per_chip,
+        )
+        own = chips[rank::num_ranks] if training.lanes > 1 else chips
+        num_bytes = len(own) * sum(lies.record_bytes for lies in dataset.layers.values())
+        where = resident(config.machine.resident, device, num_bytes)
+        reader = RecordReader(dataset)
+        self._reader = reader if where == "off" else None
+        self._ahead: Iterator[np.ndarray] = iter(())
+        kept: _OnDevice | _InMemory | RecordReader = reader
+        try:
+            if where == "device":
+                kept = _OnDevice(dataset, own, device, model.chip_px)
+            elif where == "ram":
+                kept = _InMemory(dataset, own)
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            raise ConfigError(
+                f"machine.resident {where}: the {len(own)} chips of {dataset.path} that this rank "
+                f"reads take {num_bytes / 1e9:.1f} GB, more than there is: set machine.resident=off"
+            ) from error
+        self._store = (
+            kept
+            if isinstance(kept, _OnDevice)
+            else _Ring(kept, dataset, device, model.chip_px, self.prefetch + 1, self._most_chips())
+        )
+
+    def steps(self, first: int, last: int) -> Iterator[tuple[int, RawBatch]]:
+        """Steps ``first`` to ``last`` (exclusive) with what this rank loads for them.
+
+        A batch on the CPU is good until the next is asked for: its memory is used again. One may
+        be empty, where an epoch's last batch has fewer chips than there are ranks. The thread
+        ends when the iterator is closed or used up; what it raises is raised here.
+
+        Raises:
+            DatasetError: a file has gone or has become shorter.
+        """
+        with closing(self._requests(range(first, last))) as requests:
+            for step in range(first, last):
+                asked = time.perf_counter()
+                request = next(requests)
+                self.wait_s += time.perf_counter() - asked
+                layers = self._store.take(step, request)
+                yield step, RawBatch(**layers, draws=request.draws, shows=request.shows)
+
+    def load(self, step: int) -> RawBatch:
+        """What this rank loads for one step, out of turn; it keeps its memory."""
+        request = self._request(step)
+        layers = self._store.load(request)
+        return RawBatch(**layers, draws=request.draws, shows=request.shows)
+
+    def chips(self, step: int) -> Int64[np.ndarray, " shown"]:
+        """The squares that all ranks together show in a step."""
+        return self._squares(step, share(*self._span(step), 0, 1))
+
+    def _requests(self, steps: range) -> Generator[_Request]:
+        """What every step wants, read as far as that can be done beside the consumer."""
+        if not self.prefetch:
+            yield from (self._read(step, steps) for step in steps)
+            return
+        pool = ThreadPoolExecutor(1, "loader")
+        try:
+            early = steps[: self.prefetch]
+            pending = deque(pool.submit(self._read, step, steps) for step in early)
+            for step in steps:
+                if step + self.prefetch in steps:  # into the buffer that has just become free
+                    pending.append(pool.submit(self._read, step + self.prefetch, steps))
+                yield pending.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _read(self, step: int, steps: range) -> _Request:
+        request = self._request(step)
+        if self._reader and self.training.shuffle_window:
+            self._read_ahead(self._reader, self.training.shuffle_window, step, steps)
+        self._store.fill(step, request)
+        return request
+
+    def _request(self, step: int) -> _Request:
+        positions = self._positions(step)
+        epoch, squares = step // self.steps_per_epoch, self._squares(step, positions)
+        draws = self._draw(positions, squares, epoch=epoch)
+        loaded = positions // self.training.masks_per_chip
+        _, first, shows = np.unique(loaded, return_index=True, return_inverse=True)
+        return _Request(draws, shows, draws.chip[first], draws.row[first], draws.col[first])
+
+    def _span(self, step: int) -> tuple[int, int]:
+        """The positions of all ranks in a step: first, and one past the last."""
+        start = step % self.steps_per_epoch * self.training.batch_size
+        return start, min(start + self.training.batch_size, self.chips_per_epoch)
+
+    def _positions(self, step: int) -> Int64[np.ndarray, " shown"]:
+        """What this rank takes of a step."""
+        lanes, masks = self.training.lanes, self.training.masks_per_chip
+        return share(*self._span(step), self.rank, self.num_ranks, lanes, masks)
+
+    def _squares(
+        self, step: int, positions: Int64[np.ndarray, " shown"]
+    ) -> Int64[np.ndarray, " shown"]:
+        """The squares shown at some positions of a step's epoch."""
+        return self._order(step // self.steps_per_epoch)[positions // self.training.masks_per_chip]
+
+    def _most_chips(self) -> int:
+        """The most chips that this rank loads for a step."""
+        masks = self.training.masks_per_chip
+        batch = min(self.training.batch_size, self.chips_per_epoch)
+        loaded = -(-batch // masks) + (batch % masks > 0)  # a chip's masks may straddle two batches
+        return -(-loaded // self.num_ranks)
+
+    def _read_ahead(self, reader: RecordReader, window: int, step: int, steps: range) -> None:
+        """Ask for the chips of the next shuffle window's worth of steps in the order they lie on
+        the disk, a part of them at each of the steps before.
+        """
+        shown = window * self.training.lanes * self.training.masks_per_chip
+        num_steps = max(round(shown / self.training.batch_size), 1)
+        end = (step // num_steps + 1) * num_steps
+        if step == steps.start:
+            reader.readahead(self._chips_of(range(step, min(end, steps.stop))))
+        if step == steps.start or step % num_steps == 0:
+            ahead = self._chips_of(range(end, min(end + num_steps, steps.stop)))
+            self._ahead = iter(np.array_split(ahead, end - step))
+        reader.readahead(next(self._ahead))
+
+    def _chips_of(self, steps: range) -> Int64[np.ndarray, " square"]:
+        """The squares that this rank loads in some steps, ascending."""
+        squares = [self._squares(step, self._positions(step)) for step in steps]
+        return np.unique(np.concatenate([np.empty(0, np.int64), *squares]))

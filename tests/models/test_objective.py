@@ -1,0 +1,87 @@
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import HEADS, random_batch, tiny_heads, tiny_model
+
+from bharateo.models.objective import Objective, weighted_loss
+
+
+def objective_and_batch(name="v0"):
+    model = tiny_model(name)
+    objective = Objective(model, tiny_heads(model), HEADS)
+    return objective, *random_batch(model, chips=5, all_valid=False, all_labelled=False)
+
+
+def part(batch, mask, some):
+    fields = (getattr(batch, name)[some] for name in batch.__dataclass_fields__)
+    return type(batch)(*fields), replace(mask, order=mask.order[some])
+
+
+def gradients(objective):
+    return [parameter.grad.clone() for parameter in objective.parameters()]
+
+
+@pytest.mark.parametrize("name", ["v0", "seed"])
+def test_shares_and_gradients_of_unequal_parts_add_up_to_the_whole(name):
+    objective, batch, mask = objective_and_batch(name)
+    counts = objective.counts(batch, mask)
+    whole, sums = objective(batch, mask, counts)
+    whole.backward()
+    expected = gradients(objective)
+    objective.zero_grad()
+    pieces = [part(batch, mask, slice(*ends)) for ends in ((0, 1), (1, 5))]
+    torch.testing.assert_close(sum(objective.counts(*each) for each in pieces), counts)
+    shares = [objective(*each, counts) for each in pieces]
+    torch.testing.assert_close(sum(loss for loss, _ in shares), whole)
+    for loss, _ in shares:
+        loss.backward()
+    for found, wanted in zip(gradients(objective), expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
+    for metric, (total, count) in sums.items():
+        torch.testing.assert_close(sum(each[metric][0] for _, each in shares), total)
+        assert sum(each[metric][1] for _, each in shares) == count
+
+
+def test_the_loss_is_the_weighted_sum_of_the_heads_means():
+    objective, batch, mask = objective_and_batch()
+    loss, sums = objective(batch, mask, objective.counts(batch, mask))
+    means = {name: (total / count).item() for name, (total, count) in sums.items()}
+    assert loss.item() == pytest.approx(means["rec_smooth_l1"] + 0.2 * means["esa_ce"])
+    assert weighted_loss(means, HEADS) == pytest.approx(loss.item())
+
+
+def test_its_state_has_the_names_of_a_runs_weights():
+    objective, *_ = objective_and_batch()
+    assert {name.split(".")[0] for name in objective.state_dict()} == {"model", "heads"}
+
+
+ONE_GRAPH = """
+import sys
+import torch
+from tiny_models import HEADS, random_batch, tiny_heads, tiny_model
+from bharateo.models.objective import Objective
+
+model = tiny_model(sys.argv[1])
+objective = Objective(model, tiny_heads(model), HEADS)
+batch, mask = random_batch(model, all_valid=False)
+counts = objective.counts(batch, mask)
+expected, sums = objective(batch, mask, counts)
+compiled = torch.compile(objective, backend="eager", fullgraph=True)
+loss, found = compiled(batch, mask, counts)
+torch.testing.assert_close(loss, expected)
+for metric, pair in sums.items():
+    torch.testing.assert_close(found[metric], pair)
+loss.backward()
+"""
+
+
+@pytest.mark.parametrize("name", ["v0", "seed"])
+def test_it_is_one_graph_to_a_compiler_and_gives_the_same(name):
+    """In a process without the tests' type checks, which no compiler can look into."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    subprocess.run([sys.executable, "-c", ONE_GRAPH, name], check=True, env=environment)

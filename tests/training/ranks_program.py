@@ -1,0 +1,44 @@
+"""One rank of a run: trains, writes every step's loss, and ends itself in the middle if told to.
+
+``python ranks_program.py JOB.json``, alone or under torchrun.
+"""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+from bharateo.chips.store import Dataset
+from bharateo.config import parse_config
+from bharateo.errors import BharatEOError, Stopped
+from bharateo.training.loop import pretrain
+
+
+def main() -> int:
+    job = json.loads(Path(sys.argv[1]).read_text())
+    rank = int(os.environ.get("RANK", 0))
+    losses = []
+
+    def on_step(now):
+        losses.append((now.step, now.record.loss))
+        if now.step == job.get("end_after") and rank == job.get("ending_rank", 0):
+            os.kill(os.getpid(), getattr(signal, job["by"]))
+
+    try:
+        config = parse_config(job["config"])
+        pretrain(Dataset.open(job["dataset"]), config, Path(job["run"]), on_step)
+    except Stopped as stopped:
+        print(f"rank {rank} {stopped}", file=sys.stderr)
+        return 128 + stopped.signal
+    except BharatEOError as error:
+        print(f"rank {rank} {type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    finally:
+        if rank == 0:
+            Path(job["losses"]).write_text(json.dumps(losses))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,163 @@
+"""Runs on several processes under plain torchrun, on the CPU: the same run as on one."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from contextlib import closing
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from bharateo.config import MachineConfig
+from small_datasets import small_config
+
+pytestmark = pytest.mark.slow
+
+PROGRAM = Path(__file__).with_name("ranks_program.py")
+NUM_STEPS = 50
+ROUNDING = {"rtol": 1e-5, "atol": 0.0}
+"""Losses over 50 steps in fp32: sums in another order, which training slowly amplifies."""
+
+
+def free_port():
+    with closing(socket.socket()) as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def start(folder, dataset, num_ranks=1, parallel="ddp", optimiser="muon", **job):
+    """Train in ``folder``/run on so many ranks; exit status, losses by step, what was said."""
+    folder.mkdir(exist_ok=True)
+    # 64 chips an epoch in batches of 12: the last one of an epoch has 4
+    training = {"epochs": 9, "batch_size": 12, "optimiser": optimiser, **job.pop("training", {})}
+    config = small_config(**training)
+    machine = MachineConfig(parallel=parallel, device="cpu", **job.pop("machine", {}))
+    config = replace(config, machine=machine)
+    sections = asdict(config)
+    job = {
+        "config": {name: sections[name] for name in ("model", "heads", "training", "machine")},
+        "dataset": str(dataset.path),
+        "run": str(folder / "run"),
+        "losses": str(folder / "losses.json"),
+        **job,
+    }
+    (folder / "job.json").write_text(json.dumps(job))
+    command = [sys.executable, str(PROGRAM), str(folder / "job.json")]
+    if num_ranks > 1:
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node"]
+        address = ["--master-addr", "127.0.0.1", "--master-port", str(free_port())]
+        command = [*torchrun, str(num_ranks), *address, *command[1:]]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False, timeout=300
+    )
+    losses = json.loads((folder / "losses.json").read_text())
+    return done.returncode, dict(losses), done.stderr
+
+
+def weights(folder):
+    return load_file(folder / "run" / "model.safetensors")
+
+
+def assert_same_curve(found, expected, steps=None):
+    steps = sorted(expected) if steps is None else steps
+    assert steps
+    np.testing.assert_allclose(
+        [found[step] for step in steps], [expected[step] for step in steps], **ROUNDING
+    )
+
+
+@pytest.fixture(scope="module", params=["adamw", "muon"])
+def alone(request, reflectance_dataset, tmp_path_factory):
+    """A run on one rank, undisturbed."""
+    folder = tmp_path_factory.mktemp("alone")
+    status, losses, said = start(folder, reflectance_dataset, optimiser=request.param)
+    assert status == 0, said
+    assert len(losses) >= NUM_STEPS
+    return request.param, losses, folder
+
+
+@pytest.mark.parametrize(("num_ranks", "parallel"), [(2, "ddp"), (4, "ddp"), (2, "fsdp")])
+def test_losses_and_weights_do_not_depend_on_the_ranks(
+    alone, reflectance_dataset, tmp_path, num_ranks, parallel
+):
+    optimiser, expected, folder = alone
+    status, losses, said = start(tmp_path, reflectance_dataset, num_ranks, parallel, optimiser)
+    assert status == 0, said
+    assert_same_curve(losses, expected)
+    for name, value in weights(tmp_path).items():
+        other = weights(folder)[name]
+        if name.endswith("qkv.bias"):  # nothing depends on the keys' part: its gradient is rounding
+            value, other = (np.delete(each, np.s_[16:32]) for each in (value, other))
+        np.testing.assert_allclose(value, other, rtol=1e-3, atol=1e-4)
+    ours, theirs = (
+        (path / "run" / "history.jsonl").read_text().splitlines() for path in (tmp_path, folder)
+    )
+    for row, other in zip(map(json.loads, ours), map(json.loads, theirs), strict=True):
+        assert row["val_masked_mae"] == pytest.approx(other["val_masked_mae"], rel=1e-5)
+        assert row["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_a_checkpoint_of_two_ranks_goes_on_on_one_and_on_four(
+    alone, reflectance_dataset, tmp_path, parallel
+):
+    optimiser, expected, _ = alone
+    status, losses, said = start(
+        tmp_path / "two", reflectance_dataset, 2, parallel, optimiser,
+        end_after=20, ending_rank=1, by="SIGTERM",
+    )  # fmt: skip
+    assert status != 0
+    assert "stopped after step 2" in said  # step 20 or the one under way
+    last = max(losses)
+    for num_ranks, other in ((1, "ddp"), (4, "fsdp" if parallel == "ddp" else "ddp")):
+        folder = tmp_path / str(num_ranks)
+        shutil.copytree(tmp_path / "two", folder)
+        status, rest, said = start(folder, reflectance_dataset, num_ranks, other, optimiser)
+        assert status == 0, said
+        assert min(rest) == last + 1
+        assert_same_curve({**losses, **rest}, expected)
+
+
+def test_a_run_that_loses_a_rank_says_so_and_goes_on(reflectance_dataset, tmp_path):
+    training = {"checkpoint_seconds": 0.0}
+    common = {"num_ranks": 2, "training": training}
+    status, losses, said = start(
+        tmp_path / "lost", reflectance_dataset, **common,
+        end_after=15, ending_rank=1, by="SIGKILL",
+    )  # fmt: skip
+    assert status != 0
+    assert "RankLostError: rank 0 of 2 has lost another rank" in said
+    assert "Run the same command again" in said
+    status, rest, said = start(tmp_path / "lost", reflectance_dataset, **common)
+    assert status == 0, said
+    assert 1 < min(rest) <= max(losses) + 1
+    status, expected, said = start(tmp_path / "whole", reflectance_dataset, **common)
+    assert status == 0, said
+    assert_same_curve({**losses, **rest}, expected)
+
+
+def test_parts_of_a_batch_give_the_same_on_any_number_of_ranks(
+    alone, reflectance_dataset, tmp_path
+):
+    optimiser, expected, _ = alone
+    status, losses, said = start(
+        tmp_path, reflectance_dataset, 2, "fsdp", optimiser, machine={"micro_batch": 2}
+    )
+    assert status == 0, said
+    assert_same_curve(losses, expected)
+
+
+def test_what_the_first_rank_refuses_ends_them_all(reflectance_dataset, tmp_path):
+    start(tmp_path, reflectance_dataset, training={"epochs": 1})
+    status, _, said = start(tmp_path, reflectance_dataset, 2, training={"epochs": 1, "lr": 0.5})
+    assert status != 0
+    for rank in (0, 1):
+        assert f"rank {rank} RunError: " in said
+    assert "training.lr: 0.002 there, 0.5 wanted" in said

@@ -31,6 +31,10 @@ format: $(VENV)/dev.stamp ## format and mend what can be mended by itself
 
 benchmarks: $(VENV)/benchmark.stamp ## run every benchmark; takes minutes and wants a quiet machine
 	$(BIN)/python benchmarks/train_step.py
+	$(BIN)/python benchmarks/loader.py
+	$(BIN)/python benchmarks/muon.py
+	$(BIN)/python benchmarks/scaling.py
+	$(BIN)/python benchmarks/gpu.py
 	$(BIN)/python benchmarks/build.py
 	$(BIN)/python benchmarks/build_sentinel2.py
 	$(BIN)/python benchmarks/store_20m.py

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 
 _M_TRIM_THRESHOLD = -1
@@ -16,8 +17,10 @@ def keep_freed_memory() -> bool:
     """Let glibc keep freed arrays instead of returning them to the kernel, for training.
 
     Without it a training step pays thousands of page faults. Returns whether it took effect
-    (glibc only). It changes the whole process, so verbs call it, never an import.
+    (glibc only). It changes the whole process, so verbs call it, never an import. PyTorch is asked
+    for huge pages too (Linux), which it hears if it has not allocated anything yet.
     """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     return _mallopt({_M_MMAP_THRESHOLD: _ONE_GIB, _M_TRIM_THRESHOLD: _ONE_GIB})
 
 

@@ -22,6 +22,8 @@ def main() -> int:
 
     def on_step(now):
         losses.append((now.step, now.record.loss))
+        if rank == 0:
+            Path(job["losses"]).write_text(json.dumps(losses))
         if now.step == job.get("end_after") and rank == job.get("ending_rank", 0):
             os.kill(os.getpid(), getattr(signal, job["by"]))
 
@@ -34,9 +36,6 @@ def main() -> int:
     except BharatEOError as error:
         print(f"rank {rank} {type(error).__name__}: {error}", file=sys.stderr)
         return 1
-    finally:
-        if rank == 0:
-            Path(job["losses"]).write_text(json.dumps(losses))
     return 0
 
 

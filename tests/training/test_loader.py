@@ -16,8 +16,10 @@ from bharateo.errors import ConfigError, DatasetError
 from bharateo.models.patches import mask_from_noise
 from bharateo.sensor import WORLDCOVER_PALETTE
 from bharateo.training import loader as loading
+from bharateo.training import prepare as preparing
 from bharateo.training.batches import Window, cut
-from bharateo.training.loader import LAYERS, Loader, prepare, resident
+from bharateo.training.loader import LAYERS, Loader, resident
+from bharateo.training.prepare import prepare
 from small_datasets import PLAN, many_bands, small_config, small_dataset
 
 CPU = torch.device("cpu")
@@ -110,8 +112,8 @@ def test_a_prepared_batch_is_to_the_bit_what_is_cut_by_itself(dataset, chip_px, 
 def test_a_gpus_way_gives_what_a_cpus_gives(dataset, chip_px, masks):
     loader = make(dataset, 60, chip_px, masks_per_chip=masks)
     for _, raw in loader.steps(0, loader.steps_per_epoch):
-        one_by_one = loading._turned_one_by_one(raw, dataset.sensor, chip_px // 4)
-        at_once = loading._turned_at_once(raw, dataset.sensor, chip_px // 4)
+        one_by_one = preparing._turned_one_by_one(raw, dataset.sensor, chip_px // 4)
+        at_once = preparing._turned_at_once(raw, dataset.sensor, chip_px // 4)
         for ours, theirs in zip(one_by_one, at_once, strict=True):
             assert ours.dtype == theirs.dtype
             assert torch.equal(ours, theirs)
@@ -201,7 +203,7 @@ def test_a_rank_without_chips_gets_an_empty_batch(dataset):
         sizes.append(len(raw))
         assert len(batch.image) == len(mask.order) == len(raw)
         assert [len(part) for part in raw.parts(4)] == [len(raw)]
-        at_once, *_ = loading._turned_at_once(raw, dataset.sensor, PATCH_PX)
+        at_once, *_ = preparing._turned_at_once(raw, dataset.sensor, PATCH_PX)
         assert at_once.shape == batch.image.shape
     assert sorted(sizes) == [0, 0, 0, 1]
 

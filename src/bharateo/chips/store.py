@@ -59,6 +59,9 @@ BUILD_FOLDER = ".build"
 LAYERS = ("image", "landcover", "valid")
 SPLITS = ("train", "val", "test")
 
+_KEPT_COLUMNS = 4
+"""Columns of the table kept in memory, 8 bytes a chip each."""
+
 _OPEN_FILES = 96
 """Shards kept mapped at once; each holds a file descriptor, and some systems allow only 256, of
 which ``records`` takes its share."""
@@ -132,6 +135,7 @@ class Dataset:
         self._starts = np.array((0, *self._ends[:-1]))
         self.num_chips = self._ends[-1]
         self._shard = lru_cache(_OPEN_FILES)(self._map_shard)
+        self._column = lru_cache(_KEPT_COLUMNS)(self._read_column)
 
     @classmethod
     def open(cls, path: str | Path) -> Dataset:
@@ -163,6 +167,9 @@ class Dataset:
         Raises:
             DatasetError: the table has no such column.
         """
+        return self._column(name)
+
+    def _read_column(self, name: str) -> np.ndarray:
         import pyarrow.parquet as pq  # here, since opening a dataset has no need of it
 
         file = self.path / CHIPS_FILE

@@ -91,10 +91,8 @@ class PixelHead(Head):
         hidden = slice(tokens.mask.num_visible, None)
         target, valid = tokens.patches[:, hidden], tokens.pixels[:, hidden]
         predicted = self.predict(tokens).float()
-        total = _sum_by_band(smooth_l1(predicted, target, self.beta), valid).sum()
-        with torch.no_grad():
-            absolute = _sum_by_band((predicted - target).abs_(), valid)
-            mae = (absolute * model.normalise.std).sum()
+        total, absolute = pixel_errors(predicted, target, valid, self.beta)
+        mae = (absolute * model.normalise.std).sum()
         count = valid.sum() * model.num_bands
         return {"rec_smooth_l1": (total, count), "masked_mae": (mae, count)}
 
@@ -158,14 +156,56 @@ class LandCoverHead(Head):
         }
 
 
-def _sum_by_band(
-    each: Float[Tensor, "batch masked value"], valid: Bool[Tensor, "batch masked pixel"]
-) -> Float[Tensor, " band"]:
-    """Sums over valid pixels, a band each."""
-    by_band = each.unflatten(2, (-1, valid.shape[2]))
-    if not known_all(valid):
-        by_band = by_band.masked_fill(~valid[:, :, None], 0.0)
-    return by_band.sum((0, 1, 3))
+def pixel_errors(
+    predicted: Float[Tensor, "batch masked value"],
+    target: Float[Tensor, "batch masked value"],
+    valid: Bool[Tensor, "batch masked pixel"],
+    beta: float,
+) -> tuple[Float[Tensor, ""], Float[Tensor, " band"]]:
+    """Sums over valid scalars: SmoothL1, which has a gradient, and the absolute error by band."""
+    if predicted.device.type == "cpu" and not torch.compiler.is_compiling():
+        return _PixelErrors.apply(predicted, target, valid, beta)
+    missing = ~valid[:, :, None]
+    each = smooth_l1(predicted, target, beta).unflatten(2, (-1, valid.shape[2]))
+    absolute = (predicted - target).detach().abs().unflatten(2, (-1, valid.shape[2]))
+    return (
+        each.masked_fill(missing, 0.0).sum(),
+        absolute.masked_fill(missing, 0.0).sum((0, 1, 3)),
+    )
+
+
+class _PixelErrors(torch.autograd.Function):
+    """``pixel_errors`` on a CPU: some chips at a time, so that they stay in its cache.
+
+    With s = clamp(d / beta, -1, 1), the slope at an error d, SmoothL1 is s d - beta s^2 / 2.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, predicted: Tensor, target: Tensor, valid: Tensor, beta: float
+    ) -> tuple[Tensor, Tensor]:
+        slope, num_bands = torch.empty_like(predicted), predicted.shape[2] // valid.shape[2]
+        total, absolute = torch.zeros(()), torch.zeros(num_bands)
+        parts = (each.split(_CHIPS_IN_CACHE) for each in (predicted, target, valid, slope))
+        for guess, truth, known, out in zip(*parts, strict=True):
+            error = (guess - truth).unflatten(2, (num_bands, -1))
+            if not known_all(known):
+                error.masked_fill_(~known[:, :, None], 0.0)
+            torch.div(error, beta, out=out.unflatten(2, (num_bands, -1))).clamp_(-1, 1)
+            flat = out.flatten()
+            total += (flat * error.flatten()).sum() - beta / 2 * (flat * flat).sum()
+            absolute += error.abs_().sum((0, 1, 3))
+        ctx.save_for_backward(slope)
+        ctx.mark_non_differentiable(absolute)
+        return total, absolute
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        (slope,) = ctx.saved_tensors
+        return slope.mul_(grads[0]), None, None, None  # a second pass would be refused
+
+
+_CHIPS_IN_CACHE = 4
 
 
 def smooth_l1(predicted: Tensor, target: Tensor, beta: float) -> Tensor:

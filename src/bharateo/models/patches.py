@@ -105,7 +105,21 @@ def take_patches(
     index: Int64[Tensor, "batch chosen"],
 ) -> Shaped[Tensor, "batch chosen value"]:
     """The patches ``index`` of every chip."""
-    return take_tokens(patchify(image, patch_px), index)
+    if image.device.type != "cpu" or torch.compiler.is_compiling():
+        return take_tokens(patchify(image, patch_px), index)
+    # some chips at a time: their patches stay in the cache between the two copies
+    num_values = image.shape[1] * patch_px**2
+    taken = image.new_empty(*index.shape, num_values)
+    parts = (each.split(_CHIPS_IN_CACHE) for each in (image, index, taken))
+    for chips, some, out in zip(*parts, strict=True):
+        patches = patchify(chips, patch_px)
+        first = torch.arange(len(chips))[:, None] * patches.shape[1]
+        rows = patches.flatten(0, 1)
+        torch.index_select(rows, 0, (first + some).flatten(), out=out.flatten(0, 1))
+    return taken
+
+
+_CHIPS_IN_CACHE = 4
 
 
 def unpatchify(

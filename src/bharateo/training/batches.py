@@ -95,8 +95,7 @@ def evaluation_mask(keys: Sequence[str], num_tokens: int, masked: int) -> Mask:
 
 def window_ids(dataset: Dataset, windows: Sequence[Window]) -> list[str]:
     """Ids that name windows by place: ``region/row/col`` of the upper left pixel."""
-    chips = dataset.chips
-    region, row, col = (chips[name].to_numpy() for name in ("region", "row", "col"))
+    region, row, col = (dataset.column(name) for name in ("region", "row", "col"))
     return [
         f"{region[w.chip]}/{int(row[w.chip]) + w.row}/{int(col[w.chip]) + w.col}" for w in windows
     ]

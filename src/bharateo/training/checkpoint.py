@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
@@ -61,9 +62,10 @@ def model_statistics(dataset: Dataset) -> tuple[list[float], list[float]]:
 
 def majority_class(dataset: Dataset) -> int:
     """The class with the most labelled pixels in the train split; the lowest id of equals."""
-    chips = dataset.chips[dataset.chips["split"] == "train"]
+    train = dataset.indices("train")
+    labelled = dataset.column("labelled_fraction")[train]
     share = [
-        float((chips[f"fraction_{c.name}"] * chips["labelled_fraction"]).sum())
+        float(np.nansum(dataset.column(f"fraction_{c.name}")[train] * labelled))
         for c in BHARATEO_CLASSES
     ]
     return share.index(max(share))

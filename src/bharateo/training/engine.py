@@ -76,7 +76,7 @@ class Engine:
         if self.machine.parallel == "ddp":
             devices = [self.device] if self.asynchronous else None
             return DistributedDataParallel(
-                objective, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
+                objective, device_ids=devices, gradient_as_bucket_view=True
             )
         mesh = init_device_mesh(self.device.type, (self.num_ranks,))
         for block in [each for each in objective.modules() if isinstance(each, Block)]:

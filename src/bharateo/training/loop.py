@@ -38,8 +38,9 @@ from bharateo.training.checkpoint import (
 )
 from bharateo.training.engine import Engine, open_engine
 from bharateo.training.forecast import AFTER_STEPS, Forecast
-from bharateo.training.loader import Loader, RawBatch, prepare
+from bharateo.training.loader import Loader
 from bharateo.training.optimisers import build_optimisers, learning_rate
+from bharateo.training.prepare import RawBatch, prepare
 from bharateo.training.stopping import StopWish
 from bharateo.training.watch import (
     EVENTS_FILE,

@@ -20,8 +20,8 @@ from bharateo.models.patches import num_masked
 from bharateo.sensor import SENTINEL2_L2A
 from bharateo.training.draws import Draws
 from bharateo.training.engine import Engine, num_cores
-from bharateo.training.loader import RawBatch, prepare
 from bharateo.training.optimisers import build_optimisers
+from bharateo.training.prepare import RawBatch, prepare
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 LARGEST = 8192

@@ -97,9 +97,12 @@ def readme_folder(tmp_path, monkeypatch, tiles, catalogue):
         return replace(
             full,
             data=replace(full.data, sentinel2=scenes),
-            model=replace(full.model, width=16, depth=1, decoder_width=16, decoder_depth=1),
+            model=replace(
+                full.model, width=16, depth=1, num_heads=4,
+                decoder_width=16, decoder_depth=1, decoder_num_heads=4,
+            ),
             training=replace(full.training, epochs=1, chips_per_epoch=32, batch_size=16),
-        )
+        )  # fmt: skip
 
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     monkeypatch.chdir(tmp_path)

@@ -122,9 +122,11 @@ def check_fit(config: Config, dataset: Dataset, num_ranks: int = 1) -> None:
         value = getattr(training, name)
         if value is not None and value <= 0:
             raise ConfigError(f"training.{name} must be more than 0, got {value}")
-    micro = config.machine.micro_batch
+    micro, prefetch = config.machine.micro_batch, config.machine.prefetch
     if micro is not None and micro <= 0:
         raise ConfigError(f"machine.micro_batch must be more than 0, got {micro}")
+    if prefetch < 0:
+        raise ConfigError(f"machine.prefetch must be 0 or more, got {prefetch}")
     if training.batch_size < num_ranks:
         raise ConfigError(
             f"training.batch_size {training.batch_size} is less than the {num_ranks} ranks: start "

@@ -18,7 +18,14 @@ from bharateo.config import HeadConfig
 from bharateo.errors import ConfigError
 from bharateo.landcover import IGNORE, NUM_CLASSES
 from bharateo.models.mae import MaskedAutoencoder, Tokens
-from bharateo.models.patches import Mask, known_all, take_patches, take_tokens
+from bharateo.models.patches import (
+    CHIPS_IN_CACHE,
+    Mask,
+    eager_on_cpu,
+    known_all,
+    take_patches,
+    take_tokens,
+)
 
 Sums = dict[str, tuple[Tensor, Tensor]]
 """Metric -> (sum, count): adds over batches and ranks without bias, whatever is missing in them."""
@@ -163,7 +170,7 @@ def pixel_errors(
     beta: float,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, " band"]]:
     """Sums over valid scalars: SmoothL1, which has a gradient, and the absolute error by band."""
-    if predicted.device.type == "cpu" and not torch.compiler.is_compiling():
+    if eager_on_cpu(predicted):
         return _PixelErrors.apply(predicted, target, valid, beta)
     missing = ~valid[:, :, None]
     each = smooth_l1(predicted, target, beta).unflatten(2, (-1, valid.shape[2]))
@@ -186,7 +193,7 @@ class _PixelErrors(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         slope, num_bands = torch.empty_like(predicted), predicted.shape[2] // valid.shape[2]
         total, absolute = torch.zeros(()), torch.zeros(num_bands)
-        parts = (each.split(_CHIPS_IN_CACHE) for each in (predicted, target, valid, slope))
+        parts = (each.split(CHIPS_IN_CACHE) for each in (predicted, target, valid, slope))
         for guess, truth, known, out in zip(*parts, strict=True):
             error = (guess - truth).unflatten(2, (num_bands, -1))
             if not known_all(known):
@@ -203,9 +210,6 @@ class _PixelErrors(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         (slope,) = ctx.saved_tensors
         return slope.mul_(grads[0]), None, None, None  # a second pass would be refused
-
-
-_CHIPS_IN_CACHE = 4
 
 
 def smooth_l1(predicted: Tensor, target: Tensor, beta: float) -> Tensor:

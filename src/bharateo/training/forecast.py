@@ -28,10 +28,7 @@ class Forecast:
         training = replace(config.training, batch_size=max(share, 1))
         speed = measure(replace(config, training=training), num_bands, engine, seconds=1.5)
         plan = Plan(config, chips_per_epoch, num_bands, num_machines=engine.num_ranks)
-        machine = measured_machine(
-            speed.chips_per_s, speed.peak, speed.precision, speed.num_cores, speed.gpu,
-            plan.layers.flops,
-        )  # fmt: skip
+        machine = measured_machine(**vars(speed), flops=plan.layers.flops)
         return cls(Timing(plan, machine), time.monotonic())
 
     def planned(self) -> str:

@@ -38,6 +38,7 @@ benchmarks: $(VENV)/benchmark.stamp ## run every benchmark; takes minutes and wa
 	$(BIN)/python benchmarks/build.py
 	$(BIN)/python benchmarks/build_sentinel2.py
 	$(BIN)/python benchmarks/store_20m.py
+	$(BIN)/python benchmarks/embed.py
 
 clean:           ## remove the environment and caches; runs/ stays
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -32,8 +32,95 @@ OPTIONS = {
         "--set",
     ],
     "pretrain": ["config", "--dataset", "--output", "--epochs", "--seed", "--set"],
-    "evaluate": ["run", "--dataset", "--output"],
+    "evaluate": [
+        "run",
+        "--dataset",
+        "--output",
+        "--probe",
+        "--levels",
+        "--budgets",
+        "--features",
+        "--zones",
+        "--zone-field",
+        "--seed",
+        "--task",
+        "--layout",
+        "--resize",
+        "--split-file",
+        "--bands",
+        "--scale",
+        "--offset",
+        "--nodata",
+        "--allow",
+    ],
+    "ablate": [
+        "config",
+        "--dataset",
+        "--output",
+        "--vary",
+        "--full",
+        "--seeds",
+        "--quick",
+        "--set",
+    ],
+    "embed": [
+        "run",
+        "input",
+        "--output",
+        "--dtype",
+        "--stride",
+        "--step",
+        "--precision",
+        "--level",
+        "--bands",
+        "--scale",
+        "--offset",
+        "--nodata",
+        "--allow",
+    ],
     "report": ["run"],
+    "search": [
+        "paths",
+        "--like",
+        "--count",
+        "--away",
+        "--score",
+        "--output",
+        "--bands",
+        "--scale",
+        "--offset",
+        "--nodata",
+        "--allow",
+    ],
+    "export": ["run", "--to", "--output", "--what", "--license"],
+    "map": [
+        "run",
+        "raster",
+        "--output",
+        "--probe",
+        "--against",
+        "--stride",
+        "--precision",
+        "--bands",
+        "--scale",
+        "--offset",
+        "--nodata",
+        "--allow",
+    ],
+    "probe": [
+        "run",
+        "raster",
+        "--points",
+        "--class-field",
+        "--output",
+        "--stride",
+        "--precision",
+        "--bands",
+        "--scale",
+        "--offset",
+        "--nodata",
+        "--allow",
+    ],
     "tokens": [
         "run",
         "--chips",
@@ -143,7 +230,7 @@ def test_a_wrong_call_shows_the_usage(arguments, capsys):
 
 def test_errors_are_one_line_without_a_traceback(tmp_path):
     """As a user sees it: a process of its own."""
-    call = [sys.executable, "-m", "bharateo.cli", "evaluate", str(tmp_path / "none")]
+    call = [sys.executable, "-m", "bharateo", "evaluate", str(tmp_path / "none")]
     done = subprocess.run(call, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stdout == ""
@@ -162,7 +249,7 @@ def test_stopping_it_says_that_it_goes_on(monkeypatch, capsys):
     def stop(options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_tokens", stop)
+    monkeypatch.setattr(cli.tokens, "_tokens", stop)
     assert main(["tokens"]) == 130
     assert capsys.readouterr().err == "bharateo: stopped; the same command goes on from here\n"
 
@@ -171,7 +258,7 @@ def test_a_fault_of_our_own_is_not_hidden(monkeypatch):
     def fail(options):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(cli, "_tokens", fail)
+    monkeypatch.setattr(cli.tokens, "_tokens", fail)
     with pytest.raises(ZeroDivisionError):
         main(["tokens"])
 

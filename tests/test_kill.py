@@ -46,7 +46,7 @@ class Verb:
 
     def start(self) -> subprocess.Popen:
         """Start it, and wait until it writes something or ends."""
-        command = [sys.executable, "-m", "bharateo.cli", *self.arguments]
+        command = [sys.executable, "-m", "bharateo", *self.arguments]
         before = last_write(self.output)
         process = subprocess.Popen(
             [*command, "--output", str(self.output)],

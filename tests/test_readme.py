@@ -10,6 +10,7 @@ import subprocess
 from dataclasses import replace
 from pathlib import Path
 
+import geopandas
 import numpy as np
 import pytest
 import rasterio
@@ -19,6 +20,7 @@ from pyproj import Transformer
 from bharateo import cli, config
 from bharateo.chips.store import Dataset
 from bharateo.regions import NAMED_ROIS, Roi, tile_windows, worldcover_window
+from bharateo.sensor import SENTINEL2_L2A
 from l2a_scenes import made_up_scene, made_up_scl, write_scene
 from range_server import RangeServer
 from stac_server import StacServer
@@ -85,11 +87,30 @@ def write_chips(folder: Path) -> None:
             chip.write(rng.integers(0, 256, (3, 128, 128), np.uint8))
 
 
+def write_district(folder: Path) -> None:
+    """A raster of ten bands of reflectance around Pune, and a person's points on it."""
+    side, names = 288, SENTINEL2_L2A.band_names
+    x, y = Transformer.from_crs("EPSG:4326", "EPSG:32643", always_xy=True).transform(73.86, 18.52)
+    corner = Affine(10, 0, round(x - side * 5, -2), 0, -10, round(y + side * 5, -2))
+    reflectance, _ = made_up_scene((side, side))
+    with rasterio.open(
+        folder / "district.tif", "w", driver="GTiff", crs="EPSG:32643", transform=corner,
+        width=side, height=side, count=len(names), dtype="uint16",
+    ) as raster:  # fmt: skip
+        raster.write(reflectance)
+        raster.descriptions = names
+    rows, cols = np.mgrid[24:side:48, 24:side:48].reshape(2, -1)
+    points = geopandas.points_from_xy(*(corner @ (cols, rows)), crs="EPSG:32643")
+    classes = np.where(cols + rows < side, "fields", "town")
+    geopandas.GeoDataFrame({"class": classes}, geometry=points).to_file(folder / "my_points.gpkg")
+
+
 @pytest.fixture
 def readme_folder(tmp_path, monkeypatch, tiles, catalogue):
     """A working folder with configs/ and chips/, tiles and scenes at hand, and little training."""
     load = config.load_config
     write_chips(tmp_path / "chips")
+    write_district(tmp_path)
 
     def load_small(path, overrides=()):
         full = load(path, overrides)
@@ -109,6 +130,10 @@ def readme_folder(tmp_path, monkeypatch, tiles, catalogue):
     monkeypatch.setenv("BHARATEO_WORLDCOVER_ROOT", str(tiles))
     monkeypatch.setattr("bharateo.config.load_config", load_small)
     monkeypatch.setattr("bharateo.demo.load_config", load_small)
+    for few in ("MOST_EXAMPLES", "MOST_VALIDATION"):
+        monkeypatch.setattr(f"bharateo.evaluation.probing.{few}", 300)
+    monkeypatch.setattr("bharateo.evaluation.ablation.MOST_EXAMPLES", 300)
+    monkeypatch.setattr("bharateo.evaluation.probing.NUM_DRAWS", 1)
     return tmp_path
 
 
@@ -118,7 +143,12 @@ def test_every_command_and_snippet_of_the_readme_runs(readme_folder, capsys):
     for snippet in blocks("python"):
         exec(compile(snippet, "README.md", "exec"), {})
     assert (readme_folder / "runs/pune/run/report.html").exists()
-    assert (readme_folder / "runs/v0/jaipur.json").exists()
+    for made in (
+        "runs/v0/jaipur.json", "runs/v0/probes.json", "runs/ablation/ablation.md",
+        "district-map.qml", "district-vectors.tif", "alike/found.geojson", "my-map/map.tif",
+        "hub/pune-s2/README.md", "timm/pune-s2/config.json", "pune-s2.onnx",
+    ):  # fmt: skip
+        assert (readme_folder / made).exists(), made
     assert Dataset.open("datasets/pune").sensor.name == "sentinel2-l2a"
     assert Dataset.open("datasets/chips").num_chips == 36
     assert "torch.Size([4, 64, 16])" in capsys.readouterr().out

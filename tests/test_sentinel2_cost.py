@@ -38,7 +38,7 @@ PLAN = {
 
 PEAK = """
 import resource, subprocess, sys
-done = subprocess.run([sys.executable, "-m", "bharateo.cli", *sys.argv[1:]], stdout=sys.stderr)
+done = subprocess.run([sys.executable, "-m", "bharateo", *sys.argv[1:]], stdout=sys.stderr)
 print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 sys.exit(done.returncode)
 """

@@ -96,7 +96,7 @@ def running(*command):
 
 
 def building(command):
-    return running("-m", "bharateo.cli", *command)
+    return running("-m", "bharateo", *command)
 
 
 def wait_for(condition, what):

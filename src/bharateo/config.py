@@ -217,6 +217,8 @@ class TrainingConfig:
     lanes: int = 1
     """Hands into which the training chips are dealt; every batch takes equally from each. Ranks
     (a divisor of it) then read their own hands alone, so ``machine.resident`` divides by them."""
+    bands: tuple[str, ...] = ()
+    """Bands of the dataset to train on (band names, ``rgb``, ``rgbn``, ``10band``); none: all."""
     checkpoint_seconds: float = 20.0
     """Least time between checkpoints, and longer where writing one would take more than 2 % of
     it; 0: after every step."""
@@ -327,6 +329,7 @@ def parse_config(record: Mapping[str, Any], where: str = "the configuration") ->
     parser.add_class_arguments(Config, "config")
     record = _with_size(record, where)
     unknown = next(_unknown_keys(asdict(Config()), record), None)
+    unknown = unknown or next(_class_specs(record), None)
     if unknown:
         raise ConfigError(f"{where}: {unknown}")
     try:
@@ -349,6 +352,23 @@ def _with_size(record: Mapping[str, Any], where: str) -> Mapping[str, Any]:
             f"{where}: model.size {model['size']!r} is not a size; known are {', '.join(SIZES)}"
         )
     return {**record, "model": {**SIZES[model["size"]], **given}}
+
+
+def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
+    """The configuration with some dotted keys set, e.g. ``heads.landcover.weight``.
+
+    Raises:
+        ConfigError: a key is unknown or a value does not fit.
+    """
+    record = _plain(asdict(config))
+    for key, value in settings.items():
+        _put(record, key.split("."), value)
+    return parse_config(record)
+
+
+def setting(config: Config, key: str) -> Any:
+    """The value of a dotted key, None where the configuration does not hold it."""
+    return dict(_leaves(_plain(asdict(config)))).get(key)
 
 
 def to_yaml(config: Config) -> str:
@@ -395,6 +415,18 @@ def _unknown_keys(known: Any, given: Any, path: str = "") -> Iterator[str]:
             hint = f"did you mean {near[0]!r}? " if near else ""
             section = f"section {path!r}" if path else "the top level"
             yield f"unknown key {key!r} in {section}: {hint}known are {', '.join(known)}"
+
+
+def _class_specs(value: Any, path: str = "") -> Iterator[str]:
+    """Say where a class is named: jsonargparse would import and call it, wherever any value may
+    stand, and a configuration may come from anybody."""
+    named = isinstance(value, Mapping) and "class_path" in value
+    if named:
+        yield f"{path.lstrip('.')} names a class to be made (class_path), which is never done"
+    if isinstance(value, (list, tuple)):
+        value = dict(enumerate(value))
+    for key, item in value.items() if isinstance(value, Mapping) else ():
+        yield from _class_specs(item, f"{path}.{key}")
 
 
 def _put(record: dict[str, Any], keys: list[str], value: Any) -> None:

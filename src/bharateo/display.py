@@ -36,6 +36,17 @@ class Display:
             table.add_row(row.name, row.shown, row.unit, row.meaning)
         self.console.print(table)
 
+    def columns(
+        self, header: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None
+    ) -> None:
+        """A table of texts."""
+        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+        for name in header:
+            table.add_column(name, overflow="fold")
+        for row in rows:
+            table.add_row(*row)
+        self.console.print(table)
+
     @contextmanager
     def bar(self, name: str) -> Iterator[Bar]:
         """A progress bar on a terminal, lines every ten seconds elsewhere."""

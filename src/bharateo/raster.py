@@ -25,6 +25,7 @@ import rasterio
 from jaxtyping import Bool, Shaped
 from odc.geo.geobox import GeoBox
 from rasterio.abc import MultiByteRangeResourceContainer
+from rasterio.enums import ColorInterp
 from rasterio.errors import RasterioError
 from rasterio.session import DummySession
 from rasterio.windows import Window
@@ -228,6 +229,10 @@ class RasterFile:
     ``shape`` is (rows, columns), ``identity`` what tells this version of the file from another:
     ``{"etag": ...}`` on a web server, ``{"size": ..., "mtime_ns": ...}`` on disk. Thread-safe: one
     read at a time, each with several requests in flight. After an error it is closed.
+
+    What the file says of its bands, one a band: ``band_names`` (their descriptions, else their
+    colours, None where it says neither) and ``units``, (scale, offset) of stored values, (1, 0)
+    where it says nothing.
     """
 
     def __init__(
@@ -245,6 +250,8 @@ class RasterFile:
         self.dtype = np.dtype(dataset.dtypes[0])
         self.block_shape: tuple[int, int] = dataset.block_shapes[0]
         self.nodata: float | None = dataset.nodata
+        self.band_names = tuple(map(_band_name, dataset.descriptions, dataset.colorinterp))
+        self.units = tuple(zip(dataset.scales, dataset.offsets, strict=True))
         self._crs = dataset.crs.to_string() if dataset.crs else None
         self._affine = dataset.transform
         self._dataset, self._context, self._web_file = dataset, context, web_file
@@ -252,9 +259,11 @@ class RasterFile:
         self._lock = threading.Lock()
 
     def read_window(
-        self, row: int, col: int, height: int, width: int
+        self, row: int, col: int, height: int, width: int, bands: Sequence[int] | None = None
     ) -> Shaped[np.ndarray, "band row col"]:
         """The stored values of a window inside the raster, at full resolution.
+
+        ``bands`` are places in the file, from 0; all bands by default.
 
         Every block under the window is fetched at most once, all of them in parallel.
 
@@ -264,7 +273,9 @@ class RasterFile:
         """
         where = f"{self.location}, window row {row} col {col} of {height} x {width} px,"
         max_requests = self._num_blocks(row, col, height, width)
-        return self._read(where, max_requests, window=Window(col, row, width, height))
+        indexes = None if bands is None else [band + 1 for band in bands]
+        window = Window(col, row, width, height)
+        return self._read(where, max_requests, indexes=indexes, window=window)
 
     def _read(
         self, where: str, max_requests: int, **options: Any
@@ -339,6 +350,12 @@ class RasterFile:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def _band_name(description: str | None, colour: ColorInterp) -> str | None:
+    """What a file calls a band."""
+    named = colour in (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
+    return description or (colour.name if named else None)
 
 
 def open_raster(location: str, web: Web | None = None) -> RasterFile | None:

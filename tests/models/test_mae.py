@@ -302,4 +302,4 @@ def test_chips_of_a_batch_do_not_mix(name):
     for chip in range(3):
         only = slice(chip, chip + 1)
         alone = model(batch.image[only], batch.valid[only], replace(mask, order=mask.order[only]))
-        torch.testing.assert_close(alone.values, together[only], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(alone.values, together[only], rtol=1e-4, atol=1e-5)

@@ -7,7 +7,6 @@ well, and what is mapped counts as the process's memory.
 
 from __future__ import annotations
 
-import math
 import os
 from functools import lru_cache, partial
 from pathlib import Path
@@ -46,24 +45,26 @@ class RecordReader:
             DatasetError: a file is missing, cannot be read, or has become shorter.
         """
         lies = self.dataset.layers[layer]
-        (*bands, height, width), (out_height, out_width) = lies.shape, out.shape[-2:]
+        (height, width), (out_height, out_width) = lies.shape[-2:], out.shape[-2:]
         shards, records = self.dataset.locate(chips)
         first = lies.first_byte[shards] + records * lies.record_bytes
         first += rows * (width * lies.dtype.itemsize)
-        planes = 1 if out_height == height else math.prod(bands)
-        plane_bytes = lies.record_bytes // planes
-        parts = out.reshape(len(out), planes, math.prod(bands) // planes * out_height, out_width)
-        strip = np.empty((out_height, width), lies.dtype)
+        whole = out_height == height and lies.planes is None
+        planes = (0,) if whole else lies.planes or tuple(range(lies.num_planes))
+        plane_bytes = lies.record_bytes // lies.num_planes
+        rows_each = out_height * (lies.num_planes if whole else 1)
+        parts = out.reshape(len(out), len(planes), rows_each, out_width)
+        strip = np.empty((rows_each, width), lies.dtype)
         in_file_order = np.argsort(chips)
         each = (in_file_order, shards[in_file_order], first[in_file_order], cols[in_file_order])
         for place, shard, begin, col in zip(*(numbers.tolist() for numbers in each), strict=True):
             file, own = self._open(lies.files[shard]), parts[place]
-            for plane in range(planes):
+            for target, plane in zip(own, planes, strict=True):
                 if out_width == width:
-                    file.read(own[plane], begin + plane * plane_bytes)
+                    file.read(target, begin + plane * plane_bytes)
                 else:
                     file.read(strip, begin + plane * plane_bytes)
-                    own[plane] = strip[:, col : col + out_width]
+                    target[:] = strip[:, col : col + out_width]
 
     def readahead(self, chips: Int64[np.ndarray, " chip"]) -> None:
         """Tell the system that these chips are read soon, neighbours in one request.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,6 +22,22 @@ class Statistics:
     mean: Float64[np.ndarray, " band"]
     std: Float64[np.ndarray, " band"]
     num_pixels: int
+
+    def of_bands(self, places: Sequence[int]) -> Statistics:
+        """The statistics of some of the bands, in the order given."""
+        return Statistics(self.mean[list(places)], self.std[list(places)], self.num_pixels)
+
+    def distance(self, trained: Statistics) -> float:
+        """How far these lie from others, in standard deviations of those others.
+
+        Root mean square over bands of the Frechet distance of two normal distributions,
+        sqrt((mean - mean')^2 + (std - std')^2), by std'. A band that is constant there is left out.
+        Source: Dowson and Landau 1982, doi 10.1016/0047-259X(82)90077-X.
+        """
+        varied = trained.std > 0
+        apart = (self.mean - trained.mean) ** 2 + (self.std - trained.std) ** 2
+        by_band = apart[varied] / trained.std[varied] ** 2
+        return float(np.sqrt(by_band.mean())) if by_band.size else 0.0
 
     @property
     def hash(self) -> str:

@@ -32,7 +32,7 @@ import json
 import math
 import os
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import accumulate
@@ -103,17 +103,26 @@ def write_array(path: Path, array: np.ndarray) -> dict[str, Any]:
 class Layer:
     """How a layer lies on disk: in every shard's file one record a chip, one after the other.
 
-    ``shape`` is that of a record, ``first_byte`` where the records of a shard begin in its file.
+    ``shape`` is that of a record as it is read, ``first_byte`` where the records of a shard begin
+    in its file. Of a record's ``num_planes`` stored planes, ``planes`` are read, in that order;
+    None: all of them.
     """
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
     files: tuple[str, ...]
     first_byte: Int64[np.ndarray, " shard"]
+    num_planes: int = 1
+    planes: tuple[int, ...] | None = None
 
     @property
     def record_bytes(self) -> int:
-        """Bytes of one record."""
+        """Bytes of one record as it is stored."""
+        return self.num_planes * math.prod(self.shape[-2:]) * self.dtype.itemsize
+
+    @property
+    def read_bytes(self) -> int:
+        """Bytes of one record as it is read."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
@@ -121,13 +130,21 @@ class Dataset:
     """A complete dataset folder, opened for reading; pixels stay on disk until asked for.
 
     ``info`` is ``dataset.json``; ``statistics`` are those of the train split in physical units.
+    With ``bands``, images hold these alone; see ``with_bands``.
     """
 
-    def __init__(self, path: Path, info: Mapping[str, Any]) -> None:
+    def __init__(
+        self, path: Path, info: Mapping[str, Any], bands: Sequence[str] | None = None
+    ) -> None:
         self.path = path
         self.info = info
         self.sensor = Sensor.from_json(info["sensor"])
         self.statistics = Statistics.from_json(info["statistics"])
+        self._bands: tuple[int, ...] | None = None
+        if bands is not None:
+            self._bands = tuple(self.sensor.band_names.index(name) for name in bands)
+            self.sensor = self.sensor.with_bands(bands)
+            self.statistics = self.statistics.of_bands(self._bands)
         self.size_px = int(info["chip"]["size_px"])
         self.regions = tuple(region["name"] for region in info["regions"])
         self.attribution = tuple(info["attribution"])
@@ -149,6 +166,15 @@ class Dataset:
         info = read_info(path)
         _check_shards(path, info)
         return cls(path, info)
+
+    def with_bands(self, names: Sequence[str]) -> Dataset:
+        """The same dataset with these bands of its images alone, in this order; nothing is copied.
+
+        Raises:
+            ConfigError: no band is named, or one is unknown or named twice.
+        """
+        chosen = self.sensor.with_bands(names).band_names
+        return self if chosen == self.sensor.band_names else Dataset(self.path, self.info, chosen)
 
     def __repr__(self) -> str:
         return f"Dataset({str(self.path)!r}, {self.num_chips} chips of {self.size_px} px)"
@@ -190,7 +216,10 @@ class Dataset:
     @cached_property
     def layers(self) -> Mapping[str, Layer]:
         """How every layer lies on disk, for those who read it by themselves (``records``)."""
-        return {name: _layout(name, self.info) for name in LAYERS}
+        return {
+            name: _layout(name, self.info, self._bands if name == "image" else None)
+            for name in LAYERS
+        }
 
     def locate(
         self, chips: Int64[np.ndarray, " chip"]
@@ -207,8 +236,11 @@ class Dataset:
         return shards, chips - self._starts[shards]
 
     def image(self, chip: int) -> Shaped[np.ndarray, "band row col"]:
-        """Stored values of a chip, a read-only view of the file; 0 where invalid."""
-        return self._layer("image", chip)
+        """Stored values of a chip, 0 where invalid: a read-only view of the file, or a copy where
+        bands were chosen.
+        """
+        stored = self._layer("image", chip)
+        return stored if self._bands is None else stored[list(self._bands)]
 
     def landcover(self, chip: int) -> UInt8[np.ndarray, "row col"]:
         """Class ids of a chip, a read-only view of the file; 255 where there is no label."""
@@ -242,7 +274,7 @@ class Dataset:
         image, landcover, valid = (
             np.load(self.path / overview_file(layer, region)) for layer in LAYERS
         )
-        return image, landcover, valid
+        return image if self._bands is None else image[list(self._bands)], landcover, valid
 
     def _table(self, columns: list[str]) -> pa.Table:
         import pyarrow.parquet as pq  # here, since opening a dataset has no need of it
@@ -260,20 +292,24 @@ class Dataset:
     def _map_shard(self, layer: str, shard: int) -> np.ndarray:
         """A whole shard, mapped without reading its header: ``dataset.json`` says all of it."""
         lies = self.layers[layer]
-        shape = (self.info["shards"][shard]["num_chips"], *lies.shape)
+        stored = (lies.num_planes, *lies.shape[1:]) if layer == "image" else lies.shape
+        shape = (self.info["shards"][shard]["num_chips"], *stored)
         file = self.path / lies.files[shard]
         mapped = np.memmap(file, lies.dtype, "r", offset=int(lies.first_byte[shard]), shape=shape)
         return mapped.view(np.ndarray)  # indexing the memmap subclass is slower than the disk
 
 
-def _layout(name: str, info: Mapping[str, Any]) -> Layer:
+def _layout(name: str, info: Mapping[str, Any], planes: tuple[int, ...] | None) -> Layer:
     dtype = np.dtype(info["layers"][name]["dtype"])
     shape = tuple(info["layers"][name]["shape_per_chip"])
+    num_planes = math.prod(shape[:-2])
     chip_bytes = math.prod(shape) * dtype.itemsize
     shards = info["shards"]
     header_bytes = [shard[name]["bytes"] - shard["num_chips"] * chip_bytes for shard in shards]
     files = tuple(shard[name]["file"] for shard in shards)
-    return Layer(dtype, shape, files, np.array(header_bytes, np.int64))
+    if planes is not None:
+        shape = (len(planes), *shape[-2:])
+    return Layer(dtype, shape, files, np.array(header_bytes, np.int64), num_planes, planes)
 
 
 def _texts(column: pa.ChunkedArray) -> np.ndarray:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, Shaped
 
 from bharateo.landcover import NUM_CLASSES
 
@@ -62,6 +62,21 @@ def confusion(
     labelled = true < NUM_CLASSES
     pairs = true[labelled] * NUM_CLASSES + predicted[labelled]
     return np.bincount(pairs, minlength=_CELLS).reshape(NUM_CLASSES, NUM_CLASSES)
+
+
+def class_metrics(
+    cells: Shaped[np.ndarray, "*lead true predicted"],
+) -> dict[str, Float[np.ndarray, "*lead"]]:
+    """Accuracy, balanced accuracy and macro-F1 of confusion matrices of any number of classes.
+
+    Means over classes are over those that occur; what is taken for another one counts as missed.
+    """
+    recall = _recall(cells)
+    return {
+        "accuracy": _accuracy(cells),
+        "balanced_accuracy": _mean_of_defined(recall),
+        "macro_f1": _mean_of_defined(np.where(np.isnan(recall), np.nan, _f1(cells))),
+    }
 
 
 def metrics(

@@ -124,7 +124,13 @@ class LandCoverHead(Head):
 
     def predict(self, tokens: Tokens) -> Float[Tensor, "batch token cls"]:
         """Class logits of all tokens, in the tokens' order."""
-        logits: Tensor = self.linear(self.norm(tokens.values))
+        return self.classify(tokens.values)
+
+    def classify(
+        self, decoded: Float[Tensor, "batch token decoded"]
+    ) -> Float[Tensor, "batch token cls"]:
+        """Class logits of decoded tokens."""
+        logits: Tensor = self.linear(self.norm(decoded))
         return logits
 
     def cross_entropy(

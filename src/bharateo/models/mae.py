@@ -124,6 +124,21 @@ class MaskedAutoencoder(nn.Module):
         """A vector for every token, given only the visible patches."""
         raise NotImplementedError
 
+    def encode(
+        self,
+        image: Float[Tensor, "batch band row col"],
+        valid: Bool[Tensor, "batch row col"],
+        mask: Mask,
+    ) -> Float[Tensor, "batch visible dim"]:
+        """The encoder's vectors of the visible patches alone, in the mask's order."""
+        raise NotImplementedError
+
+    def decode(
+        self, encoded: Float[Tensor, "batch visible dim"], mask: Mask
+    ) -> Float[Tensor, "batch token decoded"]:
+        """The vectors that the heads take, from those of ``encode``."""
+        raise NotImplementedError
+
 
 class V0(MaskedAutoencoder):
     """The masked autoencoder of He et al. 2022: visible-only encoder, light decoder.
@@ -235,6 +250,25 @@ class Seed(MaskedAutoencoder):
         hidden = self.mask_token.to(seen.dtype).expand(*mask.masked.shape, -1)
         x = torch.cat([seen, hidden], 1) + self.positions.to(seen.dtype)[mask.order]
         return Tokens(self.encoder(x), mask, patches, pixels)
+
+    def encode(
+        self,
+        image: Float[Tensor, "batch band row col"],
+        valid: Bool[Tensor, "batch row col"],
+        mask: Mask,
+    ) -> Float[Tensor, "batch visible dim"]:
+        """The vectors of the visible patches, where no masked ones take part."""
+        patches, _ = self.patches(image, valid, mask.visible)
+        encoded: Tensor = self.encoder(self.embed(patches) + self.positions[mask.visible])
+        return encoded
+
+    def decode(
+        self, encoded: Float[Tensor, "batch visible dim"], mask: Mask
+    ) -> Float[Tensor, "batch token decoded"]:
+        """The same vectors, where nothing is masked; masked tokens go through the encoder."""
+        if mask.masked.shape[1]:
+            raise ValueError("this model has no decoder: what is masked is not in its encoding")
+        return encoded
 
 
 MODELS: dict[str, type[MaskedAutoencoder]] = {"v0": V0, "seed": Seed}

@@ -23,7 +23,7 @@ from bharateo.chips.store import Dataset
 from bharateo.errors import RunError
 from bharateo.files import write_text
 from bharateo.landcover import BHARATEO_CLASSES, IGNORE
-from bharateo.report import findings, panels, render
+from bharateo.report import findings, panels, probes, render
 from bharateo.report.findings import MASKED_ACCURACY, MASKED_MAE, Metric, Scores
 from bharateo.report.panels import Estimate, Outline, Series
 
@@ -48,6 +48,7 @@ class RunFiles:
     evaluation: Mapping[str, Any]
     config: str
     provenance: Mapping[str, str]
+    probes: Mapping[str, Any] | None = None
 
 
 def write_report(run: Path, dataset: Path | None = None, why: str | None = None) -> Path:
@@ -85,13 +86,14 @@ def read_run(run: Path) -> RunFiles:
         RunError: one is missing or unreadable; the message says what makes it.
     """
     history = _read(run / "history.jsonl", "bharateo pretrain").splitlines()
-    provenance = run / "provenance.json"
+    provenance, probed = run / "provenance.json", run / "probes.json"
     return RunFiles(
         json.loads(_read(run / "contract.json", "bharateo pretrain")),
         [json.loads(line) for line in history if line.strip()],
         json.loads(_read(run / "evaluation.json", "bharateo evaluate")),
         _read(run / "config.yaml", "bharateo pretrain"),
         json.loads(provenance.read_text()) if provenance.exists() else {},
+        json.loads(probed.read_text()) if probed.exists() else None,
     )
 
 
@@ -129,6 +131,7 @@ def article(
         **_regions(dataset),
         **_chips(dataset, examples),
         curves=_curves(files),
+        probes=probes.section(files.probes) if files.probes else None,
         **_all_numbers(files.evaluation),
         accounting=_accounting(files.contract),
         contract=_contract_rows(files.contract),

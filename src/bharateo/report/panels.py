@@ -509,6 +509,32 @@ def interval_chart(estimates: Sequence[Estimate], show: Callable[[float], str], 
         return chart_svg(figure, alt)
 
 
+def budget_chart(
+    budgets: Sequence[str],
+    lines: Sequence[Sequence[Estimate]],
+    show: Callable[[float], str],
+    alt: str,
+) -> Markup:
+    """A line for everyone who was measured, an estimate with its interval at every budget."""
+    with _figure(4.6, 3.4) as figure:
+        axes = figure.add_axes((0.09, 0.1, 0.5, 0.86))
+        for number, line in enumerate(lines):
+            # beside each other, so that intervals can be told apart
+            places = np.arange(len(budgets)) + 0.05 * (number - (len(lines) - 1) / 2)
+            axes.plot(places, [e.value for e in line], "o-", color=line[0].colour, lw=1.4, ms=3.5)
+            for place, estimate in zip(places, line, strict=True):
+                if estimate.interval:
+                    axes.plot(
+                        [place] * 2, estimate.interval, color=estimate.colour, lw=2, alpha=0.4
+                    )
+        axes.set_ylim(bottom=0)
+        axes.set_xticks(range(len(budgets)), budgets)
+        axes.yaxis.set_major_formatter(lambda value, _: _tick(show(value)))
+        ends = [Series(line[-1].label, [line[-1].value], line[-1].colour) for line in lines]
+        _name_lines(axes, ends, show)
+        return chart_svg(figure, alt)
+
+
 @contextmanager
 def _figure(width: float, height: float) -> Iterator[Figure]:
     with matplotlib.rc_context(_STYLE):

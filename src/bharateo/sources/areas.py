@@ -48,7 +48,7 @@ def zones_of(data: DataConfig) -> tuple[Zone, ...]:
     """
     kinds = {
         "rois": [_roi_zone(parse_roi(text)) for text in data.rois],
-        "aoi": _file_zones(Path(data.aoi), data.zone_field) if data.aoi else [],
+        "aoi": file_zones(Path(data.aoi), data.zone_field) if data.aoi else [],
         "mgrs_tiles": [_mgrs_zone(name) for name in data.mgrs_tiles],
         "worldcover_tiles": [_tile_zone(name) for name in data.worldcover_tiles],
     }
@@ -280,23 +280,32 @@ def _tile_zone(name: str) -> Zone:
     return Zone(name, shapely.box(west, south, west + 3, south + 3))
 
 
-def _file_zones(path: Path, field: str | None) -> list[Zone]:
+def file_zones(
+    path: Path, field: str | None, option: str = "data.aoi", field_option: str = "data.zone_field"
+) -> list[Zone]:
+    """The polygons of a file in degrees, those with the same name in column ``field`` as one.
+
+    ``option`` and ``field_option`` are what the user gave them by.
+
+    Raises:
+        RegionError: the file holds no polygon on Earth, or has no such column.
+    """
     import geopandas  # here, since it takes a second to load
 
     if not path.is_file():
-        raise RegionError(f"data.aoi {path} is no file: give a GeoJSON or GeoPackage of polygons")
+        raise RegionError(f"{option} {path} is no file: give a GeoJSON or GeoPackage of polygons")
     try:
         frame = geopandas.read_file(path)
     except Exception as error:  # pyogrio has many, for every kind of file
-        raise RegionError(f"data.aoi {path} cannot be read as polygons: {error}") from error
+        raise RegionError(f"{option} {path} cannot be read as polygons: {error}") from error
     frame = frame[frame.geometry.notna() & frame.geom_type.isin(["Polygon", "MultiPolygon"])]
     if frame.empty:
-        raise RegionError(f"data.aoi {path} holds no polygon: draw the area as polygons")
+        raise RegionError(f"{option} {path} holds no polygon: draw the area as polygons")
     if frame.crs is None:
-        raise RegionError(f"data.aoi {path} has no coordinate reference system: assign one")
+        raise RegionError(f"{option} {path} has no coordinate reference system: assign one")
     if field is not None and field not in frame:
         columns = ", ".join(str(name) for name in frame.columns.drop("geometry"))
-        raise RegionError(f"data.zone_field {field!r} is no column of {path}: it has {columns}")
+        raise RegionError(f"{field_option} {field!r} is no column of {path}: it has {columns}")
     names = frame[field].astype(str) if field else [f"zone-{i}" for i in range(len(frame))]
     frame = frame.to_crs("EPSG:4326").assign(zone_name=list(names))
     outlines = frame.geometry.make_valid().groupby(frame["zone_name"]).agg(shapely.union_all)
@@ -304,7 +313,7 @@ def _file_zones(path: Path, field: str | None) -> list[Zone]:
     west, south, east, north = shapely.union_all([zone.outline for zone in zones]).bounds
     if not (-180.001 <= west <= east <= 180.001 and -90.001 <= south <= north <= 90.001):
         raise RegionError(
-            f"data.aoi {path} reaches from {west:g}, {south:g} to {east:g}, {north:g} degrees: "
+            f"{option} {path} reaches from {west:g}, {south:g} to {east:g}, {north:g} degrees: "
             "its reference system is not the one its coordinates are in"
         )
     return zones

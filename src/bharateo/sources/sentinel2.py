@@ -245,7 +245,7 @@ class Sentinel2:
             UnreachableError: the server did not answer, also after retries.
         """
         address = scene.assets[band]
-        file = self._open(scene, band, address)
+        file = self.open(scene, band)
         if file.dtype not in (np.dtype("uint16"), np.dtype("int16"), np.dtype("uint8")):
             raise CorruptRasterError(
                 f"{address} (item {scene.id}, band {band}) holds {file.dtype}, Sentinel-2 L2A has "
@@ -259,7 +259,14 @@ class Sentinel2:
             raise
         return values.view(np.uint16) if file.dtype == np.int16 else values
 
-    def _open(self, scene: Scene, band: str, address: str) -> RasterFile:
+    def open(self, scene: Scene, band: str) -> RasterFile:
+        """The file of one band (or ``SCL``) of a scene, kept open among those used last.
+
+        Raises:
+            CorruptRasterError: it is missing, or no raster.
+            UnreachableError: the server did not answer, also after retries.
+        """
+        address = scene.assets[band]
         with self._lock:
             file = self._files.get(address)
         if file is None:

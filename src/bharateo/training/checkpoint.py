@@ -14,14 +14,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -32,13 +33,15 @@ from torch.optim import Optimizer
 
 import bharateo
 from bharateo.chips.store import DATASET_FILE, Dataset
-from bharateo.config import Config, parse_config
-from bharateo.errors import ContractError, RunError
+from bharateo.config import Config, ModelConfig, parse_config
+from bharateo.errors import RunError
 from bharateo.files import write_atomically, write_json
 from bharateo.landcover import BHARATEO_CLASSES
 from bharateo.models.heads import build_heads
 from bharateo.models.mae import MaskedAutoencoder, build_model, num_parameters
 from bharateo.sensor import Sensor
+from bharateo.training.contract import check_dataset, check_form
+from bharateo.training.weights import check_inside, load_weights
 
 SCHEMA_VERSION = 1
 CONTRACT_FILE = "contract.json"
@@ -115,23 +118,24 @@ class Run:
         """The run in a folder; needs nothing but the folder.
 
         Raises:
-            RunError: no finished run is there, or its weights are damaged.
+            RunError: no finished run is there, its contract or its weights are damaged, are
+                others than they were, or lie outside the folder. Nothing in them is executed.
         """
         path = Path(path)
         contract = read_contract(path)
         config = parse_config({"model": contract["model"], "heads": contract["heads"]}, str(path))
         bands = len(contract["sensor"]["bands"])
-        model = build_model(config.model, [0.0] * bands, [1.0] * bands)  # loaded with the weights
-        heads = build_heads(config.heads, model)
-        try:
-            state = load_file(path / MODEL_FILE)
-            nn.ModuleDict({"model": model, "heads": heads}).load_state_dict(state)
-        except (SafetensorError, OSError, RuntimeError) as error:
-            raise RunError(
-                f"{path / MODEL_FILE} does not hold the weights its contract names ({error}); "
-                "restore the file or pretrain again into another folder"
-            ) from error
-        return cls(path, contract, model.eval(), heads.eval())
+
+        def build() -> nn.ModuleDict:
+            model = build_model(config.model, [0.0] * bands, [1.0] * bands)  # in the weights
+            return nn.ModuleDict({"model": model, "heads": build_heads(config.heads, model)})
+
+        check_inside(path, MODEL_FILE)
+        least = _least_values(config.model, bands)
+        both: Any = load_weights(path / MODEL_FILE, contract, build, least).eval()
+        run = cls(path, contract, both["model"], both["heads"])
+        _check_normalisation(run)
+        return run
 
     @property
     def sensor(self) -> Sensor:
@@ -139,71 +143,72 @@ class Run:
         return Sensor.from_json(self.contract["sensor"])
 
     def own_dataset(self) -> Dataset:
-        """The dataset the run was trained on.
+        """The dataset the run was trained on, in the bands it was trained on.
 
         Raises:
             DatasetError: it is no longer where it was.
         """
-        return Dataset.open(self.path / self.contract["dataset"]["path"])
+        dataset = Dataset.open(self.path / self.contract["dataset"]["path"])
+        bands = self.sensor.band_names
+        return dataset.with_bands(bands) if {*bands} <= {*dataset.sensor.band_names} else dataset
 
-    def check(self, dataset: Dataset) -> None:
+    def check(self, dataset: Dataset, allow: Collection[str] = ()) -> dict[str, str]:
         """Refuse a dataset the model must not be fed.
 
+        ``allow`` are fields (bands, unit, statistics) that may differ; returned is how they do.
+
         Raises:
-            ContractError: bands, unit, classes or size differ; the message names the field.
+            ContractError: bands, unit, classes, size or statistics differ; the message names the
+                field.
         """
-        check_contract(self.contract, dataset, self.path)
+        return check_dataset(self.contract, dataset, self.path, allow)
 
 
 def read_contract(run: Path) -> dict[str, Any]:
     """The contract of a finished run.
 
     Raises:
-        RunError: there is none, or another version of the package wrote it.
+        RunError: there is none, it is damaged, or another version of the package wrote it.
     """
+    check_inside(run, CONTRACT_FILE)
     try:
-        contract: dict[str, Any] = json.loads((run / CONTRACT_FILE).read_text())
+        contract: dict[str, Any] = json.loads((run / CONTRACT_FILE).read_text("utf-8"))
+        version = contract.get("schema_version")
     except FileNotFoundError:
         state = "its training has not finished: run the same pretrain command again to go on"
         if not (run / CONFIG_FILE).exists():
             state = "there is no run; make one with `bharateo pretrain`"
         raise RunError(f"{run} holds no {CONTRACT_FILE}: {state}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise RunError(f"{run / CONTRACT_FILE} is unreadable ({error}); restore it") from error
-    if contract.get("schema_version") != SCHEMA_VERSION:
+    if version != SCHEMA_VERSION:
         raise RunError(
-            f"{run / CONTRACT_FILE} has schema version {contract.get('schema_version')}, this "
+            f"{run / CONTRACT_FILE} has schema version {version}, this "
             f"bharateo {bharateo.__version__} reads {SCHEMA_VERSION}; open it with bharateo "
             f"{contract.get('code_version')}"
         )
+    check_form(contract, run / CONTRACT_FILE)
     return contract
 
 
-def check_contract(contract: Mapping[str, Any], dataset: Dataset, run: Path) -> None:
-    """See ``Run.check``."""
-    trained, given = Sensor.from_json(contract["sensor"]), dataset.sensor
-    fields = {
-        "bands": (list(trained.band_names), list(given.band_names)),
-        "unit": (trained.unit, given.unit),
-        "standardised": (trained.standardised, given.standardised),
-        "classes": (contract["class_scheme"]["classes"], dataset.info["class_scheme"]["classes"]),
-    }
-    for name, (expected, found) in fields.items():
-        if expected != found:
-            raise ContractError(
-                f"{name}: the run {run} was trained on {_brief(expected)}, the dataset "
-                f"{dataset.path} holds {_brief(found)}; use a dataset of the same {name} or "
-                "pretrain a run on this one"
+def _least_values(model: ModelConfig, num_bands: int) -> int:
+    """Numbers that a model has in its first layer and its encoder's blocks alone."""
+    block = (4 + 2 * model.mlp_ratio) * model.width**2
+    return model.depth * block + num_bands * model.patch_px**2 * model.width
+
+
+def _check_normalisation(run: Run) -> None:
+    """Refuse a contract whose statistics are not those its model normalises with."""
+    statistics, num_bands = run.contract["statistics"], run.sensor.num_bands
+    expected = {"mean": [0.0] * num_bands, "std": [1.0] * num_bands}
+    expected = statistics if run.sensor.standardised else expected
+    for name in ("mean", "std"):
+        found = getattr(run.model.normalise, name)
+        if not torch.equal(found, torch.tensor(expected[name], dtype=found.dtype)):
+            raise RunError(
+                f"{run.path / CONTRACT_FILE}: statistics.{name} is not what the weights normalise "
+                "with; restore both files, or pretrain again into another folder"
             )
-    if dataset.size_px < contract["chip_px"]:
-        raise ContractError(
-            f"size_px: the run {run} needs chips of {contract['chip_px']} px, the dataset "
-            f"{dataset.path} stores {dataset.size_px}; build it with a larger data.plan.size_px"
-        )
-
-
-def _brief(value: object) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else repr(value)
 
 
 @dataclass(frozen=True)
@@ -289,7 +294,11 @@ def restore_training_state(
 
 
 def save_run(run: Path, weights: Mapping[str, Tensor], contract: Mapping[str, Any]) -> None:
-    """Write the weights, then the contract that declares the run complete."""
+    """Write the weights, then the contract that declares the run complete.
+
+    The contract as written says under ``weights`` how many bytes they have and their SHA-256.
+    """
     content = save(dict(weights))
     write_atomically(run / MODEL_FILE, lambda file: file.write(content))
-    write_json(run / CONTRACT_FILE, contract)
+    weighed = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    write_json(run / CONTRACT_FILE, {**contract, "weights": weighed})

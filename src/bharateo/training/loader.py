@@ -285,7 +285,7 @@ class Loader:
             masks_per_chip=training.masks_per_chip,
         )
         own = chips[rank::num_ranks] if training.lanes > 1 else chips
-        num_bytes = len(own) * sum(lies.record_bytes for lies in dataset.layers.values())
+        num_bytes = len(own) * sum(lies.read_bytes for lies in dataset.layers.values())
         where = resident(config.machine.resident, device, num_bytes)
         reader = RecordReader(dataset)
         self._reader = reader if where == "off" else None

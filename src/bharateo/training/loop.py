@@ -21,6 +21,7 @@ from bharateo.models.heads import HEADS, Batch, build_heads
 from bharateo.models.mae import build_model
 from bharateo.models.objective import Objective
 from bharateo.models.patches import Mask, num_masked
+from bharateo.sensor import named_bands
 from bharateo.training.batches import fixed_batch, fixed_windows
 from bharateo.training.checkpoint import (
     CONFIG_FILE,
@@ -96,6 +97,8 @@ def pretrain(
         Stopped: SIGTERM or Ctrl-C; the checkpoint holds everything done.
         StorageError: the disk is full; the last checkpoint stays.
     """
+    if config.training.bands:
+        dataset = dataset.with_bands(named_bands(config.training.bands))
     with open_engine(config) as engine, engine.noticing_lost_ranks():
 
         def claim() -> bool:

@@ -1,0 +1,182 @@
+"""Cloud-optimised GeoTIFFs: written piece by piece with bounded memory, opened by anything.
+
+Pieces go into a plain tiled GeoTIFF in a folder aside; GDAL's COG driver makes overviews and the
+compressed file of it, which is then renamed into place. The same pieces give the same bytes.
+
+Axes: band, row, col.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+from xml.sax.saxutils import escape
+
+import numpy as np
+import rasterio
+import rasterio.shutil
+from jaxtyping import Shaped
+from odc.geo.geobox import GeoBox
+from rasterio._err import CPLE_BaseError  # what copying lets through
+from rasterio.errors import RasterioError
+from rasterio.windows import Window
+
+from bharateo.errors import StorageError
+from bharateo.files import write_text
+
+Block = tuple[int, int, Shaped[np.ndarray, "band row col"]]
+"""First row, first column, and the stored values from there on."""
+
+_CACHE_BYTES = 128 << 20
+"""GDAL's own default is a twentieth of the machine's memory."""
+
+_TILE_BYTES = 4 << 20
+"""Of a tile with all its bands, before compression: what a reader of one pixel must take."""
+
+
+@dataclass(frozen=True)
+class Bands:
+    """What a file's bands are.
+
+    ``dtype`` is a NumPy name. ``float16`` values are kept as Float32: GDAL knows half floats from
+    3.11 on only, and what it writes of them before (NBITS=16) is not the same bytes every time.
+    Compressed they take no more room. Physical value = stored value x scale + offset. ``colours``
+    (value -> red, green, blue) and ``categories`` (names of 0, 1, ...) are of a single ``uint8``
+    band; the names lie beside the file in ``.aux.xml``, where GDAL looks.
+    """
+
+    dtype: str
+    names: tuple[str, ...]
+    nodata: float | None = None
+    scales: tuple[float, ...] = ()
+    offsets: tuple[float, ...] = ()
+    colours: Mapping[int, tuple[int, int, int]] = field(default_factory=dict)
+    categories: tuple[str, ...] = ()
+    overviews: Literal["average", "nearest", "mode"] = "average"
+
+    @property
+    def stored_dtype(self) -> str:
+        """The type of the file's values."""
+        return "float32" if self.dtype == "float16" else self.dtype
+
+    @property
+    def tile_px(self) -> int:
+        """Side of a tile: 512, less for many bands."""
+        most = _TILE_BYTES / self._bytes_per_pixel
+        return next((px for px in (512, 256) if px**2 <= most), 128)
+
+    @property
+    def tile_bytes(self) -> int:
+        """Of a tile, before compression."""
+        return self.tile_px**2 * self._bytes_per_pixel
+
+    @property
+    def _bytes_per_pixel(self) -> int:
+        return len(self.names) * np.dtype(self.stored_dtype).itemsize
+
+
+def write_cog(
+    path: Path,
+    geobox: GeoBox,
+    bands: Bands,
+    blocks: Iterable[Block],
+    tags: Mapping[str, str] | None = None,
+) -> None:
+    """Write blocks that together cover the grid, in any order, as one COG; memory is bounded.
+
+    Raises:
+        StorageError: the disk is full or refuses; an old file is untouched.
+    """
+    aside = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)  # of a killed writer
+    with _disk_trouble(path), rasterio.Env(GDAL_CACHEMAX=_CACHE_BYTES):
+        aside.mkdir(parents=True)
+        _write_tiles(aside / "tiles.tif", geobox, bands, blocks, tags or {})
+        options = {
+            "COMPRESS": "DEFLATE",  # which every reader of GeoTIFFs has
+            "PREDICTOR": "YES" if bands.overviews == "average" else "NO",  # codes have no slope
+            "OVERVIEW_RESAMPLING": bands.overviews.upper(),
+            "BLOCKSIZE": str(bands.tile_px),
+            "BIGTIFF": "IF_SAFER",
+        }
+        rasterio.shutil.copy(aside / "tiles.tif", aside / "cog.tif", driver="COG", **options)
+        _check_end(aside / "cog.tif")
+        sidecar = path.with_name(f"{path.name}.aux.xml")
+        sidecar.unlink(missing_ok=True)  # what GDAL has noted of an older file
+        if bands.categories:
+            write_text(sidecar, _categories(bands.categories))
+        (aside / "cog.tif").replace(path)
+        shutil.rmtree(aside)
+
+
+def cog_tags(path: Path) -> dict[str, str]:
+    """The tags a file was written with; none where there is no such raster."""
+    try:
+        with rasterio.open(path) as file:
+            tags: dict[str, str] = file.tags()
+    except RasterioError:
+        return {}
+    return tags
+
+
+def _write_tiles(
+    path: Path, geobox: GeoBox, bands: Bands, blocks: Iterable[Block], tags: Mapping[str, str]
+) -> None:
+    height, width = geobox.shape
+    profile: dict[str, Any] = {
+        "driver": "GTiff", "height": height, "width": width, "count": len(bands.names),
+        "dtype": bands.stored_dtype, "nodata": bands.nodata, "crs": str(geobox.crs),
+        "transform": geobox.affine, "tiled": True, "blockxsize": bands.tile_px,
+        "blockysize": bands.tile_px, "bigtiff": "IF_SAFER",
+    }  # fmt: skip
+    with rasterio.open(path, "w", **profile) as file:
+        file.update_tags(**tags)
+        file.descriptions = bands.names
+        if bands.scales:
+            file.scales, file.offsets = bands.scales, bands.offsets
+        if bands.colours:
+            file.write_colormap(1, dict(bands.colours))
+        for row, col, values in blocks:
+            window = Window(col, row, values.shape[2], values.shape[1])
+            file.write(values.astype(bands.stored_dtype, copy=False), window=window)
+    _check_size(path, geobox, bands)
+
+
+def _check_size(path: Path, geobox: GeoBox, bands: Bands) -> None:
+    """Notice a full disk: GDAL writes the last tiles as a file closes, and says nothing then."""
+    tiles = [-(-side // bands.tile_px) for side in geobox.shape]
+    expected = math.prod(tiles) * bands.tile_bytes
+    if path.stat().st_size < expected:
+        raise OSError(f"{path.stat().st_size} of {expected} bytes of its pixels could be written")
+
+
+def _check_end(path: Path) -> None:
+    """The same of a finished file, whose pixels come last; and see that it is on the disk."""
+    with rasterio.open(path) as file:
+        file.read(1, window=Window(file.width - 1, file.height - 1, 1, 1))
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _categories(names: Iterable[str]) -> str:
+    """Names of the values 0, 1, ... as GDAL keeps them beside a file (PAM)."""
+    lines = "".join(f"<Category>{escape(name)}</Category>" for name in names)
+    band = f'<PAMRasterBand band="1"><CategoryNames>{lines}</CategoryNames></PAMRasterBand>'
+    return f"<PAMDataset>{band}</PAMDataset>\n"
+
+
+@contextmanager
+def _disk_trouble(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (RasterioError, CPLE_BaseError, OSError) as error:
+        raise StorageError(
+            f"cannot write {path} ({error.__cause__ or error}): free some space or choose another "
+            "--output, then run the same command again: it goes on where it stopped"
+        ) from error

@@ -1,0 +1,197 @@
+"""The Sentinel-2 L2A scene of a STAC item, on its 10 m grid, as input of a run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+from urllib.parse import urljoin, urlsplit
+
+import numpy as np
+from affine import Affine
+from jaxtyping import Bool, UInt16
+from odc.geo.geobox import GeoBox
+
+from bharateo.config import Sentinel2Config
+from bharateo.embedding.contract import canonical
+from bharateo.errors import ConfigError, ContractError, SourceError, UnreachableError
+from bharateo.sensor import SENTINEL2_L2A, Sensor
+from bharateo.sources.sentinel2 import OFFSET_DN, SceneSource, Sentinel2, contradiction
+from bharateo.sources.stac import EARTH_SEARCH, KNOWN, PLANETARY_COMPUTER, Catalogue, scene_of
+from bharateo.training.contract import Differences
+
+
+class ScenePixels:
+    """Reflectance x 10000 of a scene, harmonised; valid where it shows land, water or snow.
+
+    20 m bands come to 10 m by bilinear.
+    """
+
+    scale = SENTINEL2_L2A.scale
+
+    def __init__(self, location: str, source: SceneSource) -> None:
+        self.location, self._source = location, source
+        self._bands = source.source.sensor.band_names
+        self._darkest: list[float] = []
+        self.geobox = _grid_10m(source)
+
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        """The scene, the version of each of its files, and what the offset was known from."""
+        scene, source = self._source.scene, self._source.source
+        names = (*self._bands, "SCL")
+        files = {n: {"file": scene.assets[n], **source.open(scene, n).identity} for n in names}
+        return {
+            "item": scene.id,
+            "datetime": scene.datetime,
+            "harmonised": asdict(self._source.offset),
+            "files": files,
+        }
+
+    def read(
+        self, row: int, col: int, height: int, width: int
+    ) -> tuple[UInt16[np.ndarray, "band row col"], Bool[np.ndarray, "row col"]]:
+        """Stored values of a window inside the scene, and where they are valid.
+
+        Raises:
+            CorruptRasterError, UnreachableError: a file cannot be read.
+        """
+        raster = self._source.read(self.geobox[row : row + height, col : col + width])
+        if raster.provenance["dark_dn"] is not None:
+            self._darkest.append(raster.provenance["dark_dn"])
+        return raster.values, raster.valid
+
+    def check_offset(self, differences: Differences) -> None:
+        """Refuse an offset that is subtracted from pixels, read so far, too dark to hold it.
+
+        Raises:
+            ContractError: it is, and ``unit`` is not allowed to differ.
+        """
+        offset, darkest = self._source.offset, min(self._darkest, default=None)
+        wrong = contradiction(darkest, offset) if offset.dn else None
+        if wrong:
+            what = f"{OFFSET_DN} is subtracted from {self.location} ({offset.evidence}), but its "
+            what += f"darkest pixels are {darkest:.0f}: the offset has been removed already"
+            differences.add("unit", what, "add --offset 0")
+
+
+def _grid_10m(source: SceneSource) -> GeoBox:
+    """The grid of the scene's 10 m files, or of others with each pixel in four."""
+    band = min(source.source.sensor.bands, key=lambda band: band.resolution_m)
+    grid = source.source.open(source.scene, band.name).geobox
+    split = round(band.resolution_m / 10)
+    height, width = grid.shape
+    shape = (height * split, width * split)
+    return GeoBox(shape, grid.affine @ Affine.scale(1 / split), grid.crs)
+
+
+def is_item(location: str) -> bool:
+    """Whether a location is that of a STAC item: a JSON file, or an address of a STAC API."""
+    path = urlsplit(location).path if "://" in location else location
+    return path.endswith((".json", ".geojson")) or ("://" in location and "/items/" in path)
+
+
+def open_scene(
+    location: str, sensor: Sensor, offset: float | None, differences: Differences
+) -> ScenePixels:
+    """The scene of the item at a path or URL, in the sensor's bands.
+
+    ``offset`` overrules what the catalogue says of it: 0 (none, or removed) or -0.1.
+
+    Raises:
+        ContractError: the run takes other bands, or no surface reflectance.
+        SourceError: it is no item of Sentinel-2 L2A, or cannot be read.
+        ConfigError: the offset is none that Sentinel-2 has.
+    """
+    names = tuple(canonical(name) for name in sensor.band_names)
+    foreign = [name for name in names if name not in SENTINEL2_L2A.band_names]
+    if foreign:
+        raise ContractError(
+            f"bands: {', '.join(foreign)} of the run are not in a Sentinel-2 L2A item: give a "
+            "raster that holds them"
+        )
+    if sensor.unit != SENTINEL2_L2A.unit:
+        what = f"{location} holds {SENTINEL2_L2A.unit}, the run was trained on {sensor.unit}"
+        differences.add("unit", what, "give a raster in that unit")
+    item = _read_item(location)
+    try:
+        catalogue = catalogue_of_item(item, location)
+        scene = scene_of(_with_whole_addresses(item, location), catalogue, names)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise SourceError(
+            f"{location} is no STAC item of Sentinel-2 L2A ({error!r}): give the address of one, "
+            "e.g. .../collections/sentinel-2-l2a/items/ID"
+        ) from error
+    source = Sentinel2(names, Sentinel2Config(offset=_policy(offset)))
+    return ScenePixels(location, source.at(scene))
+
+
+def _policy(offset: float | None) -> Any:
+    """``Sentinel2Config.offset`` of what the user says."""
+    policies = {None: "auto", 0.0: "applied", -OFFSET_DN * SENTINEL2_L2A.scale: "subtract"}
+    if offset not in policies:
+        raise ConfigError(
+            f"--offset {offset:g}: Sentinel-2 L2A has -0.1, or 0 where it has been removed"
+        )
+    return policies[offset]
+
+
+def catalogue_of_item(item: Mapping[str, Any], location: str) -> Catalogue:
+    """The catalogue whose rules an item follows, by where it lies or says it lies."""
+    addresses = [location, *(link.get("href", "") for link in item.get("links", ()))]
+    for known in KNOWN.values():
+        if any(address.startswith(known.url) for address in addresses):
+            return known
+    if any(name.startswith("earthsearch:") for name in item["properties"]):
+        return EARTH_SEARCH
+    like = EARTH_SEARCH if EARTH_SEARCH.assets["SCL"] in item["assets"] else PLANETARY_COMPUTER
+    return Catalogue("item", location, like.assets, "by-item")
+
+
+def _with_whole_addresses(item: Mapping[str, Any], location: str) -> dict[str, Any]:
+    """The item with the addresses of its assets completed by its own, as STAC has it."""
+    whole = {key: {**asset, "href": _complete(asset["href"], location)}
+             for key, asset in item["assets"].items()}  # fmt: skip
+    return {**item, "assets": whole}
+
+
+def _complete(href: str, location: str) -> str:
+    if "://" in href:
+        return href
+    return urljoin(location, href) if "://" in location else str(Path(location).parent / href)
+
+
+def _read_item(location: str) -> Mapping[str, Any]:
+    try:
+        text = _text_of(location)
+        item = json.loads(text)
+    except FileNotFoundError:
+        raise SourceError(
+            f"{location} does not exist: give the path or address of a STAC item"
+        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise SourceError(f"{location} is no STAC item: {error}") from error
+    if not isinstance(item, dict) or item.get("type") != "Feature":
+        raise SourceError(
+            f"{location} is no STAC item (a GeoJSON feature): give the address of one, "
+            "e.g. .../collections/sentinel-2-l2a/items/ID"
+        )
+    return item
+
+
+def _text_of(location: str) -> str:
+    if "://" not in location:
+        return Path(location).read_text("utf-8")
+    from pystac_client.stac_api_io import StacApiIO  # here, since it takes a second to load
+
+    try:
+        text: str = StacApiIO(timeout=30.0).read_text(location)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise UnreachableError(
+            f"{location} could not be read: {reason}; check the address and the network "
+            "connection, then run the same command again"
+        ) from error
+    return text

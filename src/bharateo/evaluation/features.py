@@ -1,0 +1,283 @@
+"""Features of a dataset's patches and chips: a run's, and those it has to beat.
+
+Every extractor is asked alike: an image in physical units and its validity in, some numbers for
+each patch out. What an invalid pixel holds changes no number, and nothing is learnt here but the
+filters of ``random_convolutions``, which are cut from training pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float32, Int64, Shaped
+from torch import Tensor
+from torch.nn import functional as F
+
+from bharateo.chips.store import Dataset
+from bharateo.embedding.encoder import CHIPS_AT_ONCE, FrozenEncoder, PerToken
+from bharateo.landcover import IGNORE, patch_mode
+from bharateo.models.mae import MaskedAutoencoder, Normalise, build_model
+from bharateo.models.patches import CHIPS_IN_CACHE, patchify, unpatchify
+from bharateo.training.batches import cut, fixed_windows
+from bharateo.training.checkpoint import Run
+
+LEVELS = ("patch", "chip")
+QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
+NUM_FILTERS = 256
+FILTER_PX = 3
+MOST_CHIPS = 2048
+"""Chips of a split that are looked at; of more, that many are drawn."""
+
+_FILTER_CHIPS = 64
+_PIXELS_PER_CHIP = 200
+_NO_WHITENING_BELOW = 1e-3
+"""Variance, as a share of the largest, below which a direction is noise and is not blown up."""
+
+_STRIDE = 2
+"""A response is taken at every second row and column; their mean over a patch hardly differs."""
+
+_THRESHOLD = 0.5
+"""Where a filter's response begins to count, in deviations of the response."""
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """Numbers for every patch of a chip, by name."""
+
+    name: str
+    features: PerToken
+
+
+@dataclass(frozen=True)
+class Features:
+    """Labelled examples with their features: patches, or whole chips.
+
+    ``chip`` is the example's row in the dataset, ``block`` the block of ground it lies in.
+    """
+
+    values: Float32[np.ndarray, "example dim"]
+    labels: Int64[np.ndarray, " example"]
+    block: Shaped[np.ndarray, " example"]
+    chip: Int64[np.ndarray, " example"]
+
+    def take(self, index: Shaped[np.ndarray, " some"]) -> Features:
+        """Some of the examples."""
+        return Features(self.values[index], self.labels[index], self.block[index], self.chip[index])
+
+
+# Extractors
+
+
+def encoder(run: Run) -> Extractor:
+    """The run's own vectors."""
+    return Extractor("encoder", FrozenEncoder.of_run(run).features)
+
+
+def random_encoder(model: MaskedAutoencoder, seed: int) -> Extractor:
+    """The same encoder with the weights training would start from, and the same statistics."""
+    normalise = model.normalise
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        fresh = build_model(model.config, normalise.mean.tolist(), normalise.std.tolist())
+    return Extractor("random_encoder", FrozenEncoder(fresh).features)
+
+
+def band_statistics(patch_px: int) -> Extractor:
+    """Mean, deviation and quantiles of every band over a patch's valid pixels."""
+    return Extractor(
+        "band_statistics",
+        lambda image, valid: statistics_of_patches(image, valid, patch_px),
+    )
+
+
+def band_statistics_context(patch_px: int) -> Extractor:
+    """Band statistics of the patch, of the 3 x 3 patches around it, and of the whole chip."""
+
+    def features(image: Tensor, valid: Tensor) -> Tensor:
+        own = statistics_of_patches(image, valid, patch_px)
+        grid = image.shape[-1] // patch_px
+        some = patchify(valid[:, None], patch_px).any(2)
+        known = some.float().unflatten(1, (grid, grid))[:, None]
+        by_place = own.transpose(1, 2).unflatten(2, (grid, grid))
+        share = F.avg_pool2d(known, 3, 1, 1)
+        around = F.avg_pool2d(by_place * known, 3, 1, 1) / share.clamp(min=1e-6)
+        chip = (own * some[..., None]).sum(1, keepdim=True)
+        chip = chip / some.sum(1)[:, None, None].clamp(min=1)
+        return torch.cat([own, around.flatten(2).transpose(1, 2), chip.expand_as(own)], 2)
+
+    return Extractor("band_statistics_context", features)
+
+
+def statistics_of_patches(
+    image: Float[Tensor, "batch band row col"], valid: Bool[Tensor, "batch row col"], patch_px: int
+) -> Float[Tensor, "batch token statistic"]:
+    """Mean, deviation and ``QUANTILES`` (interpolated) of every band; 0 without a valid pixel."""
+    pixels = patchify(image, patch_px).unflatten(2, (image.shape[1], -1))
+    known = patchify(valid[:, None], patch_px)[:, :, None]
+    num = known.sum(3, keepdim=True)
+    filled = pixels.masked_fill(~known, 0.0)
+    mean = filled.sum(3, keepdim=True) / num.clamp(min=1)
+    deviation = ((filled - mean).square() * known).sum(3, keepdim=True) / num.clamp(min=1)
+    ordered = pixels.masked_fill(~known, torch.inf).sort(3).values
+    place = torch.tensor(QUANTILES) * (num - 1).clamp(min=0)
+    below = place.long().expand(*pixels.shape[:3], -1)
+    above = place.ceil().long().expand_as(below)
+    low, high = ordered.gather(3, below), ordered.gather(3, above)
+    quantiles = torch.where(num > 0, low + (high - low) * (place - below), 0.0)
+    return torch.cat([mean, deviation.sqrt(), quantiles], 3).flatten(2)
+
+
+def random_convolutions(
+    image: Float[Tensor, "batch band row col"],
+    valid: Bool[Tensor, "batch row col"],
+    normalise: Normalise,
+    patch_px: int,
+    seed: int,
+) -> Extractor:
+    """Responses to ``NUM_FILTERS`` squares cut from training chips, whitened, both signs, pooled.
+
+    Filters are Gaussian where the chips have too few wholly valid squares. Source: Rolf et al.
+    2021, "A generalizable and accessible approach to machine learning with global satellite
+    imagery" (MOSAIKS), Methods; whitening after Coates and Ng 2012, section 2.
+    """
+    filters, bias = _whitened_filters(_filled(image, valid, normalise, patch_px), valid, seed)
+    stride = _STRIDE if patch_px % _STRIDE == 0 else 1
+    cells = patch_px // stride
+
+    def pooled(image: Tensor, valid: Tensor) -> Tensor:
+        pixels = _filled(image, valid, normalise, patch_px)
+        pixels = F.pad(pixels, [FILTER_PX // 2] * 4, "replicate")
+        response = F.conv2d(pixels, filters, bias, stride)
+        known = valid[:, None, ::stride, ::stride].float()
+        share = F.avg_pool2d(known, cells).clamp(min=1e-6)
+        both = [
+            F.avg_pool2d(F.relu(sign * response - _THRESHOLD) * known, cells) / share
+            for sign in (1, -1)
+        ]
+        return torch.cat(both, 1).flatten(2).transpose(1, 2)
+
+    def features(image: Tensor, valid: Tensor) -> Tensor:
+        parts = zip(image.split(CHIPS_IN_CACHE), valid.split(CHIPS_IN_CACHE), strict=True)
+        return torch.cat([pooled(*part) for part in parts])
+
+    return Extractor("random_convolutions", torch.no_grad()(features))
+
+
+def _filled(image: Tensor, valid: Tensor, normalise: Normalise, patch_px: int) -> Tensor:
+    """The image in model units, an invalid pixel the mean of its patch's valid ones."""
+    patches = normalise(patchify(image, patch_px), patchify(valid[:, None], patch_px))
+    return unpatchify(patches, patch_px, image.shape[-1] // patch_px)
+
+
+def _whitened_filters(pixels: Tensor, valid: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Filters of unit response deviation and their biases, for pixels in model units."""
+    generator = torch.Generator().manual_seed(seed)
+    num_bands = pixels.shape[1]
+    shape = (num_bands, FILTER_PX, FILTER_PX)
+    squares = pixels.unfold(2, FILTER_PX, 1).unfold(3, FILTER_PX, 1)
+    whole = valid.unfold(1, FILTER_PX, 1).unfold(2, FILTER_PX, 1).flatten(3).all(3)
+    places = whole.nonzero()
+    chosen = torch.randperm(len(places), generator=generator)[: _PIXELS_PER_CHIP * len(pixels)]
+    if len(chosen) < 2 * NUM_FILTERS:
+        filters = torch.randn(NUM_FILTERS, *shape, generator=generator)
+        return filters / filters[0].numel() ** 0.5, torch.zeros(NUM_FILTERS)
+    chip, row, col = places[chosen].T
+    samples = squares[chip, :, row, col].flatten(1).double()
+    mean = samples.mean(0)
+    variance, directions = torch.linalg.eigh(torch.cov(samples.T))
+    scale = variance.clamp(min=float(variance.max()) * _NO_WHITENING_BELOW).rsqrt()
+    whitening = directions * scale @ directions.T
+    filters = (samples[:NUM_FILTERS] - mean) @ whitening
+    filters = filters / filters.norm(dim=1, keepdim=True).clamp(min=1e-6) @ whitening
+    return filters.float().unflatten(1, shape), (-filters @ mean).float()
+
+
+MAKERS: Mapping[str, Callable[[Run, Dataset, int], Extractor]] = {
+    "encoder": lambda run, dataset, seed: encoder(run),
+    "random_encoder": lambda run, dataset, seed: random_encoder(run.model, seed),
+    "band_statistics": lambda run, dataset, seed: band_statistics(run.contract["patch_px"]),
+    "band_statistics_context": lambda run, dataset, seed: band_statistics_context(
+        run.contract["patch_px"]
+    ),
+    "random_convolutions": lambda run, dataset, seed: convolutions_of(run, dataset, seed),
+}
+"""Every extractor by name, made for a run, a dataset (its train split) and a seed."""
+
+MEANINGS: Mapping[str, str] = {
+    "encoder": "the run's encoder, every patch visible",
+    "random_encoder": "the same encoder with random weights",
+    "band_statistics": f"of every band in the patch: mean, deviation, quantiles {QUANTILES}",
+    "band_statistics_context": "band statistics of the patch, and their means over the 3 x 3 "
+    "patches around it and over the chip",
+    "random_convolutions": f"{NUM_FILTERS} whitened squares of {FILTER_PX} px of training chips as "
+    "filters, positive and negative responses averaged over the patch",
+}
+
+
+def convolutions_of(run: Run, dataset: Dataset, seed: int) -> Extractor:
+    """``random_convolutions`` with filters from some chips of the dataset's train split."""
+    config = run.model.config
+    windows = fixed_windows(dataset.indices("train").tolist(), dataset.size_px, config.chip_px)
+    some = np.random.default_rng(seed).permutation(len(windows))[:_FILTER_CHIPS]
+    batch = cut(dataset, [windows[i] for i in some], config.chip_px, config.patch_px)
+    return random_convolutions(batch.image, batch.valid, run.model.normalise, config.patch_px, seed)
+
+
+# Examples of a dataset
+
+
+def extract(
+    dataset: Dataset,
+    split: str,
+    extractor: Extractor,
+    chip_px: int,
+    patch_px: int,
+    seed: int = 0,
+    most_chips: int = MOST_CHIPS,
+    on_chips: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Features]:
+    """The labelled examples of a split at every level of ``LEVELS``, on evaluation's windows.
+
+    A patch's label is its most frequent class, a chip's that of all its pixels; a chip's features
+    are the mean over its patches. Examples without a label or without a valid pixel are left out.
+    ``on_chips`` is told (chips done, chips in all).
+    """
+    windows = fixed_windows(dataset.indices(split).tolist(), dataset.size_px, chip_px)
+    if len(windows) > most_chips:
+        drawn = np.random.default_rng(seed).permutation(len(windows))[:most_chips]
+        windows = [windows[i] for i in np.sort(drawn)]
+    block = dataset.column("block")
+    parts: dict[str, list[Features]] = {level: [] for level in LEVELS}
+    for start in range(0, len(windows), CHIPS_AT_ONCE):
+        batch = cut(dataset, windows[start : start + CHIPS_AT_ONCE], chip_px, patch_px)
+        values = extractor.features(batch.image, batch.valid)
+        some = patchify(batch.valid[:, None], patch_px).any(2)
+        counts = batch.class_counts.numpy()
+        chips = batch.chip.numpy()
+        tokens = np.repeat(chips, counts.shape[1])
+        pooled = (values * some[..., None]).sum(1) / some.sum(1, keepdim=True).clamp(min=1)
+        for level, found, labels, known, chip in (
+            ("patch", values.flatten(0, 1), patch_mode(counts).reshape(-1), some.flatten(), tokens),
+            ("chip", pooled, patch_mode(counts.sum(1)), some.any(1), chips),
+        ):
+            keep = (labels != IGNORE) & known.numpy()
+            every = Features(found.numpy(), labels.astype(np.int64), block[chip], chip)
+            parts[level].append(every.take(keep))
+        on_chips(start + len(chips), len(windows))
+    return {level: _joined(some) for level, some in parts.items()}
+
+
+def _joined(parts: list[Features]) -> Features:
+    """Examples one after the other; of no parts none, without features."""
+    if not parts:
+        none = np.zeros(0, np.int64)
+        return Features(np.zeros((0, 0), np.float32), none, none.astype(object), none)
+    return Features(
+        *(
+            np.concatenate([getattr(part, name) for part in parts])
+            for name in ("values", "labels", "block", "chip")
+        )
+    )

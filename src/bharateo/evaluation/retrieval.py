@@ -1,0 +1,146 @@
+"""Search, scored: of the patches most like a patch, how many are of its class?
+
+Patches ask among those of the same split, and none of the asking patch's own block of ground
+counts, so that what is found lies elsewhere. Features are standardised over all of them and
+compared by cosine, as ``search`` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from bharateo.chips.store import Dataset
+from bharateo.errors import DatasetError
+from bharateo.evaluation.features import MAKERS, Features, extract
+from bharateo.evaluation.scores import LEVEL, resample
+from bharateo.landcover import BHARATEO_CLASSES
+from bharateo.training.checkpoint import Run
+
+MOST_QUERIES = 100
+"""Patches of a class that ask."""
+
+_QUERIES_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Mean share of a class among the ``k`` nearest patches of patches of that class.
+
+    ``chance`` is the share of the class among all patches they could have found; ``ci95`` by
+    bootstrap over the blocks of the asking patches, None where they are all of one block.
+    """
+
+    precision: float
+    ci95: tuple[float, float] | None
+    chance: float
+    num_queries: int
+    num_blocks: int
+
+
+def precision_at(
+    features: Features, k: int = 20, most_queries: int = MOST_QUERIES, seed: int = 0
+) -> dict[str, Precision]:
+    """Precision among the ``k`` nearest patches, by name of the asking patches' class.
+
+    The same seed draws the same asking patches whatever the features are.
+
+    Raises:
+        DatasetError: there is one block of ground, so nothing lies elsewhere.
+    """
+    if len(np.unique(features.block)) < 2:
+        raise DatasetError(
+            "all labelled patches are of one block of ground, so none lies elsewhere: build the "
+            "dataset with smaller data.plan.split.block_px, or score another one"
+        )
+    unit = _standardised_directions(features.values)
+    _, block = np.unique(features.block, return_inverse=True)
+    scores = {}
+    for number, each in enumerate(BHARATEO_CLASSES):
+        own = np.flatnonzero(features.labels == number)
+        asking = np.sort(np.random.default_rng((seed, number)).permutation(own)[:most_queries])
+        if len(asking):
+            scores[each.name] = _of_class(unit, features.labels == number, block, asking, k)
+    return scores
+
+
+def _of_class(
+    unit: np.ndarray, right: np.ndarray, block: np.ndarray, asking: np.ndarray, k: int
+) -> Precision:
+    elsewhere = block[asking][:, None] != block
+    hits = np.empty(len(asking))
+    for start in range(0, len(asking), _QUERIES_AT_ONCE):
+        some = slice(start, start + _QUERIES_AT_ONCE)
+        similarity = np.where(elsewhere[some], unit[asking[some]] @ unit.T, -np.inf)
+        nearest = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
+        hits[some] = right[nearest].mean(1)
+    chance = (elsewhere & right).sum(1) / elsewhere.sum(1)
+    blocks = np.unique(block[asking])
+    sums = np.array([[hits[block[asking] == b].sum(), (block[asking] == b).sum()] for b in blocks])
+    return Precision(
+        float(hits.mean()), _interval(sums), float(chance.mean()), len(asking), len(blocks)
+    )
+
+
+def _interval(sums: Float[np.ndarray, "block 2"]) -> tuple[float, float] | None:
+    if len(sums) < 2:
+        return None
+    drawn = resample(sums, f"precision/{len(sums)}")
+    tail = (1 - LEVEL) / 2
+    low, high = np.quantile(drawn[:, 0] / drawn[:, 1], [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def _standardised_directions(
+    values: Float[np.ndarray, "example dim"],
+) -> Float[np.ndarray, "example dim"]:
+    scaled = (values - values.mean(0)) / np.maximum(values.std(0), 1e-6)
+    unit: np.ndarray = scaled / np.maximum(np.linalg.norm(scaled, axis=1, keepdims=True), 1e-6)
+    return unit
+
+
+def retrieval_record(
+    run: Run,
+    dataset: Dataset,
+    split: str,
+    k: int,
+    seed: int = 0,
+    on_step: Callable[[float, float, str], None] = lambda *told: None,
+) -> dict[str, Any]:
+    """Precision of the run's features and of every humble extractor, as plain JSON.
+
+    Raises:
+        ContractError: the run must not be fed this dataset.
+        DatasetError: the split has no labelled patches, or one block of ground.
+    """
+    run.check(dataset)
+    config, scores = run.model.config, {}
+    for number, (name, make) in enumerate(MAKERS.items()):
+        on_step(number, len(MAKERS), name)
+        extractor = make(run, dataset, seed)
+        features = extract(dataset, split, extractor, config.chip_px, config.patch_px, seed)
+        found = precision_at(features["patch"], k, seed=seed)
+        scores[name] = {each: asdict(score) for each, score in found.items()}
+    return {"split": split, "k": k, "seed": seed, "scores": scores}
+
+
+def retrieval_rows(record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the table: a row a class, a column an extractor."""
+    names = list(record["scores"])
+    rows: list[list[str]] = []
+    for each, first in record["scores"][names[0]].items():
+        cells = [_shown(record["scores"][name][each]) for name in names]
+        rows.append([each, f"{first['num_queries']}", f"{first['chance']:.3f}", *cells])
+    head: Sequence[str] = ["class", "queries", "chance", *names]
+    return [name.replace("_", " ") for name in head], rows
+
+
+def _shown(score: Mapping[str, Any]) -> str:
+    interval = score["ci95"]
+    return f"{score['precision']:.3f}" + (
+        f" ({interval[0]:.3f}-{interval[1]:.3f})" if interval else ""
+    )

@@ -1,0 +1,194 @@
+"""A run as a folder of the Hugging Face Hub, and the encoder that is read back from one.
+
+::
+
+    model.safetensors   the weights of the whole run: encoder, decoder and heads
+    config.json         shape, bands and unit for people; the Hub counts downloads by it
+    README.md           the model card, written from the run
+    contract.json       what the weights may be fed, and their checksum; written last
+
+Such a folder is a run: every verb takes it. Only these files are read, none is executed,
+and weights are safetensors or refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from bharateo.errors import ConfigError, ContractError, RunError
+from bharateo.files import write_json, write_text
+from bharateo.handover.card import model_card
+from bharateo.models.patches import Mask
+from bharateo.training.checkpoint import (
+    CONFIG_FILE,
+    CONTRACT_FILE,
+    MODEL_FILE,
+    Run,
+    save_run,
+)
+
+try:
+    from huggingface_hub import ModelCard, ModelHubMixin, hf_hub_download
+except ImportError as error:
+    raise ConfigError(
+        "huggingface_hub is not installed: add it with `pip install 'bharateo[hub]'`"
+    ) from error
+
+SHAPE_FILE = "config.json"
+
+
+class BharatEOEncoder(nn.Module, ModelHubMixin, library_name="bharateo"):
+    """The encoder of a run with its normalisation: physical units in, a vector a patch out.
+
+    ``save_pretrained`` and ``push_to_hub`` hand over the whole run it came from, with a model card.
+    It is in evaluation mode; freeze it with ``requires_grad_(False)``.
+    """
+
+    def __init__(self, run: Run) -> None:
+        super().__init__()
+        self.run, self.model, self.heads = run, run.model, run.heads
+        self.contract = run.contract
+        self.bands, self.unit = run.sensor.band_names, run.sensor.unit
+        self.chip_px, self.patch_px = run.model.config.chip_px, run.model.config.patch_px
+        self.width = run.model.config.width
+        self.eval()
+
+    def forward(
+        self,
+        image: Float[Tensor, "batch band row col"],
+        valid: Bool[Tensor, "batch row col"] | None = None,
+    ) -> Float[Tensor, "batch token dim"]:
+        """The vector of every patch, row-major.
+
+        ``image`` is in the unit ``self.unit``, its bands ``self.bands`` in this order, chips of
+        ``self.chip_px``. Where not ``valid`` it may hold anything; by default every pixel is valid
+        that is finite in all bands.
+
+        Raises:
+            ContractError: another number of bands or another size.
+        """
+        expected = (len(self.bands), self.chip_px, self.chip_px)
+        if tuple(image.shape[1:]) != expected:
+            raise ContractError(
+                f"image: the run takes (band, row, col) = {expected}, its bands are "
+                f"{', '.join(self.bands)} in {self.unit}; got {tuple(image.shape[1:])}"
+            )
+        if valid is None:
+            valid = image.isfinite().all(1)
+        tokens = torch.arange(self.model.num_tokens, device=image.device)
+        mask = Mask(tokens.expand(image.shape[0], -1), self.model.num_tokens)
+        return self.model.encode(image, valid, mask)
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        source: str | Path,
+        *,
+        bands: Sequence[str] | None = None,
+        unit: str | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+    ) -> BharatEOEncoder:
+        """The encoder in a folder that ``save_pretrained`` wrote, or in a repository of the Hub.
+
+        With ``bands`` and ``unit`` a run is refused that does not take exactly these. The mixin's
+        own way is not taken, since it builds the model from whatever ``config.json`` says, lets
+        missing weights pass, and falls back to a pickle.
+
+        Raises:
+            ContractError: the run takes other bands or another unit; the field is named.
+            RunError: the folder or repository lacks a file or holds a damaged one, weights that
+                are not safetensors, or a path that leads out of it.
+        """
+        folder = Path(source)
+        if not folder.is_dir():
+            folder = _download(str(source), revision=revision, token=token, cache_dir=cache_dir,
+                               force_download=force_download,
+                               local_files_only=local_files_only)  # fmt: skip
+        encoder = cls(_open(folder))
+        expected = {"bands": bands and tuple(bands), "unit": unit}
+        for name, wanted in expected.items():
+            if wanted is not None and wanted != getattr(encoder, name):
+                raise ContractError(
+                    f"{name}: {source} takes {getattr(encoder, name)}, not {wanted}; feed it "
+                    "those, or choose another run"
+                )
+        return encoder
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        save_folder(self.run, save_directory)
+
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
+        """The card of the run this encoder came from."""
+        return ModelCard(model_card(self.run))
+
+
+def save_folder(run: Run, folder: Path, licence: str | None = None) -> None:
+    """Write a run as a Hub folder; what was there under the same names is replaced.
+
+    Of the dataset's path its name alone is kept. ``licence`` is a Hub licence id for the card.
+
+    Raises:
+        ConfigError: the folder is one that training writes.
+        StorageError: the disk is full or refuses.
+    """
+    if (folder / CONFIG_FILE).exists():
+        raise ConfigError(f"{folder} is the folder of a training: choose another for the Hub")
+    contract = dict(run.contract)
+    contract["dataset"] = {**contract["dataset"], "path": Path(contract["dataset"]["path"]).name}
+    write_json(folder / SHAPE_FILE, _shape(run))
+    write_text(folder / "README.md", model_card(run, licence))
+    weights = nn.ModuleDict({"model": run.model, "heads": run.heads}).state_dict()
+    save_run(folder, weights, contract)
+
+
+def _shape(run: Run) -> Mapping[str, Any]:
+    return {
+        "library_name": "bharateo",
+        "architectures": [BharatEOEncoder.__name__],
+        "bands": list(run.sensor.band_names),
+        "unit": run.sensor.unit,
+        "mean": run.model.normalise.mean.tolist(),
+        "std": run.model.normalise.std.tolist(),
+        **run.contract["model"],
+    }
+
+
+def _download(repository: str, **options: Any) -> Path:
+    """The folder in the cache that holds a repository's files, those that are read alone."""
+    try:
+        for name in (SHAPE_FILE, MODEL_FILE, CONTRACT_FILE):
+            file = hf_hub_download(repository, name, **options)
+    except (OSError, ValueError) as error:
+        raise RunError(
+            f"{repository} is no folder here, and no repository of the Hub to be had with a "
+            f"BharatEO run ({' '.join(str(error).split())}); check the name, or write a folder "
+            "with `bharateo export RUN --to hub --output FOLDER`"
+        ) from error
+    return Path(file).parent
+
+
+def _open(folder: Path) -> Run:
+    """The run in a folder that somebody else may have written."""
+    run = Run.open(folder)
+    file, path = folder / CONTRACT_FILE, Path(run.contract["dataset"]["path"])
+    if "weights" not in run.contract:
+        raise RunError(
+            f"{file} has no checksum of the weights; write the folder with `bharateo export RUN "
+            "--to hub --output FOLDER`, or use Run.open for your own run"
+        )
+    if path.is_absolute() or ".." in path.parts:
+        raise RunError(
+            f"{file}: dataset.path {str(path)!r} leads out of the folder; write the folder with "
+            "`bharateo export RUN --to hub --output FOLDER`"
+        )
+    return run

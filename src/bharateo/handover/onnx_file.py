@@ -1,0 +1,220 @@
+"""A run as an ONNX file, for programs and browsers without PyTorch.
+
+Two graphs, both fp32, of any number of chips, in physical units:
+
+``encoder``: ``image`` (batch, band, row, col) float and ``valid`` (batch, row, col) bool in,
+``features`` (batch, token, dim) out, tokens row-major.
+
+``autoencoder``: also ``visible`` (batch, num_visible) and ``masked`` (batch, num_masked) int64 in,
+which together hold every token's index once. Out come ``reconstruction`` (batch, band, row, col),
+the image with its masked patches predicted and its missing pixels filled, and ``classes``
+(batch, token, cls), probabilities, tokens row-major; each only if the run has that head.
+
+The file's metadata say what it may be fed: bands, unit, statistics, sizes, classes, attribution.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from bharateo.errors import ConfigError, RunError
+from bharateo.files import write_atomically
+from bharateo.models.heads import LandCoverHead, PixelHead
+from bharateo.models.patches import Mask, unpatchify
+from bharateo.training.checkpoint import Run
+
+What = Literal["encoder", "autoencoder"]
+
+TOLERANCE = 1e-4
+"""Largest difference from PyTorch allowed, of the root mean square of what is compared."""
+
+OPSET = 18
+
+
+class EncoderGraph(nn.Module):
+    """Features of every patch, nothing hidden."""
+
+    inputs, outputs = ("image", "valid"), ("features",)
+
+    def __init__(self, run: Run) -> None:
+        super().__init__()
+        self.model = run.model
+
+    def forward(self, image: Tensor, valid: Tensor) -> tuple[Tensor, ...]:
+        """See the module."""
+        num = self.model.num_tokens
+        everything = torch.arange(num).expand(image.shape[0], num)
+        return (self.model.encode(image, valid, Mask(everything, num)),)
+
+
+class AutoencoderGraph(nn.Module):
+    """The image rebuilt and classified from its visible patches."""
+
+    inputs = ("image", "valid", "visible", "masked")
+
+    def __init__(self, run: Run) -> None:
+        super().__init__()
+        self.model = run.model
+        heads = {type(head): head for head in run.heads.values()}
+        self.pixels: Any = heads.get(PixelHead)
+        self.landcover: Any = heads.get(LandCoverHead)
+        named = {"reconstruction": self.pixels, "classes": self.landcover}
+        self.outputs = tuple(output for output, head in named.items() if head)
+
+    def forward(
+        self, image: Tensor, valid: Tensor, visible: Tensor, masked: Tensor
+    ) -> tuple[Tensor, ...]:
+        """See the module."""
+        mask = Mask(torch.cat([visible, masked], 1), visible.shape[1])
+        tokens = self.model(image, valid, mask)
+        outputs = []
+        if self.pixels:
+            predicted = self.pixels.predict(tokens)
+            patches = torch.cat([tokens.patches[:, : mask.num_visible], predicted], 1)
+            normalised = unpatchify(
+                mask.restore(patches), self.model.config.patch_px, self.model.grid
+            )
+            outputs.append(self.model.normalise.physical_units(normalised))
+        if self.landcover:
+            logits = self.landcover.predict(tokens)
+            outputs.append(mask.restore(logits).softmax(2))
+        return tuple(outputs)
+
+
+def write_onnx(run: Run, path: Path, what: What = "encoder") -> float:
+    """Write the file; the largest difference from PyTorch that onnxruntime showed on random chips.
+
+    The difference is in root mean squares of the output it is largest in.
+
+    Raises:
+        ConfigError: onnx, onnxscript or onnxruntime is not installed.
+        RunError: onnxruntime does not agree within ``TOLERANCE``; nothing is written.
+        StorageError: the disk is full or refuses.
+    """
+    _need_onnx()
+    graph = (EncoderGraph if what == "encoder" else AutoencoderGraph)(run).eval()
+    content = _exported(graph, _example(run, what, num_chips=3), _metadata(run, what))
+    difference = largest_difference(graph, content, _example(run, what, num_chips=5))
+    if difference > TOLERANCE:
+        raise RunError(
+            f"{run.path}: onnxruntime differs from PyTorch by {difference:.1e} of the {what}'s "
+            f"output, more than {TOLERANCE:g}, so {path} was not written; please report it with "
+            "the versions of torch, onnx and onnxruntime"
+        )
+    write_atomically(path, lambda file: file.write(content))
+    return difference
+
+
+def largest_difference(graph: nn.Module, content: bytes, inputs: tuple[Tensor, ...]) -> float:
+    """How far onnxruntime is from a graph, in root mean squares of the output."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    names = [each.name for each in session.get_inputs()]
+    found = session.run(
+        None, {name: each.numpy() for name, each in zip(names, inputs, strict=True)}
+    )
+    with torch.no_grad():
+        expected = graph(*inputs)
+    return max(
+        float((torch.from_numpy(there) - here).abs().max() / here.square().mean().sqrt())
+        for here, there in zip(expected, found, strict=True)
+    )
+
+
+def _need_onnx() -> None:
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            f"{error.name} is not installed: add it with `pip install 'bharateo[onnx]'`"
+        ) from error
+
+
+def _example(run: Run, what: What, num_chips: int) -> tuple[Tensor, ...]:
+    """Random chips as the statistics of the run have them, with missing pixels and patches."""
+    generator = torch.Generator().manual_seed(num_chips)
+    model, size = run.model, run.model.config.chip_px
+    noise = torch.randn(num_chips, model.num_bands, size, size, generator=generator)
+    valid = torch.rand(num_chips, size, size, generator=generator) < 0.9
+    valid[0, : model.config.patch_px, : model.config.patch_px] = False
+    inputs = (model.normalise.physical_units(noise), valid)
+    if what == "encoder":
+        return inputs
+    order = torch.rand(num_chips, model.num_tokens, generator=generator).argsort(1)
+    num_visible = model.num_tokens // num_chips
+    return (*inputs, order[:, :num_visible], order[:, num_visible:])
+
+
+def _exported(graph: Any, example: tuple[Tensor, ...], metadata: Mapping[str, str]) -> bytes:
+    """The graph as the bytes of an ONNX file."""
+    import onnx
+
+    batch = torch.export.Dim("batch")
+    shapes: dict[str, dict[int, Any]] = {name: {0: batch} for name in graph.inputs}
+    for name in {"visible", "masked"} & {*shapes}:
+        shapes[name][1] = torch.export.Dim(f"num_{name}", max=graph.model.num_tokens - 1)
+    with _quiet():
+        program = torch.onnx.export(
+            graph,
+            example,
+            dynamo=True,
+            input_names=graph.inputs,
+            output_names=graph.outputs,
+            dynamic_shapes=tuple(shapes.values()),
+            opset_version=OPSET,
+            external_data=False,
+            verbose=False,
+        )
+    assert program is not None
+    proto = program.model_proto
+    for node in proto.graph.node:
+        del node.metadata_props[:]  # where in the source on this machine it came from
+    onnx.helper.set_model_props(proto, dict(metadata))
+    content: bytes = proto.SerializeToString(deterministic=True)
+    return content
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what the exporter says about itself, which its user can do nothing about."""
+    registration = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = registration.level
+    registration.setLevel(logging.ERROR)  # torchvision is not installed
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\)", FutureWarning)
+            warnings.filterwarnings("ignore", "# The axis name: .* will not be used", UserWarning)
+            yield
+    finally:
+        registration.setLevel(level)
+
+
+def _metadata(run: Run, what: What) -> dict[str, str]:
+    """The contract as text, by name; ``contract`` is the whole of it as JSON."""
+    sensor = run.sensor
+    contract = {**run.contract, "dataset": {"fingerprint": run.contract["dataset"]["fingerprint"]}}
+    return {
+        "what": f"BharatEO {what}",
+        "bands": ",".join(sensor.band_names),
+        "unit": sensor.unit,
+        "mean": json.dumps(run.model.normalise.mean.tolist()),
+        "std": json.dumps(run.model.normalise.std.tolist()),
+        "normalisation": "in the graph: give physical values, bands in this order",
+        "chip_px": str(run.model.config.chip_px),
+        "patch_px": str(run.model.config.patch_px),
+        "classes": json.dumps([each["name"] for each in run.contract["class_scheme"]["classes"]]),
+        "attribution": "\n".join(run.contract["attribution"]),
+        "contract": json.dumps(contract),
+    }

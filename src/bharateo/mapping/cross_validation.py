@@ -1,0 +1,257 @@
+"""What a probe on a handful of labelled places will reach on other ground, told beforehand.
+
+Places near each other look alike, so they are grouped by location and a group is never split
+between fitting and scoring. The score is balanced accuracy: classes count alike, as they do among
+a person's points, however much of the map each will cover.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int64
+
+from bharateo.errors import DatasetError
+from bharateo.evaluation.probes import LinearProbe, fit_linear
+
+STRENGTH = 1e-3
+"""Inverse regularisation: with five labels a class, as good on held-out ground as any weaker one,
+and the least biased under cross-validation (``benchmarks/points.md``)."""
+
+NUM_SPLITS = 50
+HELD_OUT = 0.2
+"""Share of the groups that is scored in every split."""
+
+LEVEL = 0.95
+LEAST_GROUPS = 5
+_TEMPERATURES = np.geomspace(0.02, 5, 60)
+
+
+def fit_few(
+    features: Float[np.ndarray, "example dim"], labels: Int64[np.ndarray, " example"]
+) -> LinearProbe:
+    """A strongly regularised linear probe for which all classes are equally likely beforehand.
+
+    How many points a person has set of a class says nothing about how common it is: its share is
+    taken out of the probe's constant term (King and Zeng 2001, "Logistic Regression in Rare Events
+    Data", section 4.1).
+
+    Raises:
+        DatasetError: the labels are of fewer than two classes.
+    """
+    probe = fit_linear(features, labels, strengths=(STRENGTH,))
+    share = (labels[:, None] == probe.classes).mean(0)
+    return replace(probe, bias=probe.bias - np.log(share))
+
+
+def spatial_groups(
+    places: Float[np.ndarray, "example 2"], reach: float
+) -> tuple[Int64[np.ndarray, " example"], float]:
+    """The group of every place, and the reach used: places closer than it share their group, also
+    through others between them.
+
+    Where that leaves fewer than ``LEAST_GROUPS`` groups the reach is halved until it does not.
+
+    Raises:
+        DatasetError: the places are all the same.
+    """
+    from sklearn.cluster import AgglomerativeClustering
+
+    num_places = len(np.unique(places, axis=0))
+    if num_places < 2:
+        raise DatasetError("the points lie all in one place: cross-validation needs several")
+    while True:
+        cluster = AgglomerativeClustering(
+            n_clusters=None, distance_threshold=reach, linkage="single", metric="chebyshev"
+        )
+        groups = cluster.fit_predict(places).astype(np.int64)
+        if groups.max() + 1 >= min(LEAST_GROUPS, num_places):
+            return groups, reach
+        reach /= 2
+
+
+@dataclass(frozen=True)
+class Score:
+    """Balanced accuracy with its interval, and the recall of every class (NaN: not scored)."""
+
+    value: float
+    low: float
+    high: float
+    recall: Float[np.ndarray, " cls"]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One split: which examples a probe is fitted to, and which it is scored on."""
+
+    fitted: Int64[np.ndarray, " some"]
+    scored: Int64[np.ndarray, " others"]
+
+
+def trials(labels: Int64[np.ndarray, " example"], groups: Int64[np.ndarray, " example"],
+           seed: int = 0) -> list[Trial]:  # fmt: skip
+    """Random splits by group; an example is scored only where its class could be learnt.
+
+    Raises:
+        DatasetError: no split leaves two classes to fit and something to score.
+    """
+    from sklearn.model_selection import GroupShuffleSplit
+
+    splits = GroupShuffleSplit(NUM_SPLITS, test_size=HELD_OUT, random_state=seed)
+    found = []
+    for fitted, held in splits.split(labels, labels, groups):
+        scored = held[np.isin(labels[held], labels[fitted])]
+        if len(scored) and len(np.unique(labels[fitted])) > 1:
+            found.append(Trial(fitted, scored))
+    if len(found) < 2:
+        raise DatasetError(
+            "no score by location is possible: every class lies in one place only; add points of "
+            "each class at least a chip away from the others"
+        )
+    return found
+
+
+def cross_validate(
+    features: Mapping[str, Float[np.ndarray, "example _"]],
+    labels: Int64[np.ndarray, " example"],
+    groups: Int64[np.ndarray, " example"],
+    seed: int = 0,
+) -> dict[str, Score]:
+    """Scores of probes on every kind of features, fitted and scored on the same splits.
+
+    ``labels`` are 0, 1, ... without gaps.
+
+    Raises:
+        DatasetError: see ``trials``.
+    """
+    splits = trials(labels, groups, seed)
+    weight = 1 / np.bincount(labels)[labels]
+    scores = {}
+    for name, values in features.items():
+        hits = [
+            fit_few(values[split.fitted], labels[split.fitted]).predict(values[split.scored])
+            == labels[split.scored]
+            for split in splits
+        ]
+        scores[name] = _score(splits, hits, labels, weight, groups)
+    return scores
+
+
+def _score(
+    splits: list[Trial],
+    hits: list[Bool[np.ndarray, " others"]],
+    labels: Int64[np.ndarray, " example"],
+    weight: Float[np.ndarray, " example"],
+    groups: Int64[np.ndarray, " example"],
+) -> Score:
+    by_split = np.array([
+        np.average(hit, weights=weight[split.scored])
+        for split, hit in zip(splits, hits, strict=True)
+    ])  # fmt: skip
+    right, asked = np.zeros(len(labels)), np.zeros(len(labels))
+    for split, hit in zip(splits, hits, strict=True):
+        right[split.scored] += hit
+        asked[split.scored] += 1
+    num_classes = labels.max() + 1
+    hit, held = (np.bincount(labels, each, num_classes) for each in (right, asked))
+    recall = np.where(held > 0, hit / np.maximum(held, 1), np.nan)
+    value = float(np.nanmean(recall))
+    scored = float(np.mean([len(split.scored) for split in splits]))
+    ratio = scored / float(np.mean([len(split.fitted) for split in splits]))
+    reach = _half_width(by_split, ratio, scored, len(np.unique(groups)), len(labels))
+    return Score(value, max(value - reach, 0.0), min(value + reach, 1.0), recall)
+
+
+def _half_width(
+    by_split: Float[np.ndarray, " split"],
+    ratio: float,
+    num_scored: float,
+    num_groups: int,
+    num_examples: int,
+) -> float:
+    """Half of the interval of a mean over random splits, ``ratio`` being scored to fitted.
+
+    Splits share their examples, so their variance does not fall with their number: it is
+    (1 / splits + ratio) times that of one (Nadeau and Bengio 2003, "Inference for the
+    Generalization Error", equation 9). Degrees of freedom are those of the groups. A variance of 0,
+    where a handful of points is all right or all wrong, is not believed: that of a binomial with
+    one success and one failure more is the least.
+    """
+    from scipy.stats import t
+
+    mean = float(by_split.mean())
+    doubtful = (mean * num_examples + 1) / (num_examples + 2)
+    least = doubtful * (1 - doubtful) / num_scored
+    variance = max(float(by_split.var(ddof=1)), least)
+    freedom = min(len(by_split), num_groups) - 1
+    return float(t.ppf((1 + LEVEL) / 2, freedom)) * ((1 / len(by_split) + ratio) * variance) ** 0.5
+
+
+def tempered(
+    probe: LinearProbe,
+    features: Float[np.ndarray, "example dim"],
+    labels: Int64[np.ndarray, " example"],
+    groups: Int64[np.ndarray, " example"],
+    seed: int = 0,
+) -> tuple[LinearProbe, float]:
+    """The probe with probabilities as sure as held-out points allow, and the temperature.
+
+    Its logits are divided by the temperature that gives held-out points, classes counting alike,
+    the least cross-entropy (Guo et al. 2017, "On Calibration of Modern Neural Networks").
+    """
+    held = list(_held_out(features, labels, groups, seed))
+    if not held:
+        return probe, 1.0
+    logits = np.concatenate([logits for logits, _ in held])
+    truth = np.concatenate([truth for _, truth in held])
+    weight = 1 / np.bincount(labels)[truth]
+    losses = [
+        np.average(_cross_entropy(logits / temperature, truth), weights=weight)
+        for temperature in _TEMPERATURES
+    ]
+    best = float(_TEMPERATURES[int(np.argmin(losses))])
+    return replace(probe, weight=probe.weight / best, bias=probe.bias / best), best
+
+
+def _held_out(
+    features: np.ndarray, labels: np.ndarray, groups: np.ndarray, seed: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Logits and classes of held-out examples, of splits that leave every class to be learnt."""
+    num_classes = labels.max() + 1
+    for split in trials(labels, groups, seed):
+        probe = fit_few(features[split.fitted], labels[split.fitted])
+        if len(probe.classes) == num_classes:
+            yield logits_of(probe, features[split.scored]), labels[split.scored]
+
+
+def logits_of(
+    probe: LinearProbe, features: Float[np.ndarray, "*lead dim"]
+) -> Float[np.ndarray, "*lead cls"]:
+    """What the softmax of a probe is taken of."""
+    logits: np.ndarray = (features - probe.mean) / probe.std @ probe.weight + probe.bias
+    return logits
+
+
+def _cross_entropy(
+    logits: Float[np.ndarray, "example cls"], truth: Int64[np.ndarray, " example"]
+) -> Float[np.ndarray, " example"]:
+    from scipy.special import log_softmax
+
+    log_odds: np.ndarray = log_softmax(logits, 1)
+    return -log_odds[np.arange(len(truth)), truth]
+
+
+def as_json(scores: Mapping[str, Score], classes: tuple[str, ...]) -> dict[str, Any]:
+    """Scores as plain JSON, with that of ``one_class`` for all, which needs no points to know."""
+    record: dict[str, Any] = {"one_class": {"balanced_accuracy": 1 / len(classes)}}
+    for name, score in scores.items():
+        recall = [None if np.isnan(value) else float(value) for value in score.recall]
+        record[name] = {
+            "balanced_accuracy": score.value,
+            "balanced_accuracy_ci95": [score.low, score.high],
+            "recall": dict(zip(classes, recall, strict=True)),
+        }
+    return record

@@ -1,0 +1,185 @@
+"""From a person's points to a map of their classes: a probe, an honest score, what to label next.
+
+::
+
+    DIR/probe.safetensors        the probe, with the names of its classes
+    DIR/map.tif                  the map, with its other files (``mapping.map``)
+    DIR/label-next.geojson       20 places to label next, with an empty field ``class`` to fill
+    DIR/probe.json               scores, counts and provenance; written last
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import geopandas as gpd
+import numpy as np
+from jaxtyping import UInt8
+
+from bharateo.embedding.inputs import RasterInput
+from bharateo.embedding.pieces import CellGrid, Progress
+from bharateo.evaluation.features import band_statistics, encoder, random_encoder
+from bharateo.evaluation.probes import save_probe
+from bharateo.files import write_json, write_text
+from bharateo.mapping.classifier import probe_classifier
+from bharateo.mapping.cross_validation import (
+    HELD_OUT,
+    LEAST_GROUPS,
+    NUM_SPLITS,
+    as_json,
+    cross_validate,
+    fit_few,
+    spatial_groups,
+    tempered,
+)
+from bharateo.mapping.domain import Domain, weights_sha256
+from bharateo.mapping.map import NODATA, Request, products, write_map
+from bharateo.mapping.points import (
+    Labelled,
+    cells_lonlat,
+    centres_inside,
+    next_places,
+    place,
+    vectors_at,
+)
+from bharateo.sources.raster_files import existing
+from bharateo.training.checkpoint import Run
+
+PROBE_FILE, MAP_FILE = "probe.safetensors", "map.tif"
+NEXT_FILE, RECORD_FILE = "label-next.geojson", "probe.json"
+NUM_NEXT = 20
+_SEED = 0
+
+
+@dataclass(frozen=True)
+class Options:
+    """How the map is made; see ``mapping.map.Request``."""
+
+    domain: Domain | None = None
+    stride_px: int | None = None
+    precision: str = "fp32"
+
+
+def map_own_classes(
+    run: Run,
+    source: RasterInput,
+    points: gpd.GeoDataFrame,
+    output: Path,
+    options: Options,
+    progress: Progress,
+    say: Callable[[str], object],
+) -> dict[str, Any]:
+    """Write everything about a person's classes; the record of the probe.
+
+    Raises:
+        ConfigError: the points do not do, with the reason and which.
+        DatasetError: no score by location is possible.
+        SourceError, StorageError: pixels cannot be read, files cannot be written.
+    """
+    config = run.model.config
+    stride = options.stride_px or config.patch_px
+    grid = CellGrid(source.shape, config.chip_px, config.patch_px, stride)
+    placed = place(points, source, grid, say)
+    kinds = encoder(run), random_encoder(run.model, _SEED), band_statistics(config.patch_px)
+    extractors = {each.name: each.features for each in kinds}
+    features, valid = vectors_at(placed, source, grid, extractors, progress)
+    if not valid.all():
+        say(f"warning: {int((~valid).sum())} points lie where the raster has no data: left out")
+        placed = placed.take(valid)
+        features = {name: values[valid] for name, values in features.items()}
+    record = _fit(run, placed, features, config.chip_px, output, say)
+    request = Request(
+        probe_classifier(run, output / PROBE_FILE), options.domain, None, options.stride_px,
+        options.precision,
+    )  # fmt: skip
+    mapped = write_map(run, source, output / MAP_FILE, request, progress, say)
+    _write_next(output, grid, source, placed, mapped["classes"])
+    record = {**record, "map": mapped}
+    write_json(output / RECORD_FILE, record)
+    return record
+
+
+def _fit(
+    run: Run,
+    points: Labelled,
+    features: Mapping[str, np.ndarray],
+    chip_px: int,
+    output: Path,
+    say: Callable[[str], object],
+) -> dict[str, Any]:
+    """Score, fit and keep the probe; what there is to say of it."""
+    counts = np.bincount(points.labels)
+    for name, count in zip(points.classes, counts, strict=True):
+        if count == 1:
+            say(f"warning: {name} has one point, so nobody can tell how well it is recognised")
+    groups, reach = spatial_groups(points.pixels, chip_px)
+    if reach < chip_px:
+        say(
+            f"warning: the points lie in fewer than {LEAST_GROUPS} places at least a chip "
+            f"({chip_px} px) apart, so places {reach:g} px apart were taken for different ones: "
+            "scores are too good for ground elsewhere"
+        )
+    scores = cross_validate(features, points.labels, groups, _SEED)
+    probe = fit_few(features["encoder"], points.labels)
+    probe, temperature = tempered(probe, features["encoder"], points.labels, groups, _SEED)
+    about = {
+        "class_names": list(points.classes),
+        "weights_sha256": weights_sha256(run),
+        "points": dict(zip(points.classes, counts.tolist(), strict=True)),
+        "temperature": temperature,
+    }
+    save_probe(output / PROBE_FILE, probe, about)
+    return {
+        **about,
+        "score": {
+            "metric": "balanced accuracy",
+            "by": f"{NUM_SPLITS} random splits by location, {HELD_OUT:.0%} of the places held out",
+            "places": int(groups.max() + 1),
+            "places_apart_px": reach,
+            **as_json(scores, points.classes),
+        },
+    }
+
+
+def _write_next(
+    output: Path,
+    grid: CellGrid,
+    source: RasterInput,
+    points: Labelled,
+    classes: Sequence[Mapping[str, Any]],
+) -> None:
+    """Write the places to label next, as points with an empty class."""
+    files = products(output / MAP_FILE)
+    entropy, outside, _ = _bands(files["uncertainty"])
+    (mapped,) = _bands(files["classes"])
+    probabilities = _bands(files["probabilities"])
+    usable = (entropy != NODATA) & centres_inside(grid)
+    familiar = usable & (outside != 1)
+    if familiar.sum() >= NUM_NEXT:  # a label of odd ground helps nowhere else
+        usable = familiar
+    cells = next_places(entropy, usable, points.cells, NUM_NEXT)
+    lon, lat = cells_lonlat(cells, grid, source)
+    row, col = cells.T
+    names = {each["id"]: each["name"] for each in classes}
+    table = gpd.GeoDataFrame(
+        {
+            "rank": np.arange(1, len(cells) + 1),
+            "class": [None] * len(cells),
+            "guess": [names[int(number)] for number in mapped[row, col]],
+            "probability": probabilities[:, row, col].max(0, initial=0) / 100,
+            "uncertainty": entropy[row, col] / 100,
+            "lon": lon.round(7),
+            "lat": lat.round(7),
+        },
+        geometry=gpd.points_from_xy(lon.round(7), lat.round(7)),
+        crs="EPSG:4326",
+    )
+    write_text(output / NEXT_FILE, table.to_json(drop_id=True) + "\n")
+
+
+def _bands(path: Path) -> UInt8[np.ndarray, "band row col"]:
+    with existing(path) as file:
+        return file.read_window(0, 0, *file.shape)

@@ -1,0 +1,136 @@
+"""A contact sheet: the place asked for and the places found, side by side, each with its ground."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import geopandas as gpd
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+from PIL import Image, ImageDraw, ImageFont
+
+from bharateo.chips.store import Dataset
+from bharateo.files import write_atomically
+from bharateo.mapping.area import Area
+from bharateo.mapping.search import bounds_in_chips, dataset_of, pixel_bounds
+from bharateo.raster import open_raster
+from bharateo.report.render import composite_rgb, hatch, physical
+
+CONTEXT = 3
+"""Side of what is shown, in sides of the place."""
+
+_TILE_PX, _GAP_PX, _TEXT_PX, _COLUMNS = 192, 12, 34, 7
+_PAPER, _INK, _MARK, _ASKED = (255, 255, 255), (40, 42, 44), (255, 255, 255), (214, 64, 39)
+_TRUE_COLOUR = (("B04", "B03", "B02"), ("red", "green", "blue"))
+
+Look = tuple[Float[np.ndarray, "band row col"], Bool[np.ndarray, "row col"]]
+Tile = tuple[UInt8[np.ndarray, "row col rgb"], tuple[float, float, float, float]]
+"""A picture, and the place in it: left, top, right, bottom in its pixels."""
+
+
+def write_contact_sheet(path: Path, found: gpd.GeoDataFrame, area: Area) -> bool:
+    """Write the sheet as a PNG; False, and no sheet, where the area's pixels cannot be had.
+
+    ``found`` is what ``mapping.search`` found.
+    """
+    tiles = _tiles(found, area)
+    if tiles is None:
+        return False
+    captions = [_caption(row) for row in found.to_dict("records")]
+    content = io.BytesIO()
+    _sheet(tiles, captions, found["rank"].tolist()).save(content, "png")
+    write_atomically(path, lambda file: file.write(content.getbuffer()))
+    return True
+
+
+def _tiles(found: gpd.GeoDataFrame, area: Area) -> list[Tile] | None:
+    if dataset := dataset_of(area):
+        return _dataset_tiles(found, dataset)
+    source = area.provenance.get("source", {})
+    file = open_raster(source["input"]) if "bands_in_file" in source else None
+    return None if file is None else _raster_tiles(found, file, source)
+
+
+def _dataset_tiles(found: gpd.GeoDataFrame, dataset: Dataset) -> list[Tile]:
+    """The sensor's own composite; what lies outside a place's chip is hatched."""
+    tiles = []
+    for chip, bounds in zip(found["chip"], bounds_in_chips(found, dataset), strict=True):
+        image, valid = physical(dataset.image(chip), dataset.sensor), dataset.valid(chip)
+
+        def read(rows: slice, cols: slice, image: Any = image, valid: Any = valid) -> Look:
+            return image[:, rows, cols], valid[rows, cols]
+
+        (pixels, known), place = _around(bounds, valid.shape, read)
+        tiles.append((composite_rgb(pixels, dataset.sensor, known), place))
+    return tiles
+
+
+def _raster_tiles(found: gpd.GeoDataFrame, file: Any, source: Mapping[str, Any]) -> list[Tile]:
+    """True colour where its bands are there, else the first three, stretched over all tiles."""
+    names = source["bands"]
+    chosen = next(
+        (c for c in _TRUE_COLOUR if {*c} <= {*names}), names[:3] if names[2:] else names[:1]
+    )
+    places = [source["bands_in_file"][names.index(name)] - 1 for name in chosen]
+
+    def read(rows: slice, cols: slice) -> Look:
+        shape = (rows.stop - rows.start, cols.stop - cols.start)
+        stored = file.read_window(rows.start, cols.start, *shape, places).astype(np.float32)
+        return stored, np.isfinite(stored).all(0) & (stored != source["nodata"]).all(0)
+
+    looks = [_around(each, file.shape, read) for each in pixel_bounds(found.geometry, file.geobox)]
+    seen = np.concatenate([pixels[:, known].ravel() for (pixels, known), _ in looks])
+    low, high = np.percentile(seen, [2, 98]) if len(seen) else (0.0, 1.0)
+    tiles = []
+    for (pixels, known), place in looks:
+        share = np.clip((pixels - low) / max(high - low, 1e-9), 0, 1)
+        rgb = np.broadcast_to(np.rint(255 * share).astype(np.uint8), (3, *known.shape))
+        tiles.append((hatch(np.moveaxis(rgb, 0, -1), ~known), place))
+    return tiles
+
+
+def _around(
+    bounds: Float[np.ndarray, " 4"],
+    shape: tuple[int, ...],
+    read: Callable[[slice, slice], Look],
+) -> tuple[Look, tuple[float, float, float, float]]:
+    """Pixels around a place, invalid outside ``shape``, and the place in them."""
+    left, top, right, bottom = bounds.tolist()
+    side = max(right - left, bottom - top)
+    size = max(round(CONTEXT * side), 1)
+    row, col = round((top + bottom - size) / 2), round((left + right - size) / 2)
+    rows = slice(max(row, 0), max(min(row + size, shape[0]), max(row, 0)))
+    cols = slice(max(col, 0), max(min(col + size, shape[1]), max(col, 0)))
+    pixels, known = read(rows, cols)
+    image = np.zeros((len(pixels), size, size), np.float32)
+    valid = np.zeros((size, size), bool)
+    inside = (slice(rows.start - row, rows.stop - row), slice(cols.start - col, cols.stop - col))
+    image[:, *inside], valid[inside] = pixels, known
+    return (image, valid), (left - col, top - row, right - col, bottom - row)
+
+
+def _caption(row: Mapping[str, Any]) -> str:
+    rank = "like this" if row["rank"] == 0 else f"{row['rank']}   {row['similarity']:.2f}"
+    return f"{rank}   {row.get('class') or ''}\n{row['lon']:.4f}, {row['lat']:.4f}"
+
+
+def _sheet(tiles: list[Tile], captions: list[str], ranks: list[int]) -> Image.Image:
+    columns = min(_COLUMNS, len(tiles))
+    rows = -(-len(tiles) // columns)
+    across, down = _TILE_PX + _GAP_PX, _TILE_PX + _TEXT_PX + _GAP_PX
+    sheet = Image.new("RGB", (columns * across + _GAP_PX, rows * down + _GAP_PX), _PAPER)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    for number, ((rgb, place), caption, rank) in enumerate(
+        zip(tiles, captions, ranks, strict=True)
+    ):
+        x, y = number % columns * across + _GAP_PX, number // columns * down + _GAP_PX
+        picture = Image.fromarray(np.ascontiguousarray(rgb))
+        sheet.paste(picture.resize((_TILE_PX, _TILE_PX), Image.Resampling.NEAREST), (x, y))
+        left, top, right, bottom = (each * _TILE_PX / len(rgb) for each in place)
+        colour = _ASKED if rank == 0 else _MARK
+        draw.rectangle((x + left, y + top, x + right, y + bottom), outline=colour, width=2)
+        draw.multiline_text((x, y + _TILE_PX + 3), caption, _INK, font, spacing=2)
+    return sheet

@@ -1,0 +1,78 @@
+import numpy as np
+import pytest
+
+from bharateo.evaluation import comparison
+from bharateo.evaluation.comparison import compared, explained, interval
+
+
+def confusions(rng, num_seeds, num_blocks, right, between_seeds=0.0, between_blocks=0.0):
+    """Counts of two classes, 200 patches a block, with so much right on average."""
+    shares = right + between_seeds * rng.standard_normal((num_seeds, 1))
+    shares = shares + between_blocks * rng.standard_normal((1, num_blocks))
+    hits = rng.binomial(100, np.clip(shares, 0, 1)[..., None], (num_seeds, num_blocks, 2))
+    counts = np.zeros((num_seeds, num_blocks, 8, 8), np.int64)
+    counts[..., 0, 0], counts[..., 1, 1] = hits[..., 0], hits[..., 1]
+    counts[..., 0, 1], counts[..., 1, 0] = 100 - hits[..., 0], 100 - hits[..., 1]
+    return counts
+
+
+def covers(number, **spread):
+    rng = np.random.default_rng(number)
+    found = compared({"base": confusions(rng, 3, 30, 0.7, **spread)}, "base", number)
+    low, high = found["base"]["accuracy"]["ci95"]
+    return low <= 0.7 <= high
+
+
+@pytest.mark.parametrize(
+    ("spread", "least"),
+    [({"between_blocks": 0.1}, 0.85), ({"between_seeds": 0.05}, 0.70)],
+)
+def test_intervals_cover_the_truth_about_as_often_as_they_say(spread, least, monkeypatch):
+    """Of three seeds a bootstrap cannot know the tails: 0.95 is out of reach, and one over blocks
+    alone would cover 0.3."""
+    monkeypatch.setattr(comparison, "NUM_RESAMPLES", 200)
+    hits = np.mean([covers(number, **spread) for number in range(100)])
+    assert hits >= least
+
+
+def test_an_interval_is_wider_the_more_seeds_differ():
+    rng = np.random.default_rng(0)
+    alike = compared({"a": confusions(rng, 3, 20, 0.7)}, "a")["a"]["macro_f1"]["ci95"]
+    apart = compared({"a": confusions(rng, 3, 20, 0.7, 0.1)}, "a")["a"]["macro_f1"]["ci95"]
+    assert np.ptp(apart) > 3 * np.ptp(alike)
+
+
+def test_the_spread_of_few_seeds_is_not_understated():
+    """The deviation of the mean of n numbers is that of the numbers by the root of n."""
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal(3)
+    seeds = rng.multinomial(3, [1 / 3] * 3, 100_000)
+    low, high = interval(np.tile(values, (100_000, 1)), seeds)
+    plain = np.quantile(seeds @ values / 3, [0.025, 0.975])
+    assert (high - low) / np.ptp(plain) == pytest.approx(1.5**0.5, rel=0.01)
+
+
+def test_pairs_of_seeds_and_blocks_are_compared():
+    """What makes a block hard for both does not blur the difference."""
+    rng = np.random.default_rng(0)
+    base = confusions(rng, 3, 30, 0.6, 0.05, 0.15)
+    better = base.copy()
+    better[..., 0, 0] += 5
+    better[..., 0, 1] -= 5
+    found = compared({"base": base, "better": better}, "base")["better"]["accuracy"]
+    assert found["against_base"] == pytest.approx(5 / 200)
+    assert found["against_base_ci95"] == pytest.approx([5 / 200] * 2)
+    assert np.ptp(found["ci95"]) > 0.05
+
+
+def test_one_seed_has_an_interval_over_ground_alone_and_says_so():
+    found = compared({"a": confusions(np.random.default_rng(0), 1, 20, 0.7, 0, 0.1)}, "a")["a"]
+    assert found["accuracy"]["ci95"][0] < found["accuracy"]["mean"] < found["accuracy"]["ci95"][1]
+    record = {"seeds": [1], "cells": [1], "probe": {"num_train": 1, "num_test": 1, "num_blocks": 1}}
+    assert "the intervals cover the ground alone" in explained(record)
+
+
+def test_a_class_that_does_not_occur_has_no_part_in_the_mean():
+    counts = confusions(np.random.default_rng(0), 1, 5, 1.0)
+    found = compared({"a": counts}, "a")["a"]
+    assert found["macro_f1"]["mean"] == found["balanced_accuracy"]["mean"] == 1.0

@@ -1,0 +1,457 @@
+import json
+from dataclasses import replace
+
+import geopandas
+import numpy as np
+import pytest
+import shapely
+from sklearn.metrics import balanced_accuracy_score, f1_score
+
+from bharateo.chips.store import Dataset
+from bharateo.errors import ConfigError, ContractError, RegionError
+from bharateo.evaluation import probe_table, probing
+from bharateo.evaluation.features import Features
+from bharateo.evaluation.probe_table import (
+    Predictions,
+    Row,
+    Scores,
+    by_block,
+    level_record,
+    text_tables,
+    verdict,
+    worst_zone,
+)
+from bharateo.evaluation.probing import (
+    few_labels,
+    parse_budget,
+    predictions,
+    probe_run,
+    some_of,
+    table_rows,
+)
+from bharateo.evaluation.zones import OUTSIDE, Zoning
+from bharateo.training.checkpoint import Run
+from bharateo.training.loop import pretrain
+from small_datasets import PLAN, many_bands, small_config, small_dataset
+
+LINEAR, RIVAL = Row("encoder", "linear"), Row("band_statistics", "linear")
+FEW = {"budgets": (2, "all"), "features": ("encoder", "band_statistics")}
+
+
+@pytest.fixture(scope="module")
+def run(reflectance_dataset, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "run"
+    return pretrain(reflectance_dataset, small_config(epochs=1), folder)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fewer_of_everything():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(probing, "NUM_DRAWS", 2)
+        patch.setattr("bharateo.evaluation.probes.NUM_TREES", 5)
+        yield
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory):
+    return tmp_path_factory.mktemp("probes") / "probes.json"
+
+
+@pytest.fixture(scope="module")
+def record(run, reflectance_dataset, output):
+    return probe_run(run, reflectance_dataset, output, **FEW)
+
+
+def result(record, features, probe, budget, level="patch"):
+    return next(
+        found
+        for found in record["levels"][level]["results"]
+        if (found["features"], found["probe"], found["budget"]) == (features, probe, budget)
+    )
+
+
+# What is written.
+
+
+def test_the_record_is_what_is_written_and_nothing_else_is_left(record, output):
+    assert json.loads(output.read_text()) == record
+    assert [path.name for path in output.parent.iterdir()] == ["probes.json"]
+
+
+def test_every_row_has_every_budget_at_every_level(record):
+    rows = [
+        ("encoder", "linear"), ("encoder", "nearest"),
+        ("band_statistics", "linear"), ("band_statistics", "nearest"),
+        ("band_statistics", "forest"), ("majority", "majority"),
+    ]  # fmt: skip
+    for level in ("patch", "chip"):
+        found = record["levels"][level]["results"]
+        keys = [(one["features"], one["probe"], one["budget"]) for one in found]
+        assert sorted(keys, key=str) == sorted(
+            ((*row, budget) for row in rows for budget in (2, "all")), key=str
+        )
+
+
+def test_the_conditions_are_written(run, record, reflectance_dataset):
+    assert record["own_dataset"] is True
+    assert record["dataset"]["labels"] == "ESA WorldCover"
+    assert record["pretraining_heads"] == {"pixels": 1.0, "landcover": 0.2}
+    assert record["weights_sha256"] == run.contract["weights"]["sha256"]
+    for split, counted in record["levels"]["chip"]["examples"].items():
+        chips = reflectance_dataset.chips[reflectance_dataset.chips.split == split]
+        assert counted["num_chips"] == len(chips)
+        assert counted["num_blocks"] == chips.block.nunique()
+        assert sum(counted["per_class"].values()) == counted["num_examples"]
+
+
+def test_budgets_are_drawn_several_times_and_all_labels_once(record):
+    for level in ("patch", "chip"):
+        classes = record["levels"][level]["examples"]["train"]["per_class"]
+        few = result(record, "encoder", "linear", 2, level)
+        every = result(record, "encoder", "linear", "all", level)
+        assert few["num_labels"] == [sum(min(2, num) for num in classes.values())] * 2
+        assert every["num_labels"] == [sum(classes.values())]
+        assert len(few["macro_f1"]["per_draw"]) == 2
+        assert few["macro_f1"]["mean"] == pytest.approx(np.mean(few["macro_f1"]["per_draw"]))
+    assert len({*result(record, "encoder", "linear", 2)["macro_f1"]["per_draw"]}) > 1
+
+
+def test_classes_that_a_level_tells_apart_are_told_apart(record):
+    assert result(record, "band_statistics", "forest", "all")["accuracy"]["mean"] > 0.9
+    majority = result(record, "majority", "majority", "all")
+    assert majority["balanced_accuracy"]["mean"] == pytest.approx(1 / len(majority["per_class"]))
+
+
+def test_the_scores_are_scikit_learns(run, reflectance_dataset, record):
+    job = probing._Job(run, reflectance_dataset, run.path / "none.json", 0)
+    examples = job.examples(job._extractor("encoder"))
+    by_split = {split: found["patch"] for split, found in examples.items()}
+    made = predictions(by_split, LINEAR, "all", 0)
+    true, guess = by_split["test"].labels, made.classes[0]
+    found = result(record, "encoder", "linear", "all")
+    assert found["accuracy"]["mean"] == pytest.approx((true == guess).mean())
+    assert found["balanced_accuracy"]["mean"] == pytest.approx(balanced_accuracy_score(true, guess))
+    scores = f1_score(true, guess, labels=np.unique(true), average=None, zero_division=0)
+    assert found["macro_f1"]["mean"] == pytest.approx(scores.mean())
+    assert [each["f1"] for each in found["per_class"].values()] == pytest.approx(scores)
+
+
+def test_settings_are_never_chosen_by_looking_at_the_test_split(run, reflectance_dataset):
+    job = probing._Job(run, reflectance_dataset, run.path / "none.json", 0)
+    examples = job.examples(job._extractor("band_statistics"))
+    by_split = {split: found["patch"] for split, found in examples.items()}
+    test = by_split["test"]
+    other = by_split | {"test": replace(test, labels=test.labels[::-1].copy())}
+    for row in table_rows(["band_statistics"]):
+        first, again = (predictions(each, row, 2, 0) for each in (by_split, other))
+        assert np.array_equal(first.classes, again.classes)
+
+
+# Draws of labels.
+
+
+def test_few_labels_are_as_many_of_every_class_from_as_many_blocks_as_can_be():
+    rng = np.random.default_rng(0)
+    labels = np.repeat([1, 4, 6], [300, 40, 2])
+    block = rng.choice(list("abcdef"), len(labels)).astype(object)
+    chosen = few_labels(labels, block, 6, np.random.default_rng(1))
+    assert np.bincount(labels[chosen]).tolist() == [0, 6, 0, 0, 6, 0, 2]
+    for class_id in (1, 4):
+        assert {*block[chosen][labels[chosen] == class_id]} == {*"abcdef"}
+    assert len({*chosen}) == len(chosen)
+
+
+def test_a_small_budget_is_part_of_a_larger_one_and_draws_differ():
+    labels, block = np.repeat([0, 3], 100), np.tile(list("abcd"), 50).astype(object)
+    small, large, other = (
+        few_labels(labels, block, num, np.random.default_rng(seed))
+        for num, seed in ((3, 5), (9, 5), (3, 6))
+    )
+    assert {*small} < {*large}
+    assert {*small} != {*other}
+
+
+def test_of_too_many_examples_some_are_drawn_without_regard_to_their_class():
+    assert some_of(5, 9, 0).tolist() == [0, 1, 2, 3, 4]
+    drawn = some_of(10_000, 1000, 0)
+    assert len({*drawn}) == 1000
+    assert np.array_equal(drawn, some_of(10_000, 1000, 0))
+    assert drawn.mean() == pytest.approx(5000, rel=0.1)
+
+
+# Intervals and differences.
+
+
+def examples_of(labels, block):
+    none = np.zeros((len(labels), 0), np.float32)
+    return Features(none, labels, block, np.arange(len(labels)))
+
+
+def made(classes, draws=1):
+    return Predictions(np.stack([classes] * draws), np.zeros(draws), np.full(draws, 9))
+
+
+def wrong_in(labels, where):
+    return np.where(where, (labels + 1) % 2, labels)
+
+
+@pytest.fixture
+def ground():
+    """Forty blocks of 25 patches of two classes; the rival is wrong in every third patch."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 1000)
+    block = np.repeat([f"b{i:02d}" for i in range(40)], 25).astype(object)
+    return labels, block, rng.random(1000) < 0.33
+
+
+def scored(ground, ours):
+    labels, block, missed = ground
+    results = {(LINEAR, "all"): made(ours), (RIVAL, "all"): made(wrong_in(labels, missed))}
+    test = examples_of(labels, block)
+    levels = {"patch": level_record(test, results, block, 10, 0)}
+    return {
+        "levels": levels, "budgets": ["all"], "zones": "block",
+    }  # fmt: skip
+
+
+def test_confusions_by_block_add_up(ground):
+    labels, block, missed = ground
+    number = np.unique(block.astype(str), return_inverse=True)[1]
+    cells = by_block(labels, np.stack([labels, wrong_in(labels, missed)]), number, 40)
+    assert cells.shape == (2, 40, 8, 8)
+    assert (cells.sum((2, 3)) == 25).all()
+    assert np.trace(cells[1].sum(0)) == (~missed).sum()
+    assert cells[1, 3, 0, 1] == (missed & (number == 3) & (labels == 0)).sum()
+
+
+def test_differences_are_paired_so_a_small_steady_gain_is_beyond_chance(ground):
+    labels, _, missed = ground
+    better = wrong_in(labels, missed & (np.arange(1000) % 10 > 0))
+    record = scored(ground, better)
+    ours, theirs = (r["macro_f1"] for r in record["levels"]["patch"]["results"])
+    assert ours["ci95"][0] < theirs["ci95"][1]  # the intervals themselves overlap
+    difference = record["levels"]["patch"]["differences"][0]["macro_f1"]
+    assert difference["mean"] == pytest.approx(ours["mean"] - theirs["mean"])
+    assert difference["ci95"][0] > 0
+    assert ": the encoder beats band statistics (+0.0" in verdict(record, "patch", "linear", "all")
+
+
+def test_losing_is_said(ground):
+    labels, _, missed = ground
+    record = scored(ground, wrong_in(labels, missed | (np.arange(1000) % 10 == 0)))
+    assert "loses to band statistics (-0.0" in verdict(record, "patch", "linear", "all")
+
+
+def test_what_may_be_chance_is_not_called_better(ground):
+    labels, _, missed = ground
+    swapped = missed.copy()
+    swapped[:60] = missed[:60][::-1]
+    record = scored(ground, wrong_in(labels, swapped))
+    assert "cannot be told for sure from band" in verdict(record, "patch", "linear", "all")
+
+
+def test_one_block_has_no_interval(ground):
+    labels, block, missed = ground
+    record = scored((labels, np.full_like(block, "b"), missed), labels)
+    assert record["levels"]["patch"]["results"][0]["macro_f1"]["ci95"] is None
+    assert "cannot be judged" in verdict(record, "patch", "linear", "all")
+
+
+def test_intervals_cover_the_draws_of_the_labels_too(ground):
+    labels, block, missed = ground
+    number = np.unique(block.astype(str), return_inverse=True)[1]
+    alike = by_block(labels, np.stack([wrong_in(labels, missed)] * 5), number, 40)
+    spread = [missed & (np.arange(1000) % 6 < num) for num in (2, 4, 6, 5, 3)]
+    unlike = by_block(labels, np.stack([wrong_in(labels, each) for each in spread]), number, 40)
+
+    def width(cells):
+        low, high = Scores.of(cells, 0).record(0, 40)["accuracy"]["ci95"]
+        return high - low
+
+    assert width(unlike) > 1.5 * width(alike)
+
+
+def test_a_class_that_nothing_is_does_not_count(ground):
+    labels, _, _ = ground
+    record = scored(ground, np.where(np.arange(1000) % 5 == 0, 7, labels))
+    found = record["levels"]["patch"]["results"][0]
+    assert [*found["per_class"]] == ["tree", "cropland"]
+    expected = f1_score(
+        labels, np.where(np.arange(1000) % 5 == 0, 7, labels), labels=[0, 1], average="macro"
+    )
+    assert found["macro_f1"]["mean"] == pytest.approx(expected)
+
+
+# Zones.
+
+
+def test_the_worst_zone_is_named_and_small_ones_are_not(ground):
+    labels, block, _ = ground
+    bad = wrong_in(labels, block == "b07")
+    bad = wrong_in(bad, (block == "b09") & (np.arange(1000) % 25 < 3))
+    record = scored(ground, bad)
+    zones = record["levels"]["patch"]["zones"]
+    assert zones["worst"] == "b07"
+    assert len(zones["per_zone"]) == 40
+    text = worst_zone(record, "patch")
+    assert text.startswith("patch, worst block of 40: b07 (25 examples), macro-F1 0.000, ")
+    assert "where the best is band statistics by linear" in text
+    few = level_record(
+        examples_of(labels, block), {(LINEAR, "all"): made(bad)}, block, fewest=26, seed=0
+    )
+    assert few["zones"]["worst"] is None
+
+
+def test_zones_are_the_dataset_s_regions(reflectance_dataset, record):
+    assert record["zones"] == "region"
+    zones = record["levels"]["patch"]["zones"]["per_zone"]
+    assert [*zones] == ["east", "west"]
+    num = record["levels"]["patch"]["examples"]["test"]["num_examples"]
+    assert sum(zone["num_examples"] for zone in zones.values()) == num
+
+
+def test_one_region_is_told_apart_by_its_blocks(tmp_path):
+    dataset = small_dataset(tmp_path / "d", many_bands(2), regions=("west",))
+    zoning = Zoning.of(dataset)
+    assert zoning.kind == "block"
+    assert np.array_equal(zoning.of_chip, dataset.column("block"))
+
+
+def test_polygons_tell_the_ground_apart_by_the_centres_of_chips(reflectance_dataset, tmp_path):
+    frame = geopandas.read_parquet(reflectance_dataset.path / "chips.parquet")
+    inside = frame[frame.region == "west"].iloc[[0]]
+    shape = shapely.centroid(inside.geometry.iloc[0]).buffer(1e-5)
+    polygons = geopandas.GeoDataFrame({"name": ["here"]}, geometry=[shape], crs="EPSG:4326")
+    polygons.to_crs("EPSG:32643").to_file(tmp_path / "zones.gpkg")
+    zoning = Zoning.of(reflectance_dataset, tmp_path / "zones.gpkg", "name")
+    assert zoning.kind == "polygons of zones.gpkg"
+    assert zoning.of_chip[inside.index[0]] == "here"
+    assert (zoning.of_chip == OUTSIDE).sum() >= len(frame) - 2
+    with pytest.raises(RegionError, match="--zone-field 'code' is no column"):
+        Zoning.of(reflectance_dataset, tmp_path / "zones.gpkg", "code")
+    with pytest.raises(RegionError, match=r"--zones .* is no file"):
+        Zoning.of(reflectance_dataset, tmp_path / "none.gpkg")
+
+
+# Going on, and what is refused.
+
+
+def test_killed_and_run_again_it_goes_on_and_writes_the_same_bytes(
+    run, reflectance_dataset, output, record, tmp_path, monkeypatch
+):
+    class Killed(BaseException):
+        pass
+
+    fits = []
+    fit = probing._fit
+
+    def mortal(*arguments):
+        fits.append(arguments)
+        if len(fits) == 20:
+            raise Killed
+        return fit(*arguments)
+
+    monkeypatch.setattr(probing, "_fit", mortal)
+    path = tmp_path / "probes.json"
+    with pytest.raises(Killed):
+        probe_run(run, reflectance_dataset, path, **FEW)
+    assert not path.exists()
+    parts = sorted((tmp_path / "probes.parts").rglob("*.safetensors"))
+    assert len(parts) > 3
+    parts[0].write_bytes(b"cut short")
+    probe_run(Run.open(run.path), Dataset.open(reflectance_dataset.path), path, **FEW)
+    assert path.read_bytes() == output.read_bytes()
+    assert not (tmp_path / "probes.parts").exists()
+    in_one_go = 2 * (5 * (2 + 1) + 2)  # five rows with both budgets and the majority, two levels
+    assert in_one_go < len(fits) < in_one_go + 20
+
+
+def test_parts_of_other_weights_are_not_taken(run, reflectance_dataset, tmp_path):
+    def folder(seed):
+        return probing._Job(run, reflectance_dataset, tmp_path / "probes.json", seed).folder
+
+    assert folder(0) == folder(0)
+    assert folder(0) != folder(1)
+
+
+def test_progress_goes_up_to_all(run, reflectance_dataset, tmp_path):
+    told = []
+    probe_run(
+        run, reflectance_dataset, tmp_path / "p.json", budgets=("all",), levels=("chip",),
+        features=("encoder",), on_step=lambda *now: told.append(now),
+    )  # fmt: skip
+    done = [now[0] for now in told]
+    assert done == sorted(done)
+    assert told[-1][0] == told[-1][1]
+
+
+@pytest.mark.parametrize(
+    ("choice", "said"),
+    [
+        ({"levels": ("pixel",)}, "'pixel' is none of patch, chip"),
+        ({"features": ("colour",)}, "'colour' is none of encoder"),
+    ],
+)
+def test_choices_that_do_not_exist_are_refused(run, reflectance_dataset, tmp_path, choice, said):
+    with pytest.raises(ConfigError, match=said):
+        probe_run(run, reflectance_dataset, tmp_path / "p.json", **choice)
+
+
+def test_budgets_are_numbers_or_all():
+    assert [parse_budget(text) for text in ("5", "all")] == [5, "all"]
+    for text in ("some", "0", "-3", "1.5"):
+        with pytest.raises(ConfigError, match=f"budget '{text}': give a number"):
+            parse_budget(text)
+
+
+def test_a_dataset_without_test_ground_is_refused(run, tmp_path):
+    plan = replace(PLAN, split=replace(PLAN.split, test=0.0))
+    dataset = small_dataset(tmp_path / "d", many_bands(2), plan)
+    with pytest.raises(ContractError, match="no chip in its test split"):
+        probe_run(run, dataset, tmp_path / "p.json")
+
+
+def test_a_level_whose_labels_are_all_alike_is_skipped_and_said_to_be(
+    run, reflectance_dataset, tmp_path, monkeypatch
+):
+    extract = probing.extract
+
+    def alike(*arguments, **options):
+        found = extract(*arguments, **options)
+        chip = found["chip"]
+        return found | {"chip": replace(chip, labels=np.zeros_like(chip.labels))}
+
+    monkeypatch.setattr(probing, "extract", alike)
+    record = probe_run(
+        run, reflectance_dataset, tmp_path / "p.json", budgets=("all",), features=("encoder",)
+    )
+    assert [*record["levels"]] == ["patch"]
+    assert record["skipped"] == {"chip": "the labels of its train examples are of 1 classes"}
+
+
+def test_without_validation_ground_it_works(run, tmp_path):
+    plan = replace(PLAN, split=replace(PLAN.split, val=0.0))
+    dataset = small_dataset(tmp_path / "d", many_bands(2), plan)
+    record = probe_run(run, dataset, tmp_path / "p.json", budgets=(2,), features=("encoder",))
+    assert record["levels"]["patch"]["examples"]["val"]["num_examples"] == 0
+    assert result(record, "encoder", "linear", 2)["chosen"] == [probing.STRENGTHS[3]] * 2
+
+
+# For readers.
+
+
+def test_tables_have_a_column_a_budget_and_forests_beside_every_probe(record):
+    tables = {title: (header, rows) for title, header, rows in text_tables(record)}
+    header, rows = tables["patch, nearest neighbours: macro-F1"]
+    assert header == ["", "2 a class", "all labels"]
+    assert [row[0] for row in rows] == [
+        "encoder", "band statistics", "forest on band statistics", "majority class",
+    ]  # fmt: skip
+    shown = result(record, "encoder", "nearest", "all")["macro_f1"]
+    assert rows[0][2] == f"{shown['mean']:.3f}\n{shown['ci95'][0]:.3f}-{shown['ci95'][1]:.3f}"
+
+
+def test_what_pretraining_saw_is_said(record):
+    assert "pretrained with land-cover labels" in probe_table.explained(record)
+    unseen = record | {"pretraining_heads": {"pixels": 1.0}}
+    assert "pretrained with land-cover labels" not in probe_table.explained(unseen)

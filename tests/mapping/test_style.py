@@ -1,0 +1,30 @@
+"""Colours of classes and the style file that QGIS takes."""
+
+from xml.etree import ElementTree
+
+from bharateo.landcover import BHARATEO_CLASSES
+from bharateo.mapping.style import own_classes, write_class_style
+
+
+def test_names_of_land_cover_keep_their_ids_and_colours():
+    assert own_classes(["water", "tree"]) == (BHARATEO_CLASSES[5], BHARATEO_CLASSES[0])
+
+
+def test_own_classes_get_ids_in_order_and_colours_that_differ():
+    names = [f"crop {number}" for number in range(30)] + ["tree"]
+    classes = own_classes(names)
+    assert [each.id for each in classes] == list(range(31))
+    assert [each.name for each in classes] == names
+    assert len({each.colour for each in classes}) == 31
+    assert all(0 <= value <= 255 for each in classes for value in each.colour)
+
+
+def test_the_style_names_every_class_with_its_value_and_colour(tmp_path):
+    classes = own_classes(['wells & "ponds"', "<town>"])
+    write_class_style(tmp_path / "map.qml", classes)
+    root = ElementTree.fromstring((tmp_path / "map.qml").read_text().split("\n", 1)[1])
+    renderer = root.find("pipe/rasterrenderer")
+    assert renderer.get("type") == "paletted"
+    assert renderer.get("band") == "1"
+    found = [(e.get("value"), e.get("label"), e.get("color")) for e in root.iter("paletteEntry")]
+    assert found == [(str(each.id), each.name, f"#{bytes(each.colour).hex()}") for each in classes]

@@ -1,0 +1,100 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from made_up_run import write_run
+from test_html import Page
+
+from bharateo.evaluation.features import Features
+from bharateo.evaluation.probe_table import Predictions, Row, level_record
+from bharateo.report import html, probes
+from bharateo.sensor import WORLDCOVER_PALETTE
+
+RIGHT = {"encoder": (0.6, 0.9), "random_encoder": (0.4, 0.5), "band_statistics": (0.5, 0.7)}
+"""Share of patches named right with 5 labels a class and with all."""
+
+
+@pytest.fixture(scope="module")
+def record():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 800)
+    block = np.repeat([f"b{i:02d}" for i in range(20)], 40).astype(object)
+    test = Features(np.zeros((800, 0), np.float32), labels, block, np.arange(800))
+
+    def made(share):
+        wrong = rng.random((1, 800)) > share
+        return Predictions(np.where(wrong, (labels + 1) % 3, labels), np.ones(1), np.full(1, 9))
+
+    results = {
+        (Row(name, probe), budget): made(share)
+        for name, shares in RIGHT.items()
+        for probe in ("linear", "nearest")
+        for budget, share in zip((5, "all"), shares, strict=True)
+    }
+    results |= {(Row("majority", "majority"), budget): made(0.33) for budget in (5, "all")}
+    counted = {"num_examples": 800, "num_chips": 20, "num_blocks": 20, "per_class": {}}
+    return {
+        "own_dataset": True,
+        "pretraining_heads": {"pixels": 1.0},
+        "most": {"train_examples": 20_000},
+        "draws_per_budget": 5,
+        "features": dict.fromkeys(RIGHT, "numbers <made> of pixels"),
+        "budgets": [5, "all"],
+        "zones": "block",
+        "skipped": {"chip": "the labels are of one class"},
+        "levels": {
+            "patch": {"examples": dict.fromkeys(("train", "test"), counted)}
+            | level_record(test, results, block, 10, 0)
+        },
+    }
+
+
+@pytest.fixture
+def page(record, make_dataset, make_run):
+    dataset = make_dataset(WORLDCOVER_PALETTE)
+    files = make_run(dataset)
+    return html.article(replace(files, probes=json.loads(json.dumps(record))), dataset, [])
+
+
+def test_the_section_says_who_wins_with_figures_and_links_to_it(page, record):
+    Page(page)
+    assert '<a href="#probes">' in page
+    mean = record["levels"]["patch"]["results"][1]["macro_f1"]["mean"]
+    assert f'<td class="num best">{mean:.3f}<span class="sr"> (best)</span>' in page
+    assert "Patch, linear probe, all labels: the encoder beats random encoder (+0.4" in page
+    assert "No chip was probed: the labels are of one class." in page
+    assert "numbers &lt;made&gt; of pixels" in page
+
+
+def test_every_row_of_the_table_is_in_the_chart(page, record):
+    chart = probes.budget_chart(record, "patch", "linear")
+    for name in ("encoder", "random encoder", "band statistics", "majority class"):
+        assert f">{name} 0." in chart["svg"]
+    assert 'class="scroll" tabindex="0" role="region" aria-label="Probes: patch, linear' in page
+
+
+def test_the_best_of_every_column_is_marked(record):
+    rows = {row.method: row for row in probes.table_rows(record, "patch", "linear")}
+    assert all(cell.best for cell in rows["model"].cells)
+    assert not any(cell.best for cell in rows["majority"].cells)
+    assert [len(row.cells) for row in rows.values()] == [4] * 4
+
+
+def test_the_encoder_and_its_closest_rival_are_in_colour(record):
+    svg = probes.budget_chart(record, "patch", "linear")["svg"]
+    for colour, name in (("--series-1", "encoder 0."), ("--series-2", "band statistics 0.")):
+        text = next(line for line in svg.splitlines() if f">{name}" in line)
+        assert colour in text
+
+
+def test_a_run_that_was_not_probed_has_no_such_section(make_dataset, make_run):
+    dataset = make_dataset(WORLDCOVER_PALETTE)
+    assert "#probes" not in html.article(make_run(dataset), dataset, [])
+
+
+def test_the_probes_of_a_run_folder_are_read(record, make_dataset, make_run, tmp_path):
+    run = write_run(tmp_path / "run", make_run(make_dataset(WORLDCOVER_PALETTE)))
+    assert html.read_run(run).probes is None
+    (run / "probes.json").write_text(json.dumps(record))
+    assert html.read_run(run).probes == json.loads(json.dumps(record))

@@ -133,8 +133,10 @@ def report(rows: list[str]) -> str:
         "float16 COG of 128 bands.\n"
     )
     head = [
-        "| raster, px | precision | s | km²/s | core-seconds | in the model "
-        "| peak memory, MB | COG, MB |",
+        (
+            "| raster, px | precision | s | km²/s | core-seconds | in the model "
+            "| peak memory, MB | COG, MB |"
+        ),
         "|---|---|---|---|---|---|---|---|",
     ]
     return "\n".join(["# Embedding a raster\n", conditions, *head, *rows])

@@ -455,3 +455,13 @@ def test_what_pretraining_saw_is_said(record):
     assert "pretrained with land-cover labels" in probe_table.explained(record)
     unseen = record | {"pretraining_heads": {"pixels": 1.0}}
     assert "pretrained with land-cover labels" not in probe_table.explained(unseen)
+
+
+def test_intervals_from_few_blocks_are_said_to_be_narrow(record):
+    said = "From fewer than 10 blocks intervals are too narrow."
+    assert (said in probe_table.explained(record)) == (
+        record["levels"]["patch"]["examples"]["test"]["num_blocks"] < 10
+    )
+    test = {"test": {"num_examples": 9, "num_blocks": 4}, "train": {"num_examples": 9}}
+    few = record | {"levels": {"patch": {"examples": test}}}
+    assert said in probe_table.explained(few)

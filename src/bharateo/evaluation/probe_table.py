@@ -27,6 +27,8 @@ SUBJECT = "encoder"
 """The features that all others are compared with."""
 
 MAJORITY = "majority"
+FEW_BLOCKS = 10
+"""Below this a percentile bootstrap of blocks gives intervals that are too narrow."""
 
 
 @dataclass(frozen=True)
@@ -340,12 +342,15 @@ def explained(record: Mapping[str, Any]) -> str:
         f"{found['examples']['test']['num_blocks']:,} blocks"
         for level, found in record["levels"].items()
     )
+    num_blocks = [found["examples"]["test"]["num_blocks"] for found in record["levels"].values()]
+    rough = 1 < min(num_blocks, default=0) < FEW_BLOCKS
     seen = "landcover" in record["pretraining_heads"] and record["own_dataset"]
     return (
         f"Probes of frozen features on held-out ground ({sizes}). Budgets are drawn "
         f"{record['draws_per_budget']} times, `all` is at most "
         f"{record['most']['train_examples']:,} examples; settings are chosen on the val split. In "
         "brackets: 95 % intervals over blocks of ground and draws; differences are paired."
+        + (f" From fewer than {FEW_BLOCKS} blocks intervals are too narrow." if rough else "")
         + (" The encoder was pretrained with land-cover labels of the train split." if seen else "")
     )
 

@@ -247,7 +247,9 @@ def test_what_may_be_chance_is_not_called_better(ground):
     swapped = missed.copy()
     swapped[:60] = missed[:60][::-1]
     record = scored(ground, wrong_in(labels, swapped))
-    assert "cannot be told for sure from band" in verdict(record, "patch", "linear", "all")
+    assert "neither beats nor loses to, by both measures, band" in verdict(
+        record, "patch", "linear", "all"
+    )
 
 
 def test_one_block_has_no_interval(ground):

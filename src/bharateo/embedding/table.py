@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import shapely
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from pyproj import CRS
 
 from bharateo.errors import EmptyRegionError
@@ -53,7 +53,7 @@ class Rows:
 
 
 def corners(
-    row: Float[np.ndarray, " square"], col: Float[np.ndarray, " square"], size_px: float
+    row: Shaped[np.ndarray, " square"], col: Shaped[np.ndarray, " square"], size_px: int
 ) -> Float[np.ndarray, "2 square corner"]:
     """The corners (col, row) of squares that begin at these pixels, down the first side first."""
     down, along = size_px * np.array([0, 1, 1, 0]), size_px * np.array([0, 0, 1, 1])

@@ -325,13 +325,17 @@ def sentences(record: Mapping[str, Any]) -> list[str]:
 
 
 def _outcome(*intervals: Sequence[float] | None) -> str:
-    """Judged on all metrics together: what is not won or lost on every one is neither."""
+    """Judged on all metrics together: won or lost is what is won or lost on every one."""
     known = [ci95 for ci95 in intervals if ci95 is not None]
     if len(known) < len(intervals):
         return "cannot be judged on one block of ground against"
     if all(low > 0 for low, _ in known):
         return "beats"
-    return "loses to" if all(high < 0 for _, high in known) else "cannot be told for sure from"
+    return (
+        "loses to"
+        if all(high < 0 for _, high in known)
+        else "neither beats nor loses to, by both measures,"
+    )
 
 
 def explained(record: Mapping[str, Any]) -> str:

@@ -56,4 +56,6 @@ def build_optimisers(module: nn.Module, config: Config) -> list[torch.optim.Opti
     if not in_blocks:
         return [adamw]
     matrices = [parameter for parameter in module.parameters() if id(parameter) in in_blocks]
-    return [adamw, Muon(matrices, training.lr, weight_decay=training.weight_decay)]
+    dtype = torch.float32 if training.precision == "fp32" else None  # None: what is fast here
+    muon = Muon(matrices, training.lr, weight_decay=training.weight_decay, ns_dtype=dtype)
+    return [adamw, muon]

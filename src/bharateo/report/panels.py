@@ -516,8 +516,8 @@ def budget_chart(
     alt: str,
 ) -> Markup:
     """A line for everyone who was measured, an estimate with its interval at every budget."""
-    with _figure(4.6, 3.4) as figure:
-        axes = figure.add_axes((0.09, 0.1, 0.5, 0.86))
+    with _figure(5.6, 3.6) as figure:
+        axes = figure.add_axes((0.08, 0.13, 0.42, 0.83))
         for number, line in enumerate(lines):
             # beside each other, so that intervals can be told apart
             places = np.arange(len(budgets)) + 0.05 * (number - (len(lines) - 1) / 2)
@@ -529,6 +529,7 @@ def budget_chart(
                     )
         axes.set_ylim(bottom=0)
         axes.set_xticks(range(len(budgets)), budgets)
+        axes.set_xlabel("labels a class")
         axes.yaxis.set_major_formatter(lambda value, _: _tick(show(value)))
         ends = [Series(line[-1].label, [line[-1].value], line[-1].colour) for line in lines]
         _name_lines(axes, ends, show)

@@ -91,7 +91,7 @@ def budget_chart(record: Mapping[str, Any], level: str, probe: str) -> dict[str,
         f"Macro-F1 of {'patches' if level == 'patch' else 'chips'}, "
         + (probe_table.PROBE_NAMES[probe])
     )
-    budgets = [budget_name(budget) for budget in record["budgets"]]
+    budgets = [str(budget) for budget in record["budgets"]]
     ends = ", ".join(f"{line[-1].label} {line[-1].value:.3f}" for line in lines)
-    alt = f"{title}, from {budgets[0]} to {budgets[-1]}; at the end {ends}"
+    alt = f"{title}, from {budgets[0]} to {budgets[-1]} labels a class; at the end {ends}"
     return {"title": title, "svg": panels.budget_chart(budgets, lines, "{:.3f}".format, alt)}

@@ -5,7 +5,13 @@ import os
 import pytest
 
 from bharateo.errors import StorageError
-from bharateo.files import remove_leftovers, write_atomically, write_json, write_text
+from bharateo.files import (
+    remove_leftovers,
+    remove_leftovers_of,
+    write_atomically,
+    write_json,
+    write_text,
+)
 
 
 class Killed(BaseException):
@@ -91,3 +97,10 @@ def test_leftovers_are_removed_and_nothing_else(tmp_path):
     remove_leftovers(tmp_path)
     left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*"))
     assert left == [".hidden", "deep", "file.partial", "kept"]
+
+
+def test_what_killed_writers_of_one_file_left_goes_and_others_stay(tmp_path):
+    for name in (".a[1].tif.12.partial", ".b.tif.12.partial", "a[1].tif"):
+        (tmp_path / name).write_bytes(b"")
+    remove_leftovers_of(tmp_path / "a[1].tif")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".b.tif.12.partial", "a[1].tif"]

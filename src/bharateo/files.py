@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import json
 import os
 import uuid
@@ -11,7 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-from bharateo.errors import StorageError
+from bharateo.errors import BharatEOError, StorageError
+
+try:
+    import fcntl
+except ImportError:  # Windows: two programs with the same output are not noticed there
+    fcntl = None  # type: ignore[assignment]
 
 _DISK_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.EFBIG}
 _DISK_TROUBLE |= {errno.EEXIST, errno.ENOTDIR, errno.EISDIR}  # a file where a folder should be
@@ -59,3 +65,23 @@ def remove_leftovers(folder: Path) -> None:
     """Delete the files that killed writers left aside in ``folder``."""
     for path in folder.rglob(".*.partial"):
         path.unlink(missing_ok=True)
+
+
+def remove_leftovers_of(path: Path) -> None:
+    """Delete what killed writers of this one file left aside."""
+    for aside in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        aside.unlink(missing_ok=True)
+
+
+def take_lock(file: IO[bytes], trouble: BharatEOError) -> None:
+    """Lock an open file; the system drops the lock when its holder dies, however that happens.
+
+    Raises:
+        BharatEOError: another program holds it; it is ``trouble``.
+    """
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise trouble from error

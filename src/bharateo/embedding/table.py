@@ -22,7 +22,7 @@ from jaxtyping import Float, Shaped
 from pyproj import CRS
 
 from bharateo.errors import EmptyRegionError
-from bharateo.files import write_atomically
+from bharateo.files import remove_leftovers_of, write_atomically
 
 _KEY = b"bharateo"
 
@@ -83,6 +83,7 @@ def write_table(
             for table in tables:
                 writer.write_table(table)
 
+    remove_leftovers_of(path)
     write_atomically(path, write)
 
 

@@ -21,7 +21,7 @@ from bharateo.evaluation.probes import LinearProbe, save_probe
 from bharateo.landcover import BHARATEO_CLASSES, IGNORE, WORLDCOVER
 from bharateo.mapping import map as map_module
 from bharateo.mapping.classifier import head_classifier, probe_classifier
-from bharateo.mapping.domain import domain_of, weights_sha256
+from bharateo.mapping.domain import domain_of
 from bharateo.mapping.labels import agreement, compare, label_counts, open_labels
 from bharateo.mapping.map import Request, cell_areas, products, write_map
 from bharateo.mapping.summary import map_lines
@@ -153,7 +153,7 @@ def test_the_products_say_what_they_were_made_of(map_run, the_map):
     record, files = the_map
     with rasterio.open(files["classes"]) as file:
         told = json.loads(file.tags()["BHARATEO"])
-    assert told["run"]["weights_sha256"] == weights_sha256(map_run)
+    assert told["run"]["weights_sha256"] == map_run.weights_sha256
     assert told["source"]["input"].endswith("raster.tif")
     assert json.loads(files["record"].read_text()) == record
     assert {*map_run.contract["attribution"]} <= {*record["attribution"]}
@@ -261,7 +261,7 @@ def probe_file(run, path, names, width=16, sha256=None):
     num = len(names)
     probe = LinearProbe(np.zeros(width), np.ones(width), rng.normal(size=(width, num)),
                         np.zeros(num), np.arange(num), 1.0)  # fmt: skip
-    about = {"class_names": names, "weights_sha256": sha256 or weights_sha256(run)}
+    about = {"class_names": names, "weights_sha256": sha256 or run.weights_sha256}
     save_probe(path, probe, about)
     return path
 

@@ -8,21 +8,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from bharateo import __version__
 from bharateo.chips.store import BUILD_FOLDER, DATASET_FILE
 from bharateo.config import PlanConfig
 from bharateo.errors import ConfigError, DatasetError, EmptyRegionError
-from bharateo.files import remove_leftovers, write_json
+from bharateo.files import remove_leftovers, take_lock, write_json
 from bharateo.landcover import BHARATEO_CLASSES, IGNORE, ClassScheme
 from bharateo.regions import Region
 from bharateo.sources import Recipe
-
-try:
-    import fcntl
-except ImportError:  # Windows: two builds at once are not noticed there
-    fcntl = None  # type: ignore[assignment]
 
 _PLAN_FILE = "plan.json"
 _LOCK_FILE = "lock"
@@ -86,7 +81,10 @@ def claimed(output: Path, wanted: Mapping[str, Any]) -> Iterator[None]:
     work = output / BUILD_FOLDER
     work.mkdir(parents=True, exist_ok=True)
     with (work / _LOCK_FILE).open("wb") as lock:
-        _lock(lock, output)
+        busy = (
+            f"another build is writing to {output}: wait for it to end, or choose another --output"
+        )
+        take_lock(lock, DatasetError(busy))
         remove_leftovers(output)
         mark = {"code_version": __version__, **wanted}
         if (work / _PLAN_FILE).exists():
@@ -107,18 +105,6 @@ def _check_ours(output: Path) -> None:
             f"{output} holds other files and no dataset: choose another --output, "
             "a folder that is empty or does not exist yet"
         )
-
-
-def _lock(file: IO[bytes], output: Path) -> None:
-    """Take the lock, which the system drops when its holder dies, however that happens."""
-    if fcntl is None:
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise DatasetError(
-            f"another build is writing to {output}: wait for it to end, or choose another --output"
-        ) from error
 
 
 def check_same(output: Path, there: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

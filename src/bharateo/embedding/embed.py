@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -37,7 +36,7 @@ from bharateo.embedding.table import Rows, corners, table_provenance, write_tabl
 from bharateo.embedding.windows import TokenGrid, blended_squares
 from bharateo.errors import ConfigError
 from bharateo.training.batches import physical_units
-from bharateo.training.checkpoint import MODEL_FILE, Run, dataset_fingerprint
+from bharateo.training.checkpoint import Run, dataset_fingerprint
 
 COG_TAG = "BHARATEO"
 """The tag of a GeoTIFF that holds its provenance, as JSON."""
@@ -166,11 +165,10 @@ def _check(outputs: Sequence[Path], how: Embedding) -> None:
 
 def _plan(run: Run, how: Embedding, source: Mapping[str, Any], identity: str) -> dict[str, Any]:
     """What decides a product's contents, and its provenance."""
-    weights = hashlib.sha256((run.path / MODEL_FILE).read_bytes()).hexdigest()
     plan = {
         "product": "embedding",
         "code_version": bharateo.__version__,
-        "run": {"name": run.path.resolve().name, "weights_sha256": weights},
+        "run": {"name": run.path.resolve().name, "weights_sha256": run.weights_sha256},
         "source": {**source, "identity": identity},
         "options": asdict(how),
     }

@@ -62,7 +62,6 @@ class FrozenEncoder:
         ]
         return torch.cat(parts)
 
-    @torch.no_grad()
     def class_probabilities(
         self, image: Float[Tensor, "batch band row col"], valid: Bool[Tensor, "batch row col"]
     ) -> Float[Tensor, "batch token cls"]:
@@ -71,14 +70,7 @@ class FrozenEncoder:
         Raises:
             RunError: the run was trained without a land-cover head.
         """
-        head = self.land_cover_head
-        parts = []
-        for chips, known in zip(
-            image.split(CHIPS_AT_ONCE), valid.split(CHIPS_AT_ONCE), strict=True
-        ):
-            tokens = self.model(chips, known, all_visible(len(chips), self.num_tokens))
-            parts.append(head.predict(tokens).softmax(2))
-        return torch.cat(parts)
+        return self.features_and_logits(image, valid)[1].softmax(2)
 
     @torch.no_grad()
     def features_and_logits(

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from affine import Affine
@@ -26,13 +26,8 @@ from torch import Tensor
 from bharateo.embedding.encoder import PerToken
 from bharateo.embedding.windows import PIECE_TOKENS, Piece, Read, TokenGrid, blended
 from bharateo.errors import ConfigError, StorageError
-from bharateo.files import remove_leftovers, write_atomically, write_text
+from bharateo.files import remove_leftovers, take_lock, write_atomically, write_text
 from bharateo.training.engine import autocast, resolve_precision
-
-try:
-    import fcntl
-except ImportError:  # Windows: two programs with the same output are not noticed there
-    fcntl = None  # type: ignore[assignment]
 
 Progress = Callable[[float, float, str], None]
 """(done, total, note)."""
@@ -212,22 +207,13 @@ def scratch(output: Path, plan: Mapping[str, Any], say: Callable[[str], object])
     except OSError as error:
         raise StorageError(f"cannot write {output} ({error}): choose another --output") from error
     with lock:
-        _take(lock, output)
+        busy = (
+            f"another program is writing {output}: wait for it to end, or choose another --output"
+        )
+        take_lock(lock, StorageError(busy))
         _clear_unless(folder, plan, say)
         yield folder
     shutil.rmtree(folder)
-
-
-def _take(lock: IO[bytes], output: Path) -> None:
-    """Take the lock, which the system drops when its holder dies, however that happens."""
-    if fcntl is None:
-        return
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise StorageError(
-            f"another program is writing {output}: wait for it to end, or choose another --output"
-        ) from error
 
 
 def _clear_unless(folder: Path, plan: Mapping[str, Any], say: Callable[[str], object]) -> None:

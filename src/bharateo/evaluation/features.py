@@ -258,16 +258,22 @@ def extract(
         counts = batch.class_counts.numpy()
         chips = batch.chip.numpy()
         tokens = np.repeat(chips, counts.shape[1])
-        pooled = (values * some[..., None]).sum(1) / some.sum(1, keepdim=True).clamp(min=1)
         for level, found, labels, known, chip in (
             ("patch", values.flatten(0, 1), patch_mode(counts).reshape(-1), some.flatten(), tokens),
-            ("chip", pooled, patch_mode(counts.sum(1)), some.any(1), chips),
+            ("chip", chip_means(values, some), patch_mode(counts.sum(1)), some.any(1), chips),
         ):
             keep = (labels != IGNORE) & known.numpy()
             every = Features(found.numpy(), labels.astype(np.int64), block[chip], chip)
             parts[level].append(every.take(keep))
         on_chips(start + len(chips), len(windows))
     return {level: _joined(some) for level, some in parts.items()}
+
+
+def chip_means(
+    values: Float[Tensor, "batch token dim"], some: Bool[Tensor, "batch token"]
+) -> Float[Tensor, "batch dim"]:
+    """The mean over a chip's tokens that have a valid pixel (``some``); 0 where none has."""
+    return (values * some[..., None]).sum(1) / some.sum(1, keepdim=True).clamp(min=1)
 
 
 def _joined(parts: list[Features]) -> Features:

@@ -30,6 +30,7 @@ from bharateo.evaluation.features import (
     Extractor,
     Features,
     band_statistics,
+    chip_means,
     encoder,
     random_convolutions,
     random_encoder,
@@ -247,8 +248,9 @@ def extract_task(
     for split in SPLITS:
         parts: dict[str, list[np.ndarray]] = {each.name: [] for each in extractors}
         for some, image, valid in batches(task, split, chip_px, how, CHIPS_AT_ONCE):
+            known = patchify(valid[:, None], patch_px).any(2)
             for each in extractors:
-                parts[each.name].append(pooled(each.features(image, valid), valid, patch_px))
+                parts[each.name].append(chip_means(each.features(image, valid), known).numpy())
             done += len(some)
             on_chips(done, total)
         labels = np.array([chip.label for chip in task.chips[split]])
@@ -256,15 +258,6 @@ def extract_task(
         for name, values in parts.items():
             found[name][split] = Features(np.concatenate(values), labels, place, place)
     return found
-
-
-def pooled(
-    values: Float[Tensor, "batch token dim"], valid: Bool[Tensor, "batch row col"], patch_px: int
-) -> Float[np.ndarray, "batch dim"]:
-    """The mean over a chip's tokens that have a valid pixel; 0 where none has."""
-    some = patchify(valid[:, None], patch_px).any(2)
-    mean = (values * some[..., None]).sum(1) / some.sum(1, keepdim=True).clamp(min=1)
-    return mean.numpy()
 
 
 def extractors_of(task: Task, run: Run, how: Resize, seed: int = 0) -> list[Extractor]:

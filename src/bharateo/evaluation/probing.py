@@ -61,7 +61,7 @@ from bharateo.evaluation.scores import LEVEL, NUM_RESAMPLES
 from bharateo.evaluation.zones import Zoning
 from bharateo.files import write_atomically, write_json
 from bharateo.landcover import BHARATEO_CLASSES
-from bharateo.training.checkpoint import MODEL_FILE, Run, dataset_fingerprint
+from bharateo.training.checkpoint import Run, dataset_fingerprint
 
 SCHEMA_VERSION = 1
 BUDGETS: tuple[Budget, ...] = (5, 20, 100, "all")
@@ -243,7 +243,7 @@ class _Job:
         return {
             "schema_version": SCHEMA_VERSION,
             "code_version": bharateo.__version__,
-            "weights_sha256": hashlib.sha256((self.run.path / MODEL_FILE).read_bytes()).hexdigest(),
+            "weights_sha256": self.run.weights_sha256,
             "pretraining_heads": {
                 name: head["weight"] for name, head in contract["heads"].items()
             },

@@ -16,7 +16,6 @@ from bharateo.embedding.encoder import FrozenEncoder
 from bharateo.errors import ContractError
 from bharateo.evaluation.probes import LinearProbe, load_probe
 from bharateo.landcover import BHARATEO_CLASSES, LandCoverClass
-from bharateo.mapping.domain import weights_sha256
 from bharateo.mapping.style import own_classes
 from bharateo.training.checkpoint import Run
 
@@ -61,7 +60,8 @@ def probe_classifier(run: Run, path: Path) -> Classifier:
         ContractError: it belongs to other weights, or is of another width.
     """
     probe, about = load_probe(path)
-    given, own = about.get("weights_sha256", weights_sha256(run)), weights_sha256(run)
+    own = run.weights_sha256
+    given = about.get("weights_sha256", own)
     if given != own or len(probe.mean) != run.model.config.width:
         raise ContractError(
             f"probe: {path} was fitted on the features of another run than {run.path} (width "

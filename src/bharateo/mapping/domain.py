@@ -9,7 +9,6 @@ patch is a bit too far. Pixels find what an encoder maps to something familiar, 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -27,7 +26,7 @@ from bharateo.errors import DatasetError
 from bharateo.files import write_atomically
 from bharateo.models.mae import MaskedAutoencoder
 from bharateo.training.batches import cut, fixed_windows
-from bharateo.training.checkpoint import MODEL_FILE, Run, dataset_fingerprint
+from bharateo.training.checkpoint import Run, dataset_fingerprint
 from bharateo.training.weights import check_inside
 
 DOMAIN_FILE = "domain.safetensors"
@@ -197,18 +196,12 @@ def views_of(
     return Views(*(torch.cat(each) for each in zip(*parts, strict=True)))
 
 
-def weights_sha256(run: Run) -> str:
-    """What tells the run's weights from others."""
-    with (run.path / MODEL_FILE).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def load_domain(run: Run) -> Domain | None:
     """What is kept in the run's folder; None where nothing is, or that of other weights."""
     check_inside(run.path, DOMAIN_FILE)
     try:
         with safe_open(run.path / DOMAIN_FILE, "pt") as file:
-            if file.metadata()["weights_sha256"] != weights_sha256(run):
+            if file.metadata()["weights_sha256"] != run.weights_sha256:
                 return None
             parts = [
                 Ellipsoid(*(file.get_tensor(f"{view}.{name}") for name in _TENSORS))
@@ -229,5 +222,5 @@ def _keep(run: Run, domain: Domain) -> None:
         for view in _VIEWS
         for name in _TENSORS
     }
-    content = save(tensors, {"weights_sha256": weights_sha256(run), "quantile": str(QUANTILE)})
+    content = save(tensors, {"weights_sha256": run.weights_sha256, "quantile": str(QUANTILE)})
     write_atomically(run.path / DOMAIN_FILE, lambda file: file.write(content))

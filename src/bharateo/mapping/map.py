@@ -51,7 +51,7 @@ from bharateo.errors import ConfigError
 from bharateo.files import write_json
 from bharateo.landcover import BHARATEO_CLASSES, IGNORE, NUM_CLASSES, LandCoverClass
 from bharateo.mapping.classifier import Classifier
-from bharateo.mapping.domain import QUANTILE, Domain, Views, pixel_statistics, weights_sha256
+from bharateo.mapping.domain import QUANTILE, Domain, Views, pixel_statistics
 from bharateo.mapping.labels import (
     DOUBTED,
     PURE,
@@ -194,7 +194,7 @@ def _plan(run: Run, source: RasterInput, request: Request) -> dict[str, Any]:
     plan = {
         "product": "map",
         "code_version": bharateo.__version__,
-        "run": {"name": run.path.resolve().name, "weights_sha256": weights_sha256(run)},
+        "run": {"name": run.path.resolve().name, "weights_sha256": run.weights_sha256},
         "source": {**source.provenance, "identity": source.identity},
         **request.classifier.about,
         "classes": [

@@ -35,7 +35,7 @@ from bharateo.mapping.cross_validation import (
     spatial_groups,
     tempered,
 )
-from bharateo.mapping.domain import Domain, weights_sha256
+from bharateo.mapping.domain import Domain
 from bharateo.mapping.map import NODATA, Request, products, write_map
 from bharateo.mapping.points import (
     Labelled,
@@ -127,7 +127,7 @@ def _fit(
     probe, temperature = tempered(probe, features["encoder"], points.labels, groups, _SEED)
     about = {
         "class_names": list(points.classes),
-        "weights_sha256": weights_sha256(run),
+        "weights_sha256": run.weights_sha256,
         "points": dict(zip(points.classes, counts.tolist(), strict=True)),
         "temperature": temperature,
     }

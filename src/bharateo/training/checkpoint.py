@@ -138,6 +138,12 @@ class Run:
         return run
 
     @property
+    def weights_sha256(self) -> str:
+        """What tells the run's weights from others, of the file as it is now."""
+        with (self.path / MODEL_FILE).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    @property
     def sensor(self) -> Sensor:
         """The sensor the model was trained on."""
         return Sensor.from_json(self.contract["sensor"])

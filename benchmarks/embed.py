@@ -57,7 +57,7 @@ FrozenEncoder.features = timed
 opened, started, busy = Run.open(run), time.perf_counter(), time.process_time()
 how = Embedding(precision=precision)
 reading = Reading(scale=0.001, offset=0.0, allow=frozenset({"statistics"}))
-stages.embed(opened, location, [Path(output)], how, reading, Display(quiet=True))
+stages.embed(opened, location, output, how=how, reading=reading, display=Display(quiet=True))
 seconds = time.perf_counter() - started
 status = Path("/proc/self/status").read_text()  # ru_maxrss would count the parent's memory too
 peak = int(status.split("VmHWM:")[1].split()[0])

@@ -12,10 +12,14 @@ install_import_hook(
     [
         "bharateo.models",
         "bharateo.training.batches",
+        "bharateo.training.contract",
+        "bharateo.embedding",
         "bharateo.evaluation",
+        "bharateo.explorer",
+        "bharateo.mapping",
         "bharateo.landcover",
     ],
-    "beartype.beartype",
+    "shape_checks.checked",
 )
 
 # A busy machine is no failure.
@@ -23,6 +27,12 @@ settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
 
 torch.set_num_threads(1)  # two workers of two threads each would wait for each other
+
+
+def pytest_collection_modifyitems(items):
+    """Files with a slow test come first: whole files go to a worker, and none waits at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(autouse=True, scope="session")

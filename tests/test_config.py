@@ -84,6 +84,28 @@ def test_overrides_go_on_top_of_the_file(tmp_path):
     assert config.model.name == "seed"
 
 
+def test_overrides_may_be_a_mapping(tmp_path):
+    (tmp_path / "c.yaml").write_text("training: {epochs: 3, lr: 0.5}\n")
+    overrides = {"training.epochs": 7, "data.rois": ("a=1,2", "b=3,4"), "model.size": "tiny"}
+    config = load_config(str(tmp_path / "c.yaml"), overrides)
+    assert (config.training.epochs, config.training.lr) == (7, 0.5)
+    assert config.data.rois == ("a=1,2", "b=3,4")
+    assert config.model.width == SIZES["tiny"]["width"]
+
+
+def test_a_packaged_configuration_is_found_by_its_name(tmp_path, monkeypatch):
+    assert load_config("sample") == load_config(preset_path("sample"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sample").write_text("training: {epochs: 3}\n")  # a file of that name comes first
+    assert load_config("sample").training.epochs == 3
+
+
+@pytest.mark.parametrize("name", ["smaple", "configs/smaple.yaml"])
+def test_a_misspelt_configuration_is_answered_with_the_nearest(name):
+    with pytest.raises(ConfigError, match="No such file; did you mean 'sample'"):
+        load_config(name)
+
+
 def test_a_later_override_wins(tmp_path):
     (tmp_path / "c.yaml").write_text("")
     overrides = ["training.epochs=1", "training.epochs=2"]
@@ -95,6 +117,10 @@ def test_a_later_override_wins(tmp_path):
     [
         ("training.epochs", r"--set 'training\.epochs' is not KEY=VALUE"),
         ("training.epoch=5", r"unknown key 'epoch' in section 'training': did you mean 'epochs'"),
+        ("training.lerning_rate=5", r"section 'training': did you mean 'training\.lr'"),
+        ("training.mask_ratio=5", r"section 'training': did you mean 'model\.mask_ratio'"),
+        ("model.batch_sise=5", r"section 'model': did you mean 'training\.batch_size'"),
+        ("model.zebra=5", r"section 'model': known are"),
         ("training.epochs.x=5", r"training\.epochs\.x: epochs is a value, not a section"),
         ("training.epochs=[", r"--set .*training\.epochs=\["),
         ("training.epochs=many", "epochs"),

@@ -29,7 +29,9 @@ class SplitConfig:
     buffer_px: int = 32
     """Least distance between pixels of different splits; cut from the blocks' edges."""
     val: float = 0.1
+    """Fraction of every region's blocks for validation."""
     test: float = 0.2
+    """Fraction of every region's blocks for testing."""
     val_zones: tuple[str, ...] = ()
     """Zones held out whole for validation; with ``test_zones`` alone, ``val`` is a fraction of
     the other zones' blocks."""
@@ -78,6 +80,7 @@ class Sentinel2Config:
     """``earth-search``, ``planetary-computer``, or the URL of any STAC API (see ``assets``);
     ``earth-search=URL`` reads a copy of that catalogue by the same rules."""
     collection: str = "sentinel-2-l2a"
+    """The catalogue's name of the product."""
     assets: Mapping[str, str] | None = None
     """Band -> asset key (``B04: red``, and ``SCL``), where the catalogue's are not the usual."""
     dates: str = "2021-01-01/2021-12-31"
@@ -93,7 +96,9 @@ class Sentinel2Config:
     items: str | None = None
     """The ``items.json`` of another dataset: its scenes are used and nothing is searched."""
     timeout_s: float = 30.0
+    """Patience with one request."""
     retries: int = 6
+    """How often a request that failed is made again."""
 
 
 @dataclass(frozen=True)
@@ -103,8 +108,11 @@ class GeotiffBand:
     file: str | None = None
     """Name or pattern below ``path``; ``null``: every file holds all bands."""
     band: int = 1
+    """Its number in the file, counted from 1."""
     resolution_m: float = 10.0
+    """Side of a native pixel."""
     wavelength_nm: float | None = None
+    """Centre wavelength, where known; kept with the sensor for people to read."""
 
 
 @dataclass(frozen=True)
@@ -116,13 +124,18 @@ class GeotiffConfig:
     bands: Mapping[str, GeotiffBand] = field(default_factory=dict)
     """Band name -> where it lies, in the order the model gets them."""
     title: str = "GeoTIFF"
+    """What reports call the pixels."""
     scale: float = 1.0
     """Physical value = stored value x ``scale`` + ``offset``."""
     offset: float = 0.0
+    """See ``scale``."""
     unit: str = "stored value"
+    """What the physical values are; a run refuses any other unit."""
     nodata: float | None = 0
     """Stored value of pixels without data; ``null``: as the files say, or none."""
     standardised: bool = True
+    """Whether a model subtracts each band's mean over the train split and divides by its deviation;
+    ``false`` for colours in [0, 1]."""
     composites: Mapping[str, tuple[str, str, str]] = field(default_factory=dict)
     """Name -> the bands shown as red, green and blue; default: the first three."""
     display_range: tuple[float, float] | None = None
@@ -132,6 +145,7 @@ class GeotiffConfig:
     label_classes: Mapping[int, int] = field(default_factory=dict)
     """Label raster: its code -> class id 0..7; WorldCover's codes if empty."""
     attribution: tuple[str, ...] = ()
+    """Lines to print with everything made from the pixels."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +153,8 @@ class DataConfig:
     """What ``bharateo build`` reads."""
 
     source: Literal["worldcover", "sample", "sentinel2", "geotiff"] = "worldcover"
+    """The pixels: WorldCover's palette colours, the packaged Sentinel-2 scene, Sentinel-2 L2A from
+    a catalogue, or your own rasters."""
     rois: tuple[str, ...] = ("delhi_ncr", "shekhawati", "mathura_belt")
     """Known names or ``NAME=LON,LAT[,SIZE]`` or ``NAME=WEST,SOUTH,EAST,NORTH``."""
     aoi: str | None = None
@@ -156,8 +172,10 @@ class DataConfig:
     worldcover_root: str | None = None
     """Folder, http(s) or s3 URL; default ``$BHARATEO_WORLDCOVER_ROOT``, else the public bucket."""
     worldcover_year: Literal[2020, 2021] = 2021
+    """Edition of WorldCover."""
     plan: PlanConfig = field(default_factory=PlanConfig)
     seed: int = 42
+    """Of every random draw of the build."""
 
 
 @dataclass(frozen=True)
@@ -165,16 +183,27 @@ class ModelConfig:
     """The masked autoencoder's shape. ``seed`` has no decoder and ignores its sizes."""
 
     name: Literal["v0", "seed"] = "v0"
+    """``v0``: the masked autoencoder; ``seed``: the model of the first experiment."""
     chip_px: int = 128
+    """Side of a chip; a multiple of ``patch_px``."""
     patch_px: int = 16
+    """Side of a patch, which becomes one token."""
     mask_ratio: float = 0.75
+    """Share of a chip's patches that are hidden."""
     width: int = 128
+    """Numbers in an encoder token, and so in a feature."""
     depth: int = 4
+    """Transformer blocks of the encoder."""
     num_heads: int = 4
+    """Attention heads of each; a divisor of ``width``."""
     decoder_width: int = 128
+    """Numbers in a decoder token."""
     decoder_depth: int = 2
+    """Transformer blocks of the decoder."""
     decoder_num_heads: int = 4
+    """Attention heads of each; a divisor of ``decoder_width``."""
     mlp_ratio: int = 4
+    """Width of a block's hidden layer, in widths of its tokens."""
 
 
 @dataclass(frozen=True)
@@ -182,7 +211,9 @@ class HeadConfig:
     """One pretext task: its weight in the loss and its own options."""
 
     weight: float = 1.0
+    """Factor of its mean loss in the sum that is minimised."""
     options: Mapping[str, Any] = field(default_factory=dict)
+    """The head's own, by name."""
 
 
 @dataclass(frozen=True)
@@ -190,20 +221,27 @@ class TrainingConfig:
     """The optimisation."""
 
     epochs: int = 20
+    """How often ``chips_per_epoch`` are presented."""
     chips_per_epoch: int | None = None
     """Chips presented in an epoch; ``null``: as many as the stored squares hold side by side."""
     batch_size: int = 64
+    """Chips of a step, on all ranks together."""
     optimiser: Literal["muon", "adamw"] = "muon"
     """``muon``: Muon for the matrices of the transformer blocks, AdamW for all else."""
     lr: float = 2e-3
+    """Highest learning rate."""
     weight_decay: float = 0.05
+    """See ``decay``; decoupled, times the learning rate."""
     beta2: float = 0.95
+    """AdamW's memory of squared gradients; its beta1 is 0.9."""
     decay: Literal["matrices", "all"] = "matrices"
     """What weight decay applies to; ``matrices`` spares biases, norms and single vectors."""
     warmup_epochs: float = 1.0
+    """``cosine`` only: epochs in which the learning rate rises."""
     schedule: Literal["cosine", "cosine_epoch"] = "cosine"
     """``cosine``: per step, after a linear warm-up; ``cosine_epoch``: per epoch, no warm-up."""
     grad_clip: float | None = 1.0
+    """Largest norm of the gradient of all weights; ``null``: any."""
     augment: Literal["none", "d4"] = "d4"
     """``d4``: one of the eight flips and quarter turns of a square, drawn per chip."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -223,6 +261,7 @@ class TrainingConfig:
     """Least time between checkpoints, and longer where writing one would take more than 2 % of
     it; 0: after every step."""
     seed: int = 42
+    """Of the first weights and of every order, window, symmetry and mask."""
 
 
 @dataclass(frozen=True)
@@ -282,13 +321,21 @@ SIZES: Mapping[str, Mapping[str, int]] = {
 B); decoders are narrow, since they are thrown away, and cost about as much as the encoder."""
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """The configuration in a YAML file, with ``section.key=value`` overrides on top.
+def load_config(path: str | Path, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Config:
+    """The configuration in a YAML file, with overrides of single keys on top.
+
+    ``path`` may also be the name of a configuration that comes with the package, such as ``v0`` or
+    ``sample``. Overrides are texts ``section.key=value``, or a mapping from dotted keys to values.
 
     Raises:
         ConfigError: the file is missing or no YAML, or a key or value is wrong.
     """
-    record = read_yaml(path)
+    file = find_config(path)
+    record = read_yaml(file)
+    if isinstance(overrides, Mapping):
+        for key, value in overrides.items():
+            _put(record, key.split("."), _plain(value))
+        return parse_config(record, str(file))
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals:
@@ -297,7 +344,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
             _put(record, key.strip().split("."), yaml.safe_load(value))
         except yaml.YAMLError as error:
             raise ConfigError(f"--set {override!r}: the value is no YAML: {error}") from error
-    return parse_config(record, str(path))
+    return parse_config(record, str(file))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -411,10 +458,34 @@ def _unknown_keys(known: Any, given: Any, path: str = "") -> Iterator[str]:
         if isinstance(known, Mapping) and key in known:
             yield from _unknown_keys(known[key], value, f"{path}.{key}".lstrip("."))
         elif isinstance(known, Mapping):
-            near = difflib.get_close_matches(str(key), [str(name) for name in known], n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
+            near = _nearest_key(str(key), [str(name) for name in known])
+            hint = f"did you mean {near!r}? " if near else ""
             section = f"section {path!r}" if path else "the top level"
             yield f"unknown key {key!r} in {section}: {hint}known are {', '.join(known)}"
+
+
+_OTHER_NAMES = {
+    "learning_rate": "training.lr",
+    "num_epochs": "training.epochs",
+    "embed_dim": "model.width",
+    "hidden_size": "model.width",
+    "num_layers": "model.depth",
+    "image_size": "model.chip_px",
+    "patch_size": "model.patch_px",
+}
+"""What keys are called elsewhere."""
+
+
+def _nearest_key(key: str, here: Sequence[str]) -> str | None:
+    """The key of this section that is nearest to a wrong one, else the dotted key of another."""
+    everywhere = {path.rpartition(".")[2]: path for path, _ in _leaves(_plain(asdict(Config())))}
+    everywhere |= _OTHER_NAMES
+    if key in everywhere:
+        return everywhere[key]
+    if near := difflib.get_close_matches(key, here, n=1):
+        return near[0]
+    near = difflib.get_close_matches(key, list(everywhere), n=1, cutoff=0.75)
+    return everywhere[near[0]] if near else None
 
 
 def _class_specs(value: Any, path: str = "") -> Iterator[str]:
@@ -451,8 +522,31 @@ def _leaves(record: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, An
             yield f"{path}{key}", value
 
 
+def find_config(path: str | Path) -> Path:
+    """The YAML file at a path or, failing that, of the packaged configuration of that name.
+
+    Raises:
+        ConfigError: there is neither; the nearest packaged one is named.
+    """
+    path = Path(path)
+    if path.is_file():
+        return path
+    names = sorted(file.stem for file in _configs_folder().glob("*.yaml"))
+    if str(path) in names:
+        return preset_path(path.name)
+    near = difflib.get_close_matches(path.stem, names, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise ConfigError(
+        f"cannot read the configuration {path}: No such file; {hint}those that come with the "
+        f"package are {', '.join(names)}"
+    )
+
+
 def preset_path(name: str) -> Path:
-    """The YAML file of a configuration that comes with the package: v0, seed or sample."""
+    """The YAML file of a configuration that comes with the package, such as v0 or sample."""
+    return _configs_folder() / f"{name}.yaml"
+
+
+def _configs_folder() -> Path:
     installed = Path(__file__).parent / "configs"
-    folder = installed if installed.is_dir() else Path(__file__).parents[2] / "configs"
-    return folder / f"{name}.yaml"
+    return installed if installed.is_dir() else Path(__file__).parents[2] / "configs"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,10 +12,14 @@ from pathlib import Path
 from bharateo import stages
 from bharateo.config import Config, load_config, preset_path
 from bharateo.display import Display
-from bharateo.errors import UnreachableError
+from bharateo.errors import ConfigError, UnreachableError
 from bharateo.files import write_json
 
 PATIENCE_S = 2.0
+
+_SAMPLE = (
+    "the packaged sample (one Sentinel-2 L1C crop, lossy JPEG 2000, with OpenStreetMap land use)"
+)
 
 
 def demo(
@@ -52,11 +58,50 @@ def demo(
         {"source": config.data.source, "why": why.removeprefix("Pixels: ")},
     )
     stages.evaluate(run, dataset, run_folder / "evaluation.json", display)
-    return stages.report(run_folder, display)
+    report = stages.write_report(run_folder, display)
+    for line in next_steps(output, config.data.source):
+        display.say(line)
+    return report
 
 
-def choose(preset: str, root: str | None, rois: Sequence[str]) -> tuple[Config, str]:
-    """The configuration to run and one sentence on where its pixels come from and why."""
+def next_steps(output: Path, source: str) -> list[str]:
+    """What to type after a demo in ``output``, as this program was called."""
+    on_path = shutil.which("bharateo") is not None
+    program = "bharateo" if on_path else sys.argv[0]
+    run = output / "run"
+    steps = [
+        f"next, a page to explore:   {program} explore {run} --output {output / 'explore'}",
+    ]
+    if source == "worldcover":  # palette colours: no raster of anybody's looks like that
+        sentinel2 = output.with_name(f"{output.name}-sentinel2")
+        steps.append(
+            f"next, a Sentinel-2 model:  {program} demo --preset sample --output {sentinel2}"
+        )
+    else:
+        steps.append(
+            f"next, a map of your ten-band Sentinel-2 raster:  {program} map {run} RASTER.tif "
+            f"--output {output / 'map.tif'}"
+        )
+    return steps
+
+
+def choose(preset: str, root: str | None = None, rois: Sequence[str] = ()) -> tuple[Config, str]:
+    """The configuration to run and one sentence on where its pixels come from and why.
+
+    ``preset`` is ``v0`` or ``seed``, on ESA WorldCover if it answers within seconds and on the
+    packaged sample otherwise; or ``sample``. A root or ROI that was asked for is never replaced.
+
+    Raises:
+        ConfigError: the sample is asked for together with places of one's own.
+        UnreachableError: the root or ROIs asked for cannot be read.
+    """
+    if preset == "sample":
+        if root or rois:
+            raise ConfigError(
+                "--preset sample is one scene that comes with the package: leave --roi and "
+                "--worldcover-root out, or take another preset"
+            )
+        return load_config(preset_path("sample")), f"Pixels: {_SAMPLE}, as asked for."
     from bharateo.regions import parse_roi
     from bharateo.sources.worldcover import reachable
 
@@ -78,7 +123,4 @@ def choose(preset: str, root: str | None, rois: Sequence[str]) -> tuple[Config, 
         )
     sample = load_config(preset_path("sample"))
     config = replace(config, data=sample.data) if preset == "seed" else sample
-    return config, (
-        "Pixels: the packaged sample (one Sentinel-2 L1C crop, lossy JPEG 2000, with OpenStreetMap "
-        f"land use), not ESA WorldCover, because {reason}"
-    )
+    return config, (f"Pixels: {_SAMPLE}, not ESA WorldCover, because {reason}")

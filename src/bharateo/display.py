@@ -10,6 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from bharateo.accounting import Row
 
@@ -20,7 +21,7 @@ class Display:
     """Where the verbs say what they do."""
 
     def __init__(self, console: Console | None = None, quiet: bool = False) -> None:
-        self.console = console or Console(highlight=False, soft_wrap=True, quiet=quiet)
+        self.console = console or _console(quiet)
 
     def say(self, text: str) -> None:
         """One line, at once."""
@@ -37,14 +38,14 @@ class Display:
         self.console.print(table)
 
     def columns(
-        self, header: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None
+        self, header: Sequence[str], rows: Sequence[Sequence[str | Text]], title: str | None = None
     ) -> None:
-        """A table of texts."""
+        """A table of texts, in which square brackets are square brackets."""
         table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
         for name in header:
             table.add_column(name, overflow="fold")
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in row))
         self.console.print(table)
 
     @contextmanager
@@ -63,6 +64,16 @@ class Display:
         )
         with Progress(*columns, console=self.console) as progress:
             yield Bar(name, self, progress)
+
+
+def _console(quiet: bool) -> Console:
+    """Standard output; in a notebook plain text, where HTML would make an output of every line."""
+    console = Console(highlight=False, soft_wrap=True, quiet=quiet)
+    if not console.is_jupyter:
+        return console
+    return Console(
+        highlight=False, soft_wrap=True, quiet=quiet, force_jupyter=False, force_terminal=False
+    )
 
 
 class Bar:

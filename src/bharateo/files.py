@@ -23,6 +23,13 @@ _DISK_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EI
 _DISK_TROUBLE |= {errno.EEXIST, errno.ENOTDIR, errno.EISDIR}  # a file where a folder should be
 
 
+def cache_folder() -> Path:
+    """Where what was fetched is kept: ``$BHARATEO_CACHE``, else the user's cache folder."""
+    import platformdirs
+
+    return Path(os.environ.get("BHARATEO_CACHE") or platformdirs.user_cache_path("bharateo"))
+
+
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Write ``path`` through ``write(file)``: aside, synced to disk, then renamed into place.
 

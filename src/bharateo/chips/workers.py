@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 from bharateo.chips.cut import Cutter, Piece
 from bharateo.chips.plan import Unit
 from bharateo.errors import BuildError, SourceError, UnreachableError
+from bharateo.machine import num_cores
 from bharateo.memory import return_freed_memory
 from bharateo.regions import Region
 
@@ -73,8 +74,7 @@ def run_all(
     workers = workers or Workers(processes=1)
     if workers.scheduler:
         return _with_dask(cutter, jobs, workers.scheduler, attempts)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    num = workers.processes or min(cores or 1, len(jobs) // _UNITS_FOR_ONE)
+    num = workers.processes or min(num_cores(), len(jobs) // _UNITS_FOR_ONE)
     if num <= 1 or len(jobs) <= 1:
         return _one_by_one(cutter, jobs, attempts)
     return _with_pool(cutter, jobs, num, attempts)

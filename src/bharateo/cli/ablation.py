@@ -47,20 +47,9 @@ def add(verbs: Verbs) -> None:
 
 def _ablate(options: argparse.Namespace) -> None:
     from bharateo import stages
-    from bharateo.chips.store import Dataset
     from bharateo.config import load_config
-    from bharateo.display import Display
-    from bharateo.errors import ConfigError
-    from bharateo.evaluation.ablation import Factor, default_factors, grid, quick
 
-    config, dataset = load_config(options.config, options.set), Dataset.open(options.dataset)
-    seeds = (2 if options.quick else 3) if options.seeds is None else options.seeds
-    if seeds < 1:
-        raise ConfigError(f"--seeds {seeds}: give at least 1")
-    factors = default_factors(dataset)
-    if options.quick:
-        config, factors = quick(config)
-    if options.vary:
-        factors = [Factor.parse(text) for text in options.vary]
-    cells = grid(config, dataset, factors, options.full)
-    stages.ablate(cells, dataset, options.output, seeds, Display())
+    stages.ablate(
+        load_config(options.config, options.set), options.dataset, options.output,
+        vary=options.vary, full=options.full, seeds=options.seeds, quick=options.quick,
+    )  # fmt: skip

@@ -56,10 +56,7 @@ def add(verbs: Verbs) -> None:
 
 def _embed(options: argparse.Namespace) -> None:
     from bharateo import stages
-    from bharateo.display import Display
     from bharateo.embedding.embed import Embedding
-    from bharateo.training.checkpoint import Run
 
     how = Embedding(options.dtype, options.stride, options.step, options.precision, options.level)
-    run, reading = Run.open(options.run), reading_of(options)
-    stages.embed(run, options.input, options.output, how, reading, Display())
+    stages.embed(options.run, options.input, options.output, how=how, reading=reading_of(options))

@@ -42,7 +42,6 @@ def add(verbs: Verbs) -> None:
 
 def _export(options: argparse.Namespace) -> None:
     from bharateo import stages
-    from bharateo.display import Display
     from bharateo.errors import ConfigError
 
     for option, format_ in (("what", "onnx"), ("license", "hub")):
@@ -52,7 +51,6 @@ def _export(options: argparse.Namespace) -> None:
         options.run,
         options.to,
         options.output,
-        Display(),
-        options.what or "encoder",
-        options.license,
+        what=options.what or "encoder",
+        licence=options.license,
     )

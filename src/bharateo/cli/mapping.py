@@ -96,21 +96,18 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
 
 def _map(options: argparse.Namespace) -> None:
     from bharateo import stages
-    from bharateo.display import Display
-    from bharateo.training.checkpoint import Run
 
     stages.map_raster(
-        Run.open(options.run), options.raster, options.output, reading_of(options), Display(),
-        options.probe, options.against, options.stride, options.precision,
+        options.run, options.raster, options.output, probe=options.probe, against=options.against,
+        stride_px=options.stride, precision=options.precision, reading=reading_of(options),
     )  # fmt: skip
 
 
 def _probe(options: argparse.Namespace) -> None:
     from bharateo import stages
-    from bharateo.display import Display
-    from bharateo.training.checkpoint import Run
 
     stages.probe_points(
-        Run.open(options.run), options.raster, options.points, options.output, reading_of(options),
-        Display(), options.class_field, options.stride, options.precision,
+        options.run, options.raster, options.points, options.output,
+        class_field=options.class_field, stride_px=options.stride, precision=options.precision,
+        reading=reading_of(options),
     )  # fmt: skip

@@ -44,15 +44,11 @@ def add_task_options(parser: argparse.ArgumentParser) -> None:
 def evaluate_task(options: argparse.Namespace) -> None:
     """``bharateo evaluate RUN --task FOLDER``."""
     from bharateo import stages
-    from bharateo.display import Display
     from bharateo.errors import ConfigError
-    from bharateo.evaluation.outside import open_task
-    from bharateo.training.checkpoint import Run
 
     if options.dataset or not options.output:
         raise ConfigError("--task needs --output FILE, and goes without --dataset")
-    run = Run.open(options.run)
-    task, overridden = open_task(
-        options.task, run, reading_of(options), options.layout, options.split_file
-    )
-    stages.evaluate_task(run, task, options.output, options.resize, overridden, Display())
+    stages.evaluate_task(
+        options.run, options.task, options.output, layout=options.layout, resize=options.resize,
+        split_file=options.split_file, reading=reading_of(options),
+    )  # fmt: skip

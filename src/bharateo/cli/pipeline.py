@@ -32,11 +32,13 @@ def _add_demo(verbs: Verbs) -> None:
         "Reads ESA WorldCover where it answers within seconds, else the packaged sample.\n\n"
         "  bharateo demo\n"
         "  bharateo demo --roi pune=73.86,18.52 --output runs/pune\n"
+        "  bharateo demo --preset sample --output runs/sentinel2\n"
         "  bharateo demo --preset seed --output runs/seed",
     )
-    parser.add_argument("--preset", choices=("v0", "seed"), default="v0",
+    parser.add_argument("--preset", choices=("v0", "seed", "sample"), default="v0",
                         help="v0: our model on held-out ground; seed: the first experiment as "
-                        "published (default: v0)")  # fmt: skip
+                        "published; sample: v0 on the packaged ten-band Sentinel-2 scene, which "
+                        "can map rasters (default: v0)")  # fmt: skip
     parser.add_argument("--output", type=Path, default=Path("runs/demo"), metavar="DIR",
                         help="gets dataset/ and run/ with run/report.html "
                         "(default: runs/demo)")  # fmt: skip
@@ -202,7 +204,6 @@ def _build(options: argparse.Namespace) -> None:
 
 def _pretrain(options: argparse.Namespace) -> None:
     from bharateo import stages
-    from bharateo.chips.store import Dataset
     from bharateo.config import load_config
     from bharateo.display import Display
 
@@ -213,41 +214,22 @@ def _pretrain(options: argparse.Namespace) -> None:
     ]  # fmt: skip
     config = load_config(options.config, overrides)
     display = Display(quiet=not FIRST_RANK)
-    stages.pretrain(config, Dataset.open(options.dataset), options.output, display)
+    stages.pretrain(config, options.dataset, options.output, display)
 
 
 def _evaluate(options: argparse.Namespace) -> None:
     if options.task:
         evaluate_task(options)
         return
-    from bharateo import stages
-    from bharateo.chips.store import Dataset
-    from bharateo.display import Display
-    from bharateo.errors import ConfigError
-    from bharateo.training.checkpoint import Run
-
-    if options.dataset and not options.output:
-        raise ConfigError(
-            "--dataset needs --output FILE, so that the run's own figures are not replaced by "
-            "those of other ground"
-        )
-    run = Run.open(options.run)
-    dataset = Dataset.open(options.dataset) if options.dataset else run.own_dataset()
     if options.probe:
-        evaluate_features(run, dataset, options)
+        evaluate_features(options)
         return
-    output = options.output or options.run / "evaluation.json"
-    stages.evaluate(run, dataset, output, Display())
+    from bharateo import stages
+
+    stages.evaluate(options.run, options.dataset, options.output)
 
 
 def _report(options: argparse.Namespace) -> None:
     from bharateo import stages
-    from bharateo.display import Display
-    from bharateo.training.checkpoint import Run
 
-    display = Display()
-    evaluation = options.run / "evaluation.json"
-    if not evaluation.exists():
-        run = Run.open(options.run)
-        stages.evaluate(run, run.own_dataset(), evaluation, display)
-    stages.report(options.run, display)
+    stages.write_report(options.run)

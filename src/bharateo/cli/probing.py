@@ -4,11 +4,6 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from bharateo.chips.store import Dataset
-    from bharateo.training.checkpoint import Run
 
 
 def add_probe_options(parser: argparse.ArgumentParser) -> None:
@@ -53,21 +48,19 @@ def add_probe_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def evaluate_features(run: Run, dataset: Dataset, options: argparse.Namespace) -> None:
+def evaluate_features(options: argparse.Namespace) -> None:
     """``bharateo evaluate RUN --probe``."""
     from bharateo import stages
-    from bharateo.display import Display
     from bharateo.evaluation.probing import parse_budget
-    from bharateo.evaluation.zones import Zoning
 
     budgets = [parse_budget(text) for text in options.budgets or ()]
     given = {"levels": options.levels, "budgets": budgets, "features": options.features}
     stages.probe(
-        run,
-        dataset,
-        options.output or options.run / "probes.json",
-        Display(),
-        zoning=Zoning.of(dataset, options.zones, options.zone_field),
+        options.run,
+        options.dataset,
+        options.output,
+        zones=options.zones,
+        zone_field=options.zone_field,
         seed=options.seed,
         **{name: values for name, values in given.items() if values},
     )

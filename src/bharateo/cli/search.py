@@ -69,9 +69,11 @@ def _search(options: argparse.Namespace) -> None:
     embedding = Path(paths[-1])
     if len(paths) == 2:
         embedding = stages.embed_for_search(
-            Path(paths[0]), paths[1], options.output, reading_of(options), display
+            paths[0], paths[1], options.output, reading=reading_of(options), display=display
         )
-    stages.search(embedding, like, options.count, options.away, options.output, display)
+    stages.search(
+        embedding, like, options.output, count=options.count, away_m=options.away, display=display
+    )
 
 
 def _lonlat(text: str) -> tuple[float, float]:

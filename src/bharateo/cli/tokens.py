@@ -75,13 +75,12 @@ def add(verbs: Verbs) -> None:
 def _tokens(options: argparse.Namespace) -> None:
     from bharateo import stages
     from bharateo.accounting import Accounting
-    from bharateo.display import Display
 
     account = None
     if options.chips is not None:
         account = Accounting(options.chips, options.epochs, options.chip_px, options.patch_px,
                              options.bands, options.mask_ratio)  # fmt: skip
-    stages.tokens(options.run, account, Display(), _plan_request(options))
+    stages.tokens(options.run, account, _plan_request(options))
 
 
 def _plan_request(options: argparse.Namespace) -> Request | None:

@@ -33,12 +33,15 @@ else:
 
 def add_verb(
     verbs: Verbs,
-    run: Callable[[argparse.Namespace], None],
+    run: Callable[[argparse.Namespace], int | None],
     name: str,
     help_line: str,
     text: str,
 ) -> argparse.ArgumentParser:
-    """A new verb; ``help_line`` is for the list of verbs, ``text`` for its own page."""
+    """A new verb; ``help_line`` is for the list of verbs, ``text`` for its own page.
+
+    ``run`` returns the exit status, None for 0.
+    """
     parser = verbs.add_parser(
         name, help=help_line, description=text, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -296,7 +296,7 @@ def check_pixels(
             "unit",
             f"the numbers of {location} look like {unit.name}; as they are read, the means of its "
             f"bands are {values[0]}, and {values[1]} in the training ({sensor.unit})",
-            _remedy(unit, scale, sensor),
+            _remedy(unit, scale, sensor) + _still_far(stored, unit, sensor, trained),
         )
     elif sensor.standardised:
         check_statistics(contract, read.statistics, location, differences)
@@ -309,6 +309,17 @@ def _remedy(unit: Convention, scale: PerBand, sensor: Sensor) -> str:
         return f"add --offset {unit.offset:g} if that is so"
     offset = f" --offset {unit.offset:g}" if unit.offset else ""
     return f"add --scale {unit.scale:.6g}{offset} if that is so"
+
+
+def _still_far(stored: Sample, unit: Convention, sensor: Sensor, trained: Statistics) -> str:
+    """What would be refused next, so that it is answered in the same go."""
+    distance = stored.read_as(unit.scale, unit.offset).distance(trained)
+    if not sensor.standardised or distance <= FAR:
+        return ""
+    return (
+        f" (it would then lie {distance:.1f} standard deviations from what the run was trained on, "
+        f"beyond {FAR:g}, which --allow statistics takes)"
+    )
 
 
 def _figures(values: Float[np.ndarray, " band"]) -> str:

@@ -54,7 +54,7 @@ class Rows:
 
 def corners(
     row: Shaped[np.ndarray, " square"], col: Shaped[np.ndarray, " square"], size_px: int
-) -> Float[np.ndarray, "2 square corner"]:
+) -> Shaped[np.ndarray, "2 square corner"]:
     """The corners (col, row) of squares that begin at these pixels, down the first side first."""
     down, along = size_px * np.array([0, 1, 1, 0]), size_px * np.array([0, 0, 1, 1])
     return np.stack([col[:, None] + along, row[:, None] + down])

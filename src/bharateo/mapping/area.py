@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import geopandas as gpd
 import numpy as np
@@ -32,6 +32,7 @@ Chunk = tuple[Int64[np.ndarray, " some"], Float[np.ndarray, "some dim"]]
 """Numbers of some places, and their vectors (float32)."""
 
 
+@runtime_checkable
 class Area(Protocol):
     """Places, most of them with a vector."""
 

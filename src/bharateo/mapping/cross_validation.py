@@ -142,7 +142,7 @@ def cross_validate(
 
 def _score(
     splits: list[Trial],
-    hits: list[Bool[np.ndarray, " others"]],
+    hits: list[Bool[np.ndarray, " _"]],
     labels: Int64[np.ndarray, " example"],
     weight: Float[np.ndarray, " example"],
     groups: Int64[np.ndarray, " example"],

@@ -119,7 +119,13 @@ def fit_domain(train: Views, val: Views, quantile: float = QUANTILE) -> Domain:
     return Domain(*(replace(part, limits=part.limits * scale) for part in parts))
 
 
-def _fit(train: Tokens, known: Known, val: Tokens, val_known: Known, quantile: float) -> Ellipsoid:
+def _fit(
+    train: Tokens,
+    known: Known,
+    val: Float[Tensor, "val_window token dim"],
+    val_known: Bool[Tensor, "val_window token"],
+    quantile: float,
+) -> Ellipsoid:
     """The covariance is shrunk, so that few vectors do for many dimensions.
 
     Source: Ledoit and Wolf 2004, "A well-conditioned estimator for large-dimensional covariance

@@ -181,7 +181,7 @@ def place(
     inside = placed & np.all((pixels >= 0) & (pixels < np.array(grid.shape_px)), 1)
     where = points["where"].to_numpy()
     if not inside.all():
-        say(f"warning: {_named(where[~inside])} outside {source.location}: left out")
+        say(f"warning: {_named(list(where[~inside]))} outside {source.location}: left out")
     if not inside.any():
         raise ConfigError(
             f"none of the {len(points)} points lies inside {source.location}: give the raster of "

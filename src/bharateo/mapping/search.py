@@ -79,7 +79,7 @@ def _best_apart(
     left = similarity.copy()
     found: list[int] = []
 
-    def take(place: int) -> None:
+    def take(place: int | np.integer) -> None:
         left[distances_m(lonlat, lonlat[:, place]) <= away_m] = -np.inf
 
     for place in asked:
@@ -179,7 +179,7 @@ def _place_at(area: Area, standard: Standard, lon: float, lat: float) -> int:
     return nearest
 
 
-def _side_m(area: Area, place: int) -> float:
+def _side_m(area: Area, place: int | np.integer) -> float:
     """Side of a place's outline on the ground, in metres."""
     outline = area.rows(np.array([place])).geometry.iloc[0]
     square_m, _ = Geod(ellps="WGS84").geometry_area_perimeter(outline)

@@ -23,7 +23,7 @@ def map_lines(record: Mapping[str, Any]) -> Iterator[str]:
         beyond = 100 * (1 - record["domain"]["quantile"])
         yield (
             f"out of the run's domain: {100 * outside['share']:.1f} % of the map ({beyond:.0f} % "
-            "of ground like the training's would be)"
+            "of the validation ground is)"
         )
     if record["against"] is not None:
         yield from _against_lines(record["against"])

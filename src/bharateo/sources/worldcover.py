@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import platformdirs
 import pyproj
 from jaxtyping import Float64, UInt8
 from odc.geo.geobox import GeoBox
@@ -35,7 +34,7 @@ from bharateo.errors import (
     StorageError,
     UnreachableError,
 )
-from bharateo.files import write_atomically
+from bharateo.files import cache_folder, write_atomically
 from bharateo.landcover import IGNORE, WORLDCOVER, palette
 from bharateo.raster import Raster, RasterFile, open_raster
 from bharateo.regions import (
@@ -455,8 +454,7 @@ class _Kept:
 
 
 def _cache_folder(cache: Path | None) -> Path:
-    folder = cache or os.environ.get("BHARATEO_CACHE") or platformdirs.user_cache_path("bharateo")
-    return Path(folder) / "worldcover"
+    return Path(cache or cache_folder()) / "worldcover"
 
 
 def _digest(record: Any) -> str:

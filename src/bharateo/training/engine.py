@@ -13,7 +13,6 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
-from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -25,6 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from bharateo.config import Config, MachineConfig
 from bharateo.errors import BharatEOError, ConfigError, RankLostError
+from bharateo.machine import has_native_bf16, num_cores
 from bharateo.memory import keep_freed_memory
 from bharateo.models.vit import Block
 
@@ -215,22 +215,6 @@ def use_cpu(machine: MachineConfig, ranks_here: int = 1) -> None:
         torch.set_num_threads(machine.threads or max(1, num_cores() // ranks_here))
     if machine.keep_freed_memory:
         keep_freed_memory()
-
-
-def num_cores() -> int:
-    """Cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def has_native_bf16() -> bool:
-    """Whether this processor multiplies bfloat16 natively (AVX512-BF16 or AMX)."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
 def resolve_precision(precision: str, device: str = "cpu") -> str:

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bharateo.training.engine import has_native_bf16
+from bharateo.machine import has_native_bf16
 
 A, B, C = 3.4445, -4.7750, 2.0315
 EPS = 1e-7

@@ -13,13 +13,14 @@ from torch import nn
 
 from bharateo.config import Config
 from bharateo.landcover import NUM_CLASSES
+from bharateo.machine import num_cores
 from bharateo.models.heads import build_heads
 from bharateo.models.mae import build_model
 from bharateo.models.objective import Objective
 from bharateo.models.patches import num_masked
 from bharateo.sensor import SENTINEL2_L2A
 from bharateo.training.draws import Draws
-from bharateo.training.engine import Engine, num_cores
+from bharateo.training.engine import Engine
 from bharateo.training.optimisers import build_optimisers
 from bharateo.training.prepare import RawBatch, prepare
 

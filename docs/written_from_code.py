@@ -1,0 +1,247 @@
+"""What the site shows of the code and the notebooks, made when it is built so it cannot lag behind.
+
+A page holds a mark such as ``<!-- written from the code: command line -->``; ``WRITTEN`` says what
+comes in its place.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import re
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import docstring_parser
+import jupytext
+
+from bharateo import config
+from bharateo.cli import build_parser
+
+ROOT = Path(__file__).parents[1]
+
+# Notebooks
+
+
+def gather_notebooks() -> None:
+    """Put the notebooks where Sphinx finds them: with outputs where they have been run since they
+    were changed (``make notebooks``), else as their text pairs have them.
+    """
+    folder = ROOT / "docs" / "notebooks"
+    folder.mkdir(exist_ok=True)
+    for pair in sorted((ROOT / "notebooks").glob("*.py")):
+        run = ROOT / "build" / "notebooks" / f"{pair.stem}.ipynb"
+        if run.exists() and run.stat().st_mtime >= pair.stat().st_mtime:
+            content = run.read_text()
+        else:
+            content = jupytext.writes(jupytext.read(pair), fmt="ipynb")
+        page = folder / run.name
+        if not page.exists() or page.read_text() != content:
+            page.write_text(content)
+
+
+# The command line
+
+
+def command_line() -> str:
+    """Every verb with its description, examples and options."""
+    parser = build_parser()
+    return "\n".join(_page_of(name, verb) for name, verb in verbs(parser).items())
+
+
+def verbs(parser: argparse.ArgumentParser) -> Mapping[str, argparse.ArgumentParser]:
+    """The parsers of the verbs, by name, in the order of ``--help``."""
+    (action,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+    return action.choices
+
+
+def examples(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """The commands that a verb's own help shows."""
+    texts = [parser.description, *(group.description for group in parser._action_groups)]
+    for text in texts:
+        for command in re.findall(r"^  (bharateo (?:.*\\\n)*.*)$", text or "", flags=re.MULTILINE):
+            yield command.replace("\\\n", " ")
+
+
+def _page_of(name: str, parser: argparse.ArgumentParser) -> str:
+    parts = [f"## bharateo {name}", _prose(parser.description or "")]
+    for group in parser._action_groups:
+        actions = [a for a in group._group_actions if a.help != argparse.SUPPRESS]
+        actions = [a for a in actions if not isinstance(a, argparse._HelpAction)]
+        if not actions:
+            continue
+        if group.description:
+            parts += [f"**{(group.title or '').capitalize()}**", _prose(group.description)]
+        parts += [_option(action) for action in actions]
+    return "\n\n".join(parts) + "\n"
+
+
+def _option(action: argparse.Action) -> str:
+    """An option as an item of a definition list."""
+    value = action.metavar or action.dest.upper()
+    if action.choices is not None and action.metavar is None:
+        value = "{" + ",".join(map(str, action.choices)) + "}"
+    if not action.option_strings:
+        term = str(value)
+    elif action.nargs == 0:
+        term = ", ".join(action.option_strings)
+    else:
+        term = f"{', '.join(action.option_strings)} {value}"
+        term += " ..." if action.nargs == "+" else ""
+    needed = " *(required)*" if action.required and action.option_strings else ""
+    return f"`{term}`{needed}\n: {_escaped(' '.join((action.help or '').split()))}"
+
+
+def _prose(text: str) -> str:
+    """A help text in Markdown: what is indented by two spaces is code."""
+    parts = []
+    for part in re.split(r"\n\n", text):
+        lines = part.split("\n")
+        if all(line.startswith("  ") for line in lines):
+            language = "bash" if lines[0].startswith("  bharateo") else "text"
+            parts.append(f"```{language}\n{textwrap.dedent(part)}\n```")
+        elif any(line.startswith("  ") for line in lines):  # a list of words and what they mean
+            parts.append(f"```text\n{part}\n```")
+        else:
+            parts.append(_escaped(part))
+    return "\n\n".join(parts)
+
+
+_CODE = re.compile(r"--[a-z][a-z-]*|\$?[\w./*]*[=_][\w./=,|\[\]-]*[\w\]]")
+"""Options, and words such as KEY=VALUE and some_file.json."""
+
+
+def _escaped(text: str) -> str:
+    """Text in which options are code, and Markdown's own signs stand for themselves."""
+    pieces = re.split(r"(`[^`]+`)", text)
+    plain = (re.split(f"({_CODE.pattern})", piece) for piece in pieces[::2])
+    marked = ("".join(map(_mark, each, range(len(each)))) for each in plain)
+    quoted = [*pieces[1::2], ""]
+    return "".join(f"{words}{code}" for words, code in zip(marked, quoted, strict=True))
+
+
+def _mark(piece: str, place: int) -> str:
+    """Every second piece of a split is code."""
+    return f"`{piece}`" if place % 2 else re.sub(r"([*_<>\[\]|$])", r"\\\1", piece)
+
+
+# The configuration
+
+
+def configuration() -> str:
+    """Every key with its default and meaning, section by section."""
+    parts = []
+    for section, cls in sections():
+        parts += [f"## `{section}`", _summary(cls)]
+        parts += [_key(section, name, cls) for name in get_type_hints(cls)]
+        if section == "model":
+            parts.append(_sizes())
+        if section == "heads.NAME":
+            parts += list(_heads())
+    return "\n\n".join(parts) + "\n"
+
+
+def sections() -> list[tuple[str, type]]:
+    """Every section of a configuration with the class that declares it, outermost first."""
+    return list(_sections("", config.Config))
+
+
+def _sections(path: str, cls: type) -> Iterator[tuple[str, type]]:
+    if path:
+        yield path, cls
+    for name, hint in get_type_hints(cls).items():
+        for inner, suffix in inner_classes(hint):
+            yield from _sections(f"{path}.{name}{suffix}".lstrip("."), inner)
+
+
+def inner_classes(hint: Any) -> Iterator[tuple[type, str]]:
+    """The dataclasses in a type, each with ``.NAME`` where the keys above it are free names."""
+    if is_dataclass(hint):
+        yield hint, ""
+    for argument in get_args(hint):
+        if is_dataclass(argument):
+            yield argument, ".NAME" if get_origin(hint) not in (Union, UnionType) else ""
+
+
+def _summary(cls: type) -> str:
+    return _markdown(docstring_parser.parse_from_object(cls).short_description or "")
+
+
+def meanings(cls: type) -> dict[str, str]:
+    """What each key of a class of the configuration means, as its docstring there says."""
+    found = docstring_parser.parse_from_object(cls).params
+    return {each.arg_name: " ".join((each.description or "").split()) for each in found}
+
+
+def _key(section: str, name: str, cls: type) -> str:
+    hint = get_type_hints(cls)[name]
+    inner = list(inner_classes(hint))
+    default = asdict(cls()).get(name)
+    says = "a section of its own, below" if inner else f"default `{_shown(default)}`; {kind(hint)}"
+    if inner and default is None:
+        says += ", or `null`"
+    meaning = _markdown(meanings(cls).get(name, ""))
+    return f"`{section}.{name}`\n: {says}. {meaning}".rstrip()
+
+
+def kind(hint: Any) -> str:
+    """A type in the words of somebody who writes YAML."""
+    plain = {str: "text", int: "whole number", float: "number", bool: "true or false"}
+    arguments = get_args(hint)
+    if get_origin(hint) is Literal:
+        return "one of " + ", ".join(f"`{each}`" for each in arguments)
+    if get_origin(hint) in (Union, UnionType):
+        first = next(each for each in arguments if each is not NoneType)
+        return f"{kind(first)}, or `null`"
+    if get_origin(hint) is tuple:
+        if arguments[1:] == (Ellipsis,):
+            return "list"
+        return f"list of {len(arguments)}"
+    if get_origin(hint) is not None:
+        return "mapping"
+    return plain.get(hint, "any")
+
+
+def _shown(value: Any) -> str:
+    """A default as YAML has it."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, (tuple, list)):
+        return f"[{', '.join(map(_shown, value))}]"
+    return ("{}" if not value else "{...}") if isinstance(value, Mapping) else str(value) or '""'
+
+
+def _sizes() -> str:
+    names = list(config.SIZES["nano"])
+    head = f"| `model.size` | {' | '.join(f'`{name}`' for name in names)} |\n{'|---' * 7}|"
+    rows = [
+        f"| `{size}` | {' | '.join(str(values[name]) for name in names)} |"
+        for size, values in config.SIZES.items()
+    ]
+    return "\n".join(["`model.size: NAME` stands for all of these at once.\n", head, *rows])
+
+
+def _heads() -> Iterator[str]:
+    """The options of every head, as its class takes them."""
+    from bharateo.models.heads import HEADS
+
+    for name, head in HEADS.items():
+        yield f"### `heads.{name}`"
+        yield _markdown(inspect.getdoc(head) or "")
+        for option in list(inspect.signature(head).parameters.values())[1:]:
+            yield f"`heads.{name}.options.{option.name}`\n: default `{_shown(option.default)}`"
+
+
+def _markdown(text: str) -> str:
+    """A docstring's text in Markdown: ``code`` in double backticks becomes code."""
+    return _escaped(re.sub(r"``([^`]+)``", r"`\1`", text))
+
+
+WRITTEN: Mapping[str, Callable[[], str]] = {
+    "<!-- written from the code: command line -->": command_line,
+    "<!-- written from the code: configuration -->": configuration,
+}

@@ -1,0 +1,150 @@
+"""Chips to paint masks on: held-out ground first, of as many different classes as there are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Shaped, UInt8
+
+from bharateo.chips.store import Dataset
+from bharateo.embedding.inputs import RasterInput
+from bharateo.explorer.area import Area
+from bharateo.landcover import IGNORE, NUM_CLASSES, patch_class_counts, patch_mode
+from bharateo.training.batches import Window, fixed_windows, window_ids
+from bharateo.training.checkpoint import Run
+
+MOST_CHIPS = 16
+_LEAST_VALID = 0.9
+_MOST_WHITE = 0.3
+_MOST_WINDOWS = 500
+
+
+@dataclass(frozen=True)
+class Chip:
+    """A chip as stored: physical value = stored value x ``scale`` + ``offset``, one a band.
+
+    ``labels`` are the patches' classes, 255 without one.
+    """
+
+    name: str
+    split: str
+    stored: Shaped[np.ndarray, "band row col"]
+    scale: Float[np.ndarray, " band"]
+    offset: Float[np.ndarray, " band"]
+    valid: Bool[np.ndarray, "row col"]
+    labels: UInt8[np.ndarray, " token"]
+
+
+def chips_of_dataset(run: Run, dataset: Dataset, count: int = MOST_CHIPS) -> list[Chip]:
+    """Chips of the test split, else of val, else of train."""
+    chip_px = run.model.config.chip_px
+    split = next(each for each in ("test", "val", "train") if len(dataset.indices(each)))
+    squares = dataset.indices(split)
+    windows = fixed_windows(squares.tolist(), dataset.size_px, chip_px)
+    windows = windows[:: -(-len(windows) // _MOST_WINDOWS)]
+    labels = [_landcover(dataset, window, chip_px) for window in windows]
+    clear = [_is_clear(dataset, window, chip_px) for window in windows]
+    chosen = varied(np.stack(labels), np.array(clear), count)
+    names = window_ids(dataset, [windows[i] for i in chosen])
+    num_bands = dataset.sensor.num_bands
+    unit = (np.full(num_bands, each) for each in (dataset.sensor.scale, dataset.sensor.offset))
+    scale, offset = unit
+    return [
+        Chip(
+            name,
+            split,
+            _cut(dataset.image(windows[i].chip), windows[i], chip_px),
+            scale,
+            offset,
+            _valid(dataset, windows[i], chip_px),
+            _token_labels(labels[i], run.model.config.patch_px),
+        )
+        for name, i in zip(names, chosen, strict=True)
+    ]
+
+
+def chips_of_raster(
+    run: Run, source: RasterInput, area: Area, count: int = MOST_CHIPS
+) -> list[Chip]:
+    """Chips side by side in the area, told apart by the classes that the run sees in them."""
+    chip_px, patch_px = run.model.config.chip_px, run.model.config.patch_px
+    height, width = area.geobox.shape
+    shift = ~source.geobox.affine @ area.geobox.affine
+    top, left = round(shift.f), round(shift.c)
+    starts = [
+        (row, col)
+        for row in range(0, height - chip_px + 1, chip_px)
+        for col in range(0, width - chip_px + 1, chip_px)
+    ]
+    if not starts:
+        return []
+    mapped = np.full((-(-height // patch_px), -(-width // patch_px)), IGNORE, np.uint8)
+    patches = area.patches
+    if patches.answers.probabilities is not None:
+        best = patches.answers.probabilities.argmax(1)
+        mapped[patches.row // patch_px, patches.col // patch_px] = best
+    seen = [_cells(mapped, start, chip_px, patch_px) for start in starts]
+    chosen = varied(np.stack(seen), np.ones(len(starts), bool), count)
+    chips = []
+    for row, col in (starts[i] for i in chosen):
+        stored, valid = source.pixels.read(top + row, left + col, chip_px, chip_px)
+        labels = np.full((chip_px // patch_px) ** 2, IGNORE, np.uint8)
+        name = f"{area.name}/{top + row}/{left + col}"
+        chips.append(Chip(name, "", stored, source.scale, source.offset, valid, labels))
+    return chips
+
+
+def varied(
+    class_ids: UInt8[np.ndarray, "chip row col"], clear: Bool[np.ndarray, " chip"], count: int
+) -> list[int]:
+    """Some chips: the commonest classes take turns, chips with many classes come first.
+
+    Chips that are not ``clear`` come last.
+    """
+    counts = np.stack([np.bincount(each.ravel(), minlength=256) for each in class_ids])
+    shares = counts[:, :NUM_CLASSES] / class_ids[0].size
+    commonest = np.where(shares.any(1), shares.argmax(1), IGNORE)
+    ranked = np.lexsort((-(shares > 0.02).sum(1), commonest == IGNORE, ~clear))
+    taken: dict[int, int] = {}
+    turns = []
+    for place, chip in enumerate(ranked.tolist()):
+        turn = taken.get(int(commonest[chip]), 0)
+        taken[int(commonest[chip])] = turn + 1
+        turns.append((not clear[chip], commonest[chip] == IGNORE, turn, place, chip))
+    return [chip for *_, chip in sorted(turns)[:count]]
+
+
+def _is_clear(dataset: Dataset, window: Window, chip_px: int) -> bool:
+    """Whether there is something to see: few pixels are missing, few are drawn white."""
+    sensor = dataset.sensor
+    shown = _cut(dataset.image(window.chip), window, chip_px)[list(sensor.composite_indices())]
+    high = sensor.composites[sensor.default_composite].high
+    white = (shown * sensor.scale + sensor.offset >= high).all(0)
+    valid = _valid(dataset, window, chip_px)
+    return bool(valid.mean() >= _LEAST_VALID and white.mean() <= _MOST_WHITE)
+
+
+def _cut(layer: np.ndarray, window: Window, chip_px: int) -> np.ndarray:
+    return layer[..., window.row : window.row + chip_px, window.col : window.col + chip_px]
+
+
+def _landcover(dataset: Dataset, window: Window, chip_px: int) -> np.ndarray:
+    return _cut(dataset.landcover(window.chip), window, chip_px)
+
+
+def _valid(dataset: Dataset, window: Window, chip_px: int) -> np.ndarray:
+    return _cut(dataset.valid(window.chip), window, chip_px)
+
+
+def _token_labels(class_ids: np.ndarray, patch_px: int) -> UInt8[np.ndarray, " token"]:
+    labels: np.ndarray = patch_mode(patch_class_counts(class_ids[None], patch_px))[0]
+    return labels
+
+
+def _cells(
+    mapped: np.ndarray, start: Sequence[int], chip_px: int, patch_px: int
+) -> UInt8[np.ndarray, "row col"]:
+    row, col, side = start[0] // patch_px, start[1] // patch_px, chip_px // patch_px
+    return mapped[row : row + side, col : col + side]

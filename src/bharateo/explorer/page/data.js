@@ -1,0 +1,81 @@
+"use strict";
+
+/* The page's data: scripts that register records, loaded when they are wanted. A page opened from
+   disk may load scripts and nothing else, hence base64 and gzip inside them. */
+const explorer = (() => {
+  const records = new Map();
+  const pending = new Map();
+
+  function register(name, record) {
+    records.set(name, record);
+  }
+
+  /** The record of a data file. */
+  function load(name) {
+    if (!pending.has(name)) {
+      pending.set(name, records.has(name) ? Promise.resolve(records.get(name)) : fetched(name));
+    }
+    return pending.get(name);
+  }
+
+  function fetched(name) {
+    return new Promise((resolve, reject) => {
+      const script = document.createElement("script");
+      script.src = `data/${name}.js`;
+      script.onload = () => resolve(records.get(name));
+      script.onerror = () => reject(new Error(`data/${name}.js is missing: write the page again`));
+      document.head.append(script);
+    });
+  }
+
+  function bytes(base64) {
+    if (Uint8Array.fromBase64) return Uint8Array.fromBase64(base64);
+    const text = atob(base64);
+    const out = new Uint8Array(text.length);
+    for (let i = 0; i < text.length; i++) out[i] = text.charCodeAt(i);
+    return out;
+  }
+
+  /** The bytes of gzipped base64. */
+  function unzipped(base64) {
+    const stream = new Blob([bytes(base64)]).stream().pipeThrough(new DecompressionStream("gzip"));
+    return new Response(stream).arrayBuffer();
+  }
+
+  const ARRAYS = {
+    bool: Uint8Array, uint8: Uint8Array, int8: Int8Array, uint16: Uint16Array,
+    int16: Int16Array, float32: Float32Array,
+  };
+
+  /** The typed array of a packed one. */
+  async function unpacked(record) {
+    return new ARRAYS[record.dtype](await unzipped(record.gzip));
+  }
+
+  /** A picture, ready to be drawn. */
+  function picture(record) {
+    return createImageBitmap(new Blob([bytes(record.bytes)], { type: record.type }));
+  }
+
+  /** Milliseconds from an event to the frame that shows what came of it, by name. */
+  const timings = {};
+  function shown(name, since) {
+    requestAnimationFrame(() => setTimeout(() => { timings[name] = performance.now() - since; }));
+  }
+
+  return { register, load, unzipped, unpacked, picture, timings, shown };
+})();
+
+/** An element with attributes, or properties where there are such, and children. */
+function element(name, given = {}, ...children) {
+  const made = document.createElement(name);
+  for (const [key, value] of Object.entries(given)) {
+    if (key in made) made[key] = value;
+    else made.setAttribute(key, value);
+  }
+  made.append(...children);
+  return made;
+}
+
+const byId = (id) => document.getElementById(id);
+const perCent = (share, digits = 0) => `${(100 * share).toFixed(digits)} %`;

@@ -1,0 +1,331 @@
+"""The page in a real browser, opened from disk and from a web server."""
+
+import os
+import shutil
+import time
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+
+import numpy as np
+import pytest
+import torch
+
+from bharateo.evaluation.baselines import nearest_visible
+from bharateo.evaluation.evaluate import predict, seen_by_baselines
+from bharateo.explorer.chips import chips_of_dataset
+from bharateo.models.heads import Batch
+from bharateo.models.patches import Mask, unpatchify
+from explorer.page_records import array, record
+
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium")
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="no browser: install chromium, or set CHROMIUM to one"
+)
+PATIENCE_S = 120
+VIEWS = ("area", "paint", "about")
+
+
+class Handler(SimpleHTTPRequestHandler):
+    def log_message(self, *told):
+        pass
+
+
+@pytest.fixture(scope="module")
+def server(explorer):
+    handler = partial(Handler, directory=str(explorer))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as served:
+        Thread(target=served.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{served.server_port}/index.html"
+        served.shutdown()
+
+
+@pytest.fixture(scope="module")
+def browser(explorer):
+    with playwright.sync_playwright() as started:
+        launched = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield launched
+        launched.close()
+
+
+@pytest.fixture(scope="module")
+def page(browser, explorer):
+    """The page opened from disk, shared by the tests."""
+    page = browser.new_page(viewport={"width": 1280, "height": 800})
+    page.set_default_timeout(1000 * PATIENCE_S)
+    page.goto((explorer / "index.html").as_uri())
+    until(page, "areaView.state.area !== null")
+    return page
+
+
+def until(page, condition):
+    """Wait for an expression. The page's policy forbids Playwright's own way, which is eval."""
+    end = time.monotonic() + PATIENCE_S
+    while not page.evaluate(condition):
+        assert time.monotonic() < end, f"{condition} is still not so"
+        page.wait_for_timeout(20)
+
+
+def show(page, view):
+    page.locator(f"nav a[href='#{view}']").click()
+
+
+def picture(page, canvas="map"):
+    """What a canvas shows after its next frame."""
+    script = "(id) => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame("
+    script += "() => done(byId(id).toDataURL()))))"
+    return page.evaluate(script, canvas)
+
+
+def click_on_patch(page, patch):
+    show(page, "area")
+    at = page.evaluate(
+        """(patch) => {
+          const { view, area } = areaView.state;
+          view.fit();
+          return view.spot(...area.centre(patch));
+        }""",
+        patch,
+    )
+    page.locator("#map").click(position={"x": at[0], "y": at[1]})
+
+
+def rebuilt(page):
+    """The mask, and what came of it, once the model has caught up with it."""
+    until(page, "paintView.settled()")
+    return page.evaluate(
+        """() => {
+          const { chip, made } = paintView.state;
+          const list = (each) => Array.from(each ?? []);
+          return { image: list(chip.image), hidden: list(made.hidden),
+                   model: list(made.reconstruction), classes: list(made.classes),
+                   copy: list(made.copy), error: made.error, copyError: made.copyError };
+        }"""
+    )
+
+
+# From disk and from a server
+
+
+@pytest.mark.parametrize("address", ["disk", "server"])
+def test_the_page_needs_nothing_but_its_own_folder(address, browser, explorer, server):
+    page = browser.new_page()
+    page.set_default_timeout(1000 * PATIENCE_S)
+    asked, complaints = [], []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.goto((explorer / "index.html").as_uri() if address == "disk" else server)
+    until(page, "areaView.state.area !== null")
+    click_on_patch(page, 3)
+    show(page, "paint")
+    assert rebuilt(page)["error"] > 0
+    page.close()
+    own = explorer.as_uri() if address == "disk" else server.removesuffix("index.html")
+    assert [url for url in asked if not url.startswith((own, "blob:", "data:"))] == []
+    assert complaints == []
+
+
+# The area
+
+
+def test_every_layer_looks_different(page):
+    show(page, "area")
+    shown = {}
+    for layer in page.evaluate("areaView.state.layers.map((each) => each.id)"):
+        page.locator(f"input[value='{layer}']").check()
+        shown[layer] = picture(page)
+    assert {"picture-0", "labels", "predicted", "uncertainty", "suspect", "error"} <= {*shown}
+    assert len({*shown.values()}) == len(shown)
+
+
+def test_two_layers_blend_from_one_to_the_other(page):
+    show(page, "area")
+    page.locator("input[value='picture-0']").check()
+    alone = picture(page)
+    page.locator("#over").select_option("predicted")
+    seen = []
+    for share in ("0", "50", "100"):
+        page.locator("#share").fill(share)
+        seen.append(picture(page))
+    page.locator("#over").select_option("")
+    assert seen[0] == alone
+    assert len({*seen}) == 3
+
+
+def test_a_click_lights_the_twenty_patches_most_like_it(page, explorer):
+    before = picture(page)
+    click_on_patch(page, 5)
+    vectors = array(record(explorer, "area-0")["vectors"]).astype(np.float64)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    likeness = np.delete(vectors @ vectors[5], 5)
+    found = page.evaluate("areaView.state.nearest")
+    assert len(found) == 20 == page.locator(".nearest button").count()
+    np.testing.assert_allclose([each for _, each in found], np.sort(likeness)[::-1][:20], atol=1e-5)
+    assert picture(page) != before
+
+
+def test_a_thumbnail_leads_to_its_patch(page):
+    click_on_patch(page, 5)
+    first = page.evaluate("areaView.state.nearest[0][0]")
+    page.locator(".nearest button").first.click()
+    assert page.evaluate("areaView.state.chosen") == first
+
+
+def test_the_chosen_patch_is_described(page, explorer, explored_run):
+    click_on_patch(page, 7)
+    area = record(explorer, "area-0")
+    shares = array(area["probabilities"])[7] / 65535
+    assert shares.sum() == pytest.approx(1, abs=1e-3)
+    told = page.locator(".bars li").all_inner_texts()
+    assert len(told) == 8
+    assert f"{100 * shares.max():.0f} %" in told[0]
+    split = area["splits"][array(area["split"])[7]]
+    assert split in page.locator(".facts").inner_text()
+
+
+def test_the_map_is_worked_with_the_keyboard(page):
+    click_on_patch(page, 0)
+    page.locator("#map").focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    assert page.evaluate("areaView.state.chosen") == page.evaluate(
+        "areaView.state.area.beside(0, 1, 0)"
+    )
+    scale = page.evaluate("areaView.state.view.scale")
+    page.keyboard.press("+")
+    assert page.evaluate("areaView.state.view.scale") > scale
+    page.keyboard.press("0")
+
+
+# Painting
+
+
+def test_a_painted_mask_is_rebuilt_as_pytorch_does(page, explored_run, reflectance_dataset):
+    show(page, "paint")
+    rebuilt(page)
+    page.locator("#clear").click()
+    box = page.locator("#cells").bounding_box()
+    side = box["width"] / 4
+    page.mouse.move(box["x"] + side / 2, box["y"] + side / 2)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 3.5 * side, box["y"] + side / 2, steps=8)
+    page.mouse.up()
+    found = rebuilt(page)
+    assert found["hidden"] == [1] * 4 + [0] * 12
+    chip = chips_of_dataset(explored_run, reflectance_dataset)[0]
+    expected = by_pytorch(explored_run, chip, found["hidden"])
+    np.testing.assert_allclose(found["image"], expected["image"].ravel(), atol=1e-5)
+    known = np.broadcast_to(chip.valid, expected["model"].shape).ravel()
+    for name in ("model", "copy"):
+        np.testing.assert_allclose(
+            np.array(found[name])[known], expected[name].ravel()[known], atol=1e-3
+        )
+        off = np.abs(expected[name] - expected["image"])[:, :8][:, chip.valid[:8]]
+        assert found[{"model": "error", "copy": "copyError"}[name]] == pytest.approx(
+            off.mean(), abs=1e-4
+        )
+    np.testing.assert_allclose(found["classes"], expected["classes"].ravel(), atol=1e-3)
+
+
+def by_pytorch(run, chip, hidden):
+    """Model and copy of a chip under a mask (band, row, col), and class probabilities."""
+    stored = chip.stored * chip.scale[:, None, None] + chip.offset[:, None, None]
+    image = torch.from_numpy(stored.astype(np.float32))[None]
+    valid = torch.from_numpy(chip.valid.copy())[None]
+    order = torch.from_numpy(np.argsort(hidden, kind="stable"))[None]
+    mask = Mask(order, hidden.count(0))
+    counts = torch.zeros(1, run.model.num_tokens, 8, dtype=torch.int64)
+    batch = Batch(image, valid, counts, torch.zeros(1, dtype=torch.int64))
+    prediction, logits = predict(run, batch, mask)
+    given, _ = run.model.patches(image, valid, mask.visible)
+    pictures = []
+    for made in (prediction, nearest_visible(seen_by_baselines(run, batch, mask))):
+        patches = mask.restore(torch.cat([given, made.pixels], 1))
+        normalised = unpatchify(patches, run.model.config.patch_px, run.model.grid)
+        pictures.append(run.model.normalise.physical_units(normalised)[0].numpy())
+    classes = mask.restore(logits.softmax(2))[0].numpy()
+    return {"image": image[0].numpy(), "model": pictures[0], "copy": pictures[1],
+            "classes": classes}  # fmt: skip
+
+
+@pytest.mark.parametrize("num_visible", [1, 15])
+def test_masks_may_leave_one_patch_or_take_one(
+    num_visible, page, explored_run, reflectance_dataset
+):
+    show(page, "paint")
+    rebuilt(page)
+    page.evaluate("(left) => paintView.change((_, patch) => Number(patch >= left))", num_visible)
+    found = rebuilt(page)
+    assert found["hidden"].count(0) == num_visible
+    chip = chips_of_dataset(explored_run, reflectance_dataset)[0]
+    expected = by_pytorch(explored_run, chip, found["hidden"])["model"]
+    known = np.broadcast_to(chip.valid, expected.shape).ravel()
+    np.testing.assert_allclose(np.array(found["model"])[known], expected.ravel()[known], atol=1e-3)
+
+
+def test_what_cannot_be_rebuilt_is_said(page):
+    show(page, "paint")
+    rebuilt(page)
+    page.locator("#clear").click()
+    assert rebuilt(page)["error"] is None
+    assert "Nothing is hidden" in page.locator("#verdict").inner_text()
+    page.locator("#invert").click()
+    assert rebuilt(page)["error"] is None
+    assert "at least one patch" in page.locator("#verdict").inner_text()
+
+
+def test_a_mask_is_painted_with_the_keyboard(page):
+    show(page, "paint")
+    rebuilt(page)
+    page.locator("#clear").click()
+    page.locator("[data-patch='0']").focus()
+    for key in ("ArrowDown", "ArrowRight", " "):
+        page.keyboard.press(key)
+    found = rebuilt(page)
+    assert np.flatnonzero(found["hidden"]).tolist() == [5]
+    assert page.locator("[data-patch='5']").get_attribute("aria-selected") == "true"
+
+
+def test_the_slider_hides_its_share_and_the_same_patches_again(page):
+    show(page, "paint")
+    rebuilt(page)
+    masks = []
+    for share in ("50", "25", "50"):
+        page.locator("#ratio").fill(share)
+        masks.append(rebuilt(page)["hidden"])
+    assert [sum(mask) for mask in masks] == [8, 4, 8]
+    assert masks[0] == masks[2]
+    assert all(more >= less for more, less in zip(masks[0], masks[1], strict=True))
+
+
+# For everyone
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_axe_finds_nothing_serious(width, scheme, page):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    page.set_viewport_size({"width": width, "height": 800})
+    page.emulate_media(color_scheme=scheme)
+    click_on_patch(page, 5)
+    for view in VIEWS:
+        show(page, view)
+        found = axe.run(page).response["violations"]
+        serious = [(one["id"], one["nodes"][0]["html"], one["nodes"][0]["any"][:1])
+                   for one in found if one["impact"] in ("serious", "critical")]  # fmt: skip
+        assert serious == [], view
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_the_colours_follow_the_switch(page):
+    page.emulate_media(color_scheme="light")
+    background = "getComputedStyle(document.body).backgroundColor"
+    light = page.evaluate(background)
+    button = page.locator("#theme")
+    while "dark" not in button.get_attribute("aria-label"):
+        button.click()
+    assert page.evaluate(background) != light
+    button.click()
+    assert page.evaluate(background) == light

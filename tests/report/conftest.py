@@ -155,9 +155,9 @@ def make_example():
             dataset.valid(chip),
             dataset.landcover(chip),
             hidden,
+            true,
             image * np.float32(0.9),
             image[:, ::-1],
-            true,
             predicted.astype(np.uint8),
             np.full((GRID, GRID), 3, np.uint8),
         )

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from bharateo.accounting import Accounting, Row
+from bharateo.accounting import Accounting
 from bharateo.chips.store import Dataset
 from bharateo.errors import RunError
 from bharateo.files import write_text
@@ -30,13 +30,14 @@ from bharateo.report.panels import Estimate, Outline, Series
 if TYPE_CHECKING:
     import pandas as pd
 
-    from bharateo.evaluation.reconstruction import Example
+    from bharateo.evaluation.reconstruction import Chip, Example
 
 REPORT_FILE = "report.html"
 NUM_EXAMPLES = 6
 MOST_REGIONS_DRAWN = 6
 _MOST_SQUARES_DRAWN = 300
 _MOST_NAMES_IN_SIGHT = 20
+_MACROS = ("plate", "scroll", "metric_cells", "metric_head", "no_label")
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,24 @@ def article(
     files: RunFiles, dataset: Dataset, examples: Sequence[Example], why: str | None = None
 ) -> str:
     """The whole page as HTML, made from what a run says, its dataset and a few of its chips."""
+    return article_template().render(
+        **_opening(files, dataset, why),
+        **result(files.evaluation),
+        **shown(dataset),
+        **regions(dataset),
+        **chips(dataset, examples),
+        **reconstructions(dataset, examples),
+        curves=curves(files),
+        probes=probes.section(files.probes) if files.probes else None,
+        **all_numbers(files.evaluation),
+        accounting=list(Accounting.of_run(files.contract).rows()),
+        contract=_contract_rows(files.contract),
+        config=files.config,
+    )
+
+
+def article_template() -> Template:
+    """The page's template; its blocks are figures that can be rendered by themselves."""
     environment = Environment(
         loader=PackageLoader("bharateo", "report"),
         autoescape=True,
@@ -124,19 +143,9 @@ def article(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    template = environment.get_template("article.html.j2")
-    return template.render(
-        **_opening(files, dataset, why),
-        **_result(files.evaluation),
-        **_regions(dataset),
-        **_chips(dataset, examples),
-        curves=_curves(files),
-        probes=probes.section(files.probes) if files.probes else None,
-        **_all_numbers(files.evaluation),
-        accounting=_accounting(files.contract),
-        contract=_contract_rows(files.contract),
-        config=files.config,
-    )
+    macros = environment.get_template("macros.html.j2").module
+    environment.globals |= {name: getattr(macros, name) for name in _MACROS}
+    return environment.get_template("article.html.j2")
 
 
 # The opening: what this is, from where, and how it went
@@ -155,7 +164,6 @@ def _opening(files: RunFiles, dataset: Dataset, why: str | None) -> dict[str, An
     return {
         "title": contract["sensor"]["title"],
         "dataset_name": evaluation["dataset"]["name"],
-        "sensor": dataset.sensor,
         "trained": trained,
         "headline": f"On {ground} {findings.headline(scores)}.",
         "verdict": findings.verdict(scores),
@@ -218,7 +226,8 @@ def _notes(dataset: Dataset) -> list[str]:
 # The result on the most telling split
 
 
-def _result(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+def result(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """The charts of the most telling split, and what they say."""
     split = findings.splits(evaluation)[0]
     scores = evaluation["splits"][split]
     return {
@@ -272,24 +281,33 @@ def _interval_chart(scores: Scores, metric: Metric) -> dict[str, Any]:
 # Regions
 
 
-def _regions(dataset: Dataset) -> dict[str, Any]:
-    records = dataset.info["regions"]
-    # a dataset of very many regions keeps overviews of some only
-    drawn = [record for record in records if "overview" in record][:MOST_REGIONS_DRAWN]
-    names_drawn = {record["name"] for record in drawn}
-    not_drawn = [r["name"] for r in records if r["name"] not in names_drawn]
+def shown(dataset: Dataset) -> dict[str, Any]:
+    """What every picture needs to be understood: composites, stretches, classes and colours."""
     sensor = dataset.sensor
     return {
-        "regions": [_region(dataset, record) for record in drawn],
-        "regions_not_drawn": not_drawn,
-        "fold_not_drawn": len(not_drawn) > _MOST_NAMES_IN_SIGHT,
+        "sensor": sensor,
         "composites": list(sensor.composites),
+        "several": len(sensor.composites) > 1,
         "stretches": "; ".join(render.stretch_note(sensor, name) for name in sensor.composites),
         "scheme": dataset.info["class_scheme"],
         "legend": [
             {"name": panels.class_name(c.id), "css": panels.class_css(c.id)}
             for c in BHARATEO_CLASSES
         ],
+    }
+
+
+def regions(dataset: Dataset) -> dict[str, Any]:
+    """The largest regions as maps, each with its histogram, and the names of the others."""
+    records = dataset.info["regions"]
+    # a dataset of very many regions keeps overviews of some only
+    drawn = [record for record in records if "overview" in record][:MOST_REGIONS_DRAWN]
+    names_drawn = {record["name"] for record in drawn}
+    not_drawn = [r["name"] for r in records if r["name"] not in names_drawn]
+    return {
+        "regions": [_region(dataset, record) for record in drawn],
+        "regions_not_drawn": not_drawn,
+        "fold_not_drawn": len(not_drawn) > _MOST_NAMES_IN_SIGHT,
         "splits_drawn": has_splits(dataset),
     }
 
@@ -407,9 +425,25 @@ def _provenance(record: Mapping[str, Any]) -> list[tuple[str, str]]:
 # Chips
 
 
-def _chips(dataset: Dataset, examples: Sequence[Example]) -> dict[str, Any]:
+def chips(dataset: Dataset, examples: Sequence[Chip]) -> dict[str, Any]:
+    """Chips with their labels, and the first of them as tokens."""
     sensor = dataset.sensor
     std = dataset.statistics.std if sensor.standardised else np.ones(sensor.num_bands)
+    return {
+        "chips": [
+            {"chip": example.chip, "labels": panels.label_plates(example, sensor)}
+            for example in examples
+        ],
+        "tokens": panels.token_plates(examples[0], sensor, std) if examples else [],
+        "token_chip": examples[0].chip if examples else "",
+        "token_grid": " by ".join(map(str, examples[0].hidden.shape)) if examples else "",
+        "example_split": examples[0].split if examples else "",
+    }
+
+
+def reconstructions(dataset: Dataset, examples: Sequence[Example]) -> dict[str, Any]:
+    """What a run makes of chips: pixels, errors and classes."""
+    sensor = dataset.sensor
     errors = [
         panels.absolute_error(e, made) for e in examples for made in (e.reconstruction, e.nearest)
     ]
@@ -418,7 +452,6 @@ def _chips(dataset: Dataset, examples: Sequence[Example]) -> dict[str, Any]:
         "examples": [
             {
                 "chip": example.chip,
-                "labels": panels.label_plates(example, sensor),
                 "reconstructions": [
                     panels.reconstruction_plates(example, sensor, composite)
                     for composite in sensor.composites
@@ -428,10 +461,6 @@ def _chips(dataset: Dataset, examples: Sequence[Example]) -> dict[str, Any]:
             }
             for example in examples
         ],
-        "tokens": panels.token_plates(examples[0], sensor, std) if examples else [],
-        "token_chip": examples[0].chip if examples else "",
-        "token_grid": " by ".join(map(str, examples[0].hidden.shape)) if examples else "",
-        "example_split": examples[0].split if examples else "",
         "ramp": Markup(render.ramp_css()),
         "error_top": f"{top:g}",
     }
@@ -440,7 +469,8 @@ def _chips(dataset: Dataset, examples: Sequence[Example]) -> dict[str, Any]:
 # Learning curves
 
 
-def _curves(files: RunFiles) -> list[dict[str, Any]]:
+def curves(files: RunFiles) -> list[dict[str, Any]]:
+    """The charts of a run's history."""
     history = files.history
     if not history:
         return []
@@ -551,7 +581,8 @@ def _chart(
 # All the numbers
 
 
-def _all_numbers(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+def all_numbers(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """The tables of every split, and where the masked patches of each class went."""
     return {
         "tables": [
             _split_table(split, evaluation["splits"][split])
@@ -599,12 +630,7 @@ def _confusion(scores: Scores) -> dict[str, Any]:
     }
 
 
-# The account and the run
-
-
-def _accounting(contract: Mapping[str, Any]) -> list[Row]:
-    """What the run was shown and asked."""
-    return list(Accounting.of_run(contract).rows())
+# The run
 
 
 def _contract_rows(contract: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -26,7 +26,7 @@ from bharateo.report import render
 from bharateo.sensor import Sensor
 
 if TYPE_CHECKING:
-    from bharateo.evaluation.reconstruction import Example
+    from bharateo.evaluation.reconstruction import Chip, Example
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ def _outline(outline: Outline, extent: int) -> str:
 # Chips and their tokens
 
 
-def label_plates(example: Example, sensor: Sensor) -> list[Plate]:
+def label_plates(example: Chip, sensor: Sensor) -> list[Plate]:
     """A chip in every composite, its land cover and its patch labels."""
     rows, cols = example.hidden.shape
     patch_px = example.image.shape[1] // rows
@@ -194,9 +194,7 @@ def label_plates(example: Example, sensor: Sensor) -> list[Plate]:
     ]
 
 
-def token_mean_rgb(
-    example: Example, sensor: Sensor
-) -> UInt8[np.ndarray, "token_row token_col rgb"]:
+def token_mean_rgb(example: Chip, sensor: Sensor) -> UInt8[np.ndarray, "token_row token_col rgb"]:
     """The colour of every patch's mean over valid pixels; hatch grey where none is valid."""
     patches, valid = _patches(example)
     count = valid.sum(-1)
@@ -206,7 +204,7 @@ def token_mean_rgb(
 
 
 def token_variance(
-    example: Example, std: Float[np.ndarray, " band"]
+    example: Chip, std: Float[np.ndarray, " band"]
 ) -> Float[np.ndarray, "token_row token_col"]:
     """Variance of every patch's valid pixels around its mean, in units of ``std``, band mean."""
     patches, valid = _patches(example)
@@ -217,7 +215,7 @@ def token_variance(
     return variance
 
 
-def _patches(example: Example) -> tuple[np.ndarray, np.ndarray]:
+def _patches(example: Chip) -> tuple[np.ndarray, np.ndarray]:
     """Values [token_row, token_col, band, pixel], zero where invalid, and their validity."""
     rows, cols = example.hidden.shape
     bands, height, width = example.image.shape
@@ -230,7 +228,7 @@ def _patches(example: Example) -> tuple[np.ndarray, np.ndarray]:
     )
 
 
-def token_plates(example: Example, sensor: Sensor, std: Float[np.ndarray, " band"]) -> list[Plate]:
+def token_plates(example: Chip, sensor: Sensor, std: Float[np.ndarray, " band"]) -> list[Plate]:
     """One chip as a model meets it: pixels, mean colour, variance and mask of its tokens."""
     rows, cols = example.hidden.shape
     patch_px = example.image.shape[1] // rows
@@ -263,13 +261,13 @@ def token_plates(example: Example, sensor: Sensor, std: Float[np.ndarray, " band
 # Reconstructions
 
 
-def hidden_pixels(example: Example) -> Bool[np.ndarray, "row col"]:
+def hidden_pixels(example: Chip) -> Bool[np.ndarray, "row col"]:
     """The masked tokens at pixel size."""
     return render.upscale(example.hidden, example.image.shape[1] // example.hidden.shape[0])
 
 
 def absolute_error(
-    example: Example, made: Float32[np.ndarray, "band row col"]
+    example: Chip, made: Float32[np.ndarray, "band row col"]
 ) -> Float[np.ndarray, "row col"]:
     """Band-mean absolute error in physical units; NaN where visible or invalid."""
     error = np.abs(made.astype(np.float64) - example.image).mean(0)
@@ -320,7 +318,7 @@ def error_plates(example: Example, top: float) -> list[Plate]:
 
 
 def _masked(
-    example: Example, rgb: UInt8[np.ndarray, "row col rgb"]
+    example: Chip, rgb: UInt8[np.ndarray, "row col rgb"]
 ) -> UInt8[np.ndarray, "row col rgb"]:
     return render.paint(rgb, hidden_pixels(example))
 

@@ -80,7 +80,8 @@ def site(tmp_path_factory):
     dry = subprocess.run(
         ["make", "--dry-run", "docs"], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    options = re.findall(r"--[a-z-]+", dry.stdout.splitlines()[-1])
+    (command,) = re.findall(r"^.* -m sphinx .*$", dry.stdout, re.M)  # make says where it is, too
+    options = re.findall(r"--[a-z-]+", command)
     assert "--fail-on-warning" in options
     done = subprocess.run(
         [sys.executable, "-m", "sphinx", *options, "-d", out / "doctrees", DOCS, out / "html"],

@@ -351,7 +351,7 @@ def explained(record: Mapping[str, Any]) -> str:
     seen = "landcover" in record["pretraining_heads"] and record["own_dataset"]
     return (
         f"Probes of frozen features on held-out ground ({sizes}). Budgets are drawn "
-        f"{record['draws_per_budget']} times, `all` is at most "
+        f"{record['draws_per_budget']} times, all labels are at most "
         f"{record['most']['train_examples']:,} examples; settings are chosen on the val split. In "
         "brackets: 95 % intervals over blocks of ground and draws; differences are paired."
         + (f" From fewer than {FEW_BLOCKS} blocks intervals are too narrow." if rough else "")

@@ -241,9 +241,10 @@ def make_small(patch: pytest.MonkeyPatch, scenes: str) -> None:
         roi = parse(text)
         return replace(roi, size_px=min(roi.size_px, SIDE_PX))
 
-    for where in ("bharateo.config", "bharateo.demo", "bharateo"):
+    # The package first: its names are looked up in the modules, and come back as they were.
+    for where in ("bharateo", "bharateo.config", "bharateo.demo"):
         patch.setattr(f"{where}.load_config", load_small)
-    for where in ("bharateo.regions", "bharateo"):
+    for where in ("bharateo", "bharateo.regions"):
         patch.setattr(f"{where}.parse_roi", parse_small)
     for few in ("MOST_EXAMPLES", "MOST_VALIDATION"):
         patch.setattr(f"bharateo.evaluation.probing.{few}", 150)

@@ -11,8 +11,7 @@ import pytest
 from nbclient import NotebookClient
 
 import bharateo
-from bharateo.regions import NAMED_ROIS, tile_windows, worldcover_window
-from worldcover_tiles import patchy_codes, write_tile
+from documented import write_tiles
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NAMES = ("bharateo_v0", "sentinel2_v0")
@@ -116,19 +115,6 @@ def test_the_first_notebook_runs_on_worldcover_where_it_is_reached(
     made = run_shortened("bharateo_v0", tmp_path)
     assert "Pixels: ESA WorldCover" in said(made)
     assert num_pictures(made) >= FEWEST_PICTURES["bharateo_v0"]
-
-
-def write_tiles(root):
-    """Generated codes under the three regions."""
-    codes = patchy_codes(2048, 2048, codes=(10, 40, 50, 80))
-    parts = {}
-    for place in NAMED_ROIS.values():
-        for part in tile_windows(worldcover_window(place)):
-            under = codes[: part.height, : part.width]
-            parts.setdefault(part.tile, {})[part.row, part.col] = under
-    for tile, windows in parts.items():
-        write_tile(root, tile, windows)
-    return root
 
 
 def said(notebook):

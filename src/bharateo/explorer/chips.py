@@ -12,7 +12,7 @@ from bharateo.chips.store import Dataset
 from bharateo.embedding.inputs import RasterInput
 from bharateo.explorer.area import Area
 from bharateo.landcover import IGNORE, NUM_CLASSES, patch_class_counts, patch_mode
-from bharateo.training.batches import Window, fixed_windows, window_ids
+from bharateo.training.batches import Window, fixed_windows, stack, window_ids
 from bharateo.training.checkpoint import Run
 
 MOST_CHIPS = 16
@@ -44,24 +44,20 @@ def chips_of_dataset(run: Run, dataset: Dataset, count: int = MOST_CHIPS) -> lis
     squares = dataset.indices(split)
     windows = fixed_windows(squares.tolist(), dataset.size_px, chip_px)
     windows = windows[:: -(-len(windows) // _MOST_WINDOWS)]
-    labels = [_landcover(dataset, window, chip_px) for window in windows]
-    clear = [_is_clear(dataset, window, chip_px) for window in windows]
-    chosen = varied(np.stack(labels), np.array(clear), count)
-    names = window_ids(dataset, [windows[i] for i in chosen])
+    class_ids = stack(dataset.landcover, windows, chip_px)
+    clear = np.array([_is_clear(dataset, window, chip_px) for window in windows])
+    chosen = varied(class_ids, clear, count)
+    labels = patch_mode(patch_class_counts(class_ids[chosen], run.model.config.patch_px))
+    some = [windows[i] for i in chosen]
+    images, valid = (stack(layer, some, chip_px) for layer in (dataset.image, dataset.valid))
     num_bands = dataset.sensor.num_bands
     unit = (np.full(num_bands, each) for each in (dataset.sensor.scale, dataset.sensor.offset))
     scale, offset = unit
     return [
-        Chip(
-            name,
-            split,
-            _cut(dataset.image(windows[i].chip), windows[i], chip_px),
-            scale,
-            offset,
-            _valid(dataset, windows[i], chip_px),
-            _token_labels(labels[i], run.model.config.patch_px),
+        Chip(name, split, image, scale, offset, known, classes)
+        for name, image, known, classes in zip(
+            window_ids(dataset, some), images, valid, labels, strict=True
         )
-        for name, i in zip(names, chosen, strict=True)
     ]
 
 
@@ -119,28 +115,13 @@ def varied(
 def _is_clear(dataset: Dataset, window: Window, chip_px: int) -> bool:
     """Whether there is something to see: few pixels are missing, few are drawn white."""
     sensor = dataset.sensor
-    shown = _cut(dataset.image(window.chip), window, chip_px)[list(sensor.composite_indices())]
+    (image,), (valid,) = (
+        stack(layer, [window], chip_px) for layer in (dataset.image, dataset.valid)
+    )
+    shown = image[list(sensor.composite_indices())]
     high = sensor.composites[sensor.default_composite].high
     white = (shown * sensor.scale + sensor.offset >= high).all(0)
-    valid = _valid(dataset, window, chip_px)
     return bool(valid.mean() >= _LEAST_VALID and white.mean() <= _MOST_WHITE)
-
-
-def _cut(layer: np.ndarray, window: Window, chip_px: int) -> np.ndarray:
-    return layer[..., window.row : window.row + chip_px, window.col : window.col + chip_px]
-
-
-def _landcover(dataset: Dataset, window: Window, chip_px: int) -> np.ndarray:
-    return _cut(dataset.landcover(window.chip), window, chip_px)
-
-
-def _valid(dataset: Dataset, window: Window, chip_px: int) -> np.ndarray:
-    return _cut(dataset.valid(window.chip), window, chip_px)
-
-
-def _token_labels(class_ids: np.ndarray, patch_px: int) -> UInt8[np.ndarray, " token"]:
-    labels: np.ndarray = patch_mode(patch_class_counts(class_ids[None], patch_px))[0]
-    return labels
 
 
 def _cells(

@@ -21,8 +21,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 import bharateo
 from bharateo.chips.store import Dataset
 from bharateo.embedding.inputs import RasterInput
@@ -35,6 +33,7 @@ from bharateo.explorer.runtime import BINARY, LICENCE, LOADER, SCRIPT, runtime_f
 from bharateo.files import remove_leftovers, write_text
 from bharateo.handover.onnx_file import write_onnx
 from bharateo.models.heads import PixelHead
+from bharateo.report.html import templates
 from bharateo.training.checkpoint import Run
 
 MOST_MEGABYTES = 25.0
@@ -63,6 +62,7 @@ def write_explorer(
     """
     runtime = runtime_files()
     _check_output(output)
+    ground = _fitting(run, ground)  # before the minutes that all else takes
     painting = {
         "runtime": script("runtime", _runtime_record(runtime)),
         "model": _model_script(run, say),
@@ -85,14 +85,20 @@ def write_explorer(
     return output / "index.html"
 
 
+def _fitting(run: Run, ground: Dataset | RasterInput) -> Dataset | RasterInput:
+    """The ground with the run's bands; a raster was checked when it was opened."""
+    if isinstance(ground, Dataset):
+        if {*run.sensor.band_names} <= {*ground.sensor.band_names}:
+            ground = ground.with_bands(run.sensor.band_names)
+        run.check(ground)
+    return ground
+
+
 def _look(
     run: Run, ground: Dataset | RasterInput, progress: Progress
 ) -> tuple[list[Area], list[Chip], Sequence[str], str]:
     """Areas, chips, whose pixels and labels they are, and what is left out."""
     if isinstance(ground, Dataset):
-        if {*run.sensor.band_names} <= {*ground.sensor.band_names}:
-            ground = ground.with_bands(run.sensor.band_names)
-        run.check(ground)
         areas, left_out = areas_of_dataset(run, ground, progress)
         return areas, chips_of_dataset(run, ground), ground.attribution, left_out
     area = area_of_raster(run, ground, Path(ground.location).stem, progress)
@@ -195,11 +201,5 @@ def _page_bytes() -> int:
 
 
 def _page(record: Mapping[str, Any]) -> str:
-    environment = Environment(
-        loader=PackageLoader("bharateo.explorer", "page"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("index.html.j2").render(record, version=bharateo.__version__)
+    template = templates("explorer/page").get_template("index.html.j2")
+    return template.render(record, version=bharateo.__version__)

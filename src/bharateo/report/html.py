@@ -136,16 +136,21 @@ def article(
 
 def article_template() -> Template:
     """The page's template; its blocks are figures that can be rendered by themselves."""
-    environment = Environment(
-        loader=PackageLoader("bharateo", "report"),
+    environment = templates("report")
+    macros = environment.get_template("macros.html.j2").module
+    environment.globals |= {name: getattr(macros, name) for name in _MACROS}
+    return environment.get_template("article.html.j2")
+
+
+def templates(folder: str) -> Environment:
+    """The templates of pages that lie in a folder of the package; a missing name is an error."""
+    return Environment(
+        loader=PackageLoader("bharateo", folder),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    macros = environment.get_template("macros.html.j2").module
-    environment.globals |= {name: getattr(macros, name) for name in _MACROS}
-    return environment.get_template("article.html.j2")
 
 
 # The opening: what this is, from where, and how it went

@@ -55,9 +55,9 @@ def symmetric(array: Shaped[np.ndarray, "*lead row col"], way: int) -> np.ndarra
 
 def cut(dataset: Dataset, windows: Sequence[Window], chip_px: int, patch_px: int) -> Batch:
     """The batch of these windows, in physical units."""
-    image = _stack(dataset.image, windows, chip_px)
-    valid = _stack(dataset.valid, windows, chip_px)
-    landcover = _stack(dataset.landcover, windows, chip_px)
+    image = stack(dataset.image, windows, chip_px)
+    valid = stack(dataset.valid, windows, chip_px)
+    landcover = stack(dataset.landcover, windows, chip_px)
     return Batch(
         physical_units(torch.from_numpy(image), dataset.sensor),
         torch.from_numpy(valid),
@@ -72,9 +72,10 @@ def physical_units(stored: Shaped[Tensor, "*shape"], sensor: Sensor) -> Float[Te
     return physical.add_(sensor.offset) if sensor.offset else physical
 
 
-def _stack(
+def stack(
     layer: Callable[[int], np.ndarray], windows: Sequence[Window], chip_px: int
-) -> np.ndarray:
+) -> Shaped[np.ndarray, "window *shape"]:
+    """A layer of a dataset (``dataset.image`` and the like) as stored, in one window or more."""
     first = layer(windows[0].chip)
     stacked = np.empty((len(windows), *first.shape[:-2], chip_px, chip_px), first.dtype)
     for out, window in zip(stacked, windows, strict=True):

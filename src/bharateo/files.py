@@ -1,4 +1,5 @@
-"""Writing files so that a killed program leaves either the old file or the new one, never half."""
+"""Files: written so that a killed program leaves either the old one or the new, never half; read
+only where they are files."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import errno
 import glob
 import json
 import os
+import stat
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +30,34 @@ def cache_folder() -> Path:
     import platformdirs
 
     return Path(os.environ.get("BHARATEO_CACHE") or platformdirs.user_cache_path("bharateo"))
+
+
+def open_file(path: Path) -> IO[bytes]:
+    """An ordinary file, opened for reading.
+
+    Raises:
+        OSError: there is none, or it is a folder, a pipe, a socket or a device. A pipe is never
+            waited for.
+    """
+    # Without O_NONBLOCK the open itself waits for whoever may write to a pipe.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is no ordinary file", str(path))
+    return os.fdopen(descriptor, "rb")
+
+
+def read_bytes(path: Path, limit: int = 2**28) -> bytes:
+    """The whole content of an ordinary file.
+
+    Raises:
+        OSError: see ``open_file``; also where there are more bytes than ``limit``.
+    """
+    with open_file(path) as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise OSError(errno.EFBIG, f"it is larger than {limit} bytes", str(path))
+    return content
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:

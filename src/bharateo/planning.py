@@ -9,7 +9,7 @@ training reaches, is defined with these FLOPs.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -17,7 +17,7 @@ from typing import NamedTuple
 from bharateo.accounting import Accounting, Row
 from bharateo.config import SIZES, Config, HeadConfig, ModelConfig, TrainingConfig
 from bharateo.errors import ConfigError
-from bharateo.landcover import NUM_CLASSES
+from bharateo.models.cost import HeadCost, head_costs
 
 INDIA_KG_PER_KWH = 0.727
 """CO2 of India's grid. Source: Central Electricity Authority, CO2 Baseline Database v20 (December
@@ -121,19 +121,13 @@ class Stack(NamedTuple):
     rows: int
 
 
-HEADS: Mapping[str, Callable[[Accounting], tuple[int, int]]] = {
-    "pixels": lambda chip: (chip.masked_per_chip, chip.values_per_token),
-    "landcover": lambda chip: (chip.tokens_per_chip, NUM_CLASSES),
-}
-"""Head -> the tokens of a chip that its linear layer takes, and the values it makes of each."""
-
-
 @dataclass(frozen=True)
 class Layers:
     """A model with its heads as ``models/`` builds them, down to what FLOPs and bytes need.
 
     The first of ``linears`` takes pixels, which need no gradient. ``attention`` is the forward
-    FLOPs of scores and mixing, ``vectors`` are the lengths of all parameters outside ``linears``.
+    FLOPs of scores and mixing, ``vectors`` are the lengths of the model's parameters outside
+    ``linears``; ``heads`` are counted while they work, since anybody may add one.
 
     Raises:
         ConfigError: sizes make no tokens, or a head is unknown.
@@ -142,44 +136,41 @@ class Layers:
     linears: tuple[Linear, ...]
     attention: int
     vectors: tuple[int, ...]
+    heads: tuple[HeadCost, ...]
 
     @classmethod
     def of(cls, model: ModelConfig, num_bands: int, heads: Mapping[str, HeadConfig]) -> Layers:
         """The layers of a configured model for chips of so many bands."""
         chip = Accounting(1, 1, model.chip_px, model.patch_px, num_bands, model.mask_ratio)
         stacks = _stacks(model, chip)
-        width = stacks[-1].width
-        unknown = [name for name in heads if name not in HEADS]
-        if unknown:
-            raise ConfigError(f"heads.{unknown[0]} is not a head; known are {', '.join(HEADS)}")
         outside = [Linear(chip.visible_per_chip, chip.values_per_token, model.width)]
         if model.name == "v0":
-            outside.append(Linear(chip.visible_per_chip, model.width, width))
-        for name in heads:
-            rows, outputs = HEADS[name](chip)
-            outside.append(Linear(rows, width, outputs))
+            outside.append(Linear(chip.visible_per_chip, model.width, stacks[-1].width))
         return cls(
             (*outside, *(one for stack in stacks for one in _block_linears(stack, model))),
             sum(stack.depth * 4 * stack.rows**2 * stack.width for stack in stacks),
             (
                 *_own_vectors(model, chip),
                 *(stack.width for stack in stacks for _ in range(4 * stack.depth)),
-                *(width for _ in heads for _ in range(2)),
             ),
+            head_costs(model, num_bands, heads),
         )
 
     @property
     def flops(self) -> Flops:
-        """Every product has two gradients, but the first only one."""
+        """Every product of the model has two gradients, but the first only one."""
         forward = sum(linear.flops for linear in self.linears) + self.attention
-        return Flops(forward, 3 * forward - self.linears[0].flops)
+        return Flops(
+            forward + sum(head.forward for head in self.heads),
+            3 * forward - self.linears[0].flops + sum(head.training for head in self.heads),
+        )
 
     @property
     def num_parameters(self) -> int:
         """Trained values."""
-        return sum(one.inputs * one.outputs + one.outputs for one in self.linears) + sum(
-            self.vectors
-        )
+        in_linears = sum(one.inputs * one.outputs + one.outputs for one in self.linears)
+        in_heads = sum(length for head in self.heads for length in head.parameters)
+        return in_linears + sum(self.vectors) + in_heads
 
     @property
     def block_matrices(self) -> tuple[Linear, ...]:
@@ -224,6 +215,7 @@ def state_bytes(config: Config, num_bands: int) -> StateBytes:
     by_muon = sum(linear.inputs * linear.outputs for linear in muon)
     by_adamw = layers.num_parameters - by_muon
     num_adamw = 2 * len(layers.linears) - len(muon) + len(layers.vectors)
+    num_adamw += sum(len(head.parameters) for head in layers.heads)
     return StateBytes(
         _FP32 * (layers.num_parameters + 2 * num_bands),
         _FP32 * (by_muon + 2 * by_adamw + num_adamw),

@@ -182,6 +182,21 @@ def test_parts_of_a_batch_give_the_same_on_any_number_of_ranks(
     assert_same_curve(losses, expected)
 
 
+@pytest.mark.parametrize("parallel", ["fsdp", "ddp"])
+def test_ranks_with_shares_of_more_and_of_fewer_parts_are_the_same_as_one(
+    reflectance_dataset, tmp_path, parallel
+):
+    """Nine chips in parts of four: two parts on one rank, and one on the other."""
+    training = {"batch_size": 9, "epochs": 3}
+    common = {"optimiser": "adamw", "training": training, "machine": {"micro_batch": 4}}
+    status, expected, said = start(tmp_path / "one", reflectance_dataset, **common)
+    assert status == 0, said
+    status, losses, said = start(tmp_path / "two", reflectance_dataset, 2, parallel, **common)
+    assert status == 0, said
+    assert_same_curve(losses, expected)
+    assert_same_weights(tmp_path / "two", tmp_path / "one")
+
+
 def test_what_the_first_rank_refuses_ends_them_all(reflectance_dataset, tmp_path):
     start(tmp_path, reflectance_dataset, training={"epochs": 1})
     status, _, said = start(tmp_path, reflectance_dataset, 2, training={"epochs": 1, "lr": 0.5})

@@ -114,6 +114,10 @@ class Engine:
             dist.all_reduce(values, dist.ReduceOp.MAX)
         return values
 
+    def largest(self, number: float) -> float:
+        """The largest of what the ranks say."""
+        return self.most(torch.tensor(number, dtype=torch.float64)).item()
+
     def by_first(self, act: Callable[[], T]) -> T:
         """What the first rank's ``act()`` returns or raises, on every rank; others do not act."""
         if self.num_ranks == 1:

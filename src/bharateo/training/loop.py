@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bharateo.accounting import Accounting
 from bharateo.chips.store import Dataset
@@ -19,8 +19,7 @@ from bharateo.errors import ConfigError, ContractError, DivergedError, RunError,
 from bharateo.files import remove_leftovers, write_json, write_text
 from bharateo.models.heads import HEADS, Batch, build_heads
 from bharateo.models.mae import build_model
-from bharateo.models.objective import Objective
-from bharateo.models.patches import Mask, num_masked
+from bharateo.models.patches import Mask
 from bharateo.sensor import named_bands
 from bharateo.training.batches import fixed_batch, fixed_windows
 from bharateo.training.checkpoint import (
@@ -39,9 +38,10 @@ from bharateo.training.checkpoint import (
 )
 from bharateo.training.engine import Engine, open_engine
 from bharateo.training.forecast import AFTER_STEPS, Forecast
+from bharateo.training.learner import Launched, Learner
 from bharateo.training.loader import Loader
-from bharateo.training.optimisers import build_optimisers, learning_rate
-from bharateo.training.prepare import RawBatch, prepare
+from bharateo.training.optimisers import learning_rate
+from bharateo.training.prepare import RawBatch
 from bharateo.training.stopping import StopWish
 from bharateo.training.watch import (
     EVENTS_FILE,
@@ -179,17 +179,6 @@ def claim_folder(run: Path, config: Config, dataset: Dataset) -> None:
 
 
 @dataclass
-class Launched:
-    """A step on its way: its totals over all ranks and the gradient's norm, still on the device."""
-
-    step: int
-    lr: float
-    totals: Tensor
-    metrics: tuple[str, ...]
-    grad_norm: Tensor
-
-
-@dataclass
 class Clock:
     """Where the time of this session went, in seconds."""
 
@@ -204,20 +193,15 @@ class Clock:
         return time.monotonic() - self.saved >= least
 
 
-class Trainer:
-    """Model, heads, optimisers and data of one run on one rank, and the loop over them."""
+class Trainer(Learner):
+    """What learns in one run on one rank, its data, and the loop over them."""
 
     def __init__(
         self, dataset: Dataset, config: Config, run: Path, engine: Engine | None = None
     ) -> None:
-        self.dataset, self.config, self.run = dataset, config, run
-        self.engine = engine or Engine()
         torch.manual_seed(config.training.seed)
-        model = build_model(config.model, *model_statistics(dataset))
-        self.objective = Objective(model, build_heads(config.heads, model), config.heads)
-        self.module = self.engine.wrap(self.objective)
-        self.optimisers = build_optimisers(self.objective, config)
-        self.num_masked = num_masked(model.num_tokens, config.model.mask_ratio)
+        super().__init__(config, dataset.sensor, *model_statistics(dataset), engine or Engine())
+        self.dataset, self.run = dataset, run
         self.chips_per_epoch = chips_per_epoch(dataset, config)
         self.steps_per_epoch = math.ceil(self.chips_per_epoch / config.training.batch_size)
         self.num_steps = config.training.epochs * self.steps_per_epoch
@@ -301,55 +285,16 @@ class Trainer:
         Raises:
             DivergedError: a loss or gradient is no number; weights are as before the step.
         """
-        launched = self.differentiate(step, raw)
+        lr = learning_rate(self.config, step, self.steps_per_epoch)
+        launched = self.differentiate(step, lr, raw)
         if not self.engine.asynchronous:
             self.look(launched)
-        for optimiser in self.optimisers:
-            optimiser.step()
+        self.update()
         return launched
-
-    def differentiate(self, step: int, raw: RawBatch) -> Launched:
-        """Loss and gradients of a step, those of all ranks; the gradients are clipped."""
-        lr = learning_rate(self.config, step, self.steps_per_epoch)
-        for optimiser in self.optimisers:
-            for group in optimiser.param_groups:
-                group["lr"] = lr
-        self.objective.zero_grad(set_to_none=True)
-        parts = raw.parts(self.config.machine.micro_batch)
-        ready = [self.prepare(parts[0])] if len(parts) == 1 else None
-        counts = sum(
-            (self.objective.counts(*pair) for pair in ready or map(self.prepare, parts)),
-            torch.zeros(len(self.config.heads), dtype=torch.float64, device=self.engine.device),
-        )
-        counts = self.engine.total(counts)
-        totals, names = torch.zeros((), dtype=torch.float64, device=self.engine.device), ()
-        for number, part in enumerate(parts):
-            batch, mask = ready[0] if ready else self.prepare(part)
-            with self.engine.part(self.module, last=number + 1 == len(parts)):
-                with self.engine.autocast():
-                    loss, sums = self.module(batch, mask, counts)
-                (loss * self.engine.num_ranks).backward()  # ranks average their gradients
-            numbers = [loss.detach(), *(each for pair in sums.values() for each in pair)]
-            totals = totals + torch.stack([each.double() for each in numbers])
-            names = tuple(sums)
-        return Launched(step, lr, self.engine.total(totals), names, self.clip())
-
-    def clip(self) -> Tensor:
-        """Clip the gradients if so configured; their norm before."""
-        parameters = [each for each in self.objective.parameters() if each.grad is not None]
-        norm = nn.utils.get_total_norm([each.grad for each in parameters if each.grad is not None])
-        if self.config.training.grad_clip:
-            nn.utils.clip_grads_with_norm_(parameters, self.config.training.grad_clip, norm)
-        whole: Tensor = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-        return whole
 
     def batch(self, step: int) -> tuple[Batch, Mask]:
         """What this rank's share of a step shows, out of turn."""
         return self.prepare(self.loader.load(step))
-
-    def prepare(self, raw: RawBatch) -> tuple[Batch, Mask]:
-        """Chips in physical units and their masks, on the device."""
-        return prepare(raw, self.dataset.sensor, self.config.model.patch_px, self.num_masked)
 
     def look(self, launched: Launched) -> StepRecord:
         """The numbers of a step.

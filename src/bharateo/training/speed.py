@@ -9,20 +9,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
 
 from bharateo.config import Config
 from bharateo.landcover import NUM_CLASSES
 from bharateo.machine import num_cores
-from bharateo.models.heads import build_heads
-from bharateo.models.mae import build_model
-from bharateo.models.objective import Objective
-from bharateo.models.patches import num_masked
 from bharateo.sensor import SENTINEL2_L2A
 from bharateo.training.draws import Draws
 from bharateo.training.engine import Engine
-from bharateo.training.optimisers import build_optimisers
-from bharateo.training.prepare import RawBatch, prepare
+from bharateo.training.learner import Learner
+from bharateo.training.prepare import RawBatch
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 LARGEST = 8192
@@ -91,26 +86,15 @@ def measure_step(
     The median of the steps done in ``seconds``, three at least, after two to warm up.
     """
     engine = engine or Engine()
-    model = build_model(config.model, [0.5] * num_bands, [0.25] * num_bands)
-    objective = Objective(model, build_heads(config.heads, model), config.heads)
-    module = engine.wrap(objective)
-    optimisers = build_optimisers(objective, config)
+    learner = Learner(config, SENTINEL2_L2A, [0.5] * num_bands, [0.25] * num_bands, engine)
     raw = generated(config, num_bands, batch_size, engine.device)
-    masked = num_masked(model.num_tokens, config.model.mask_ratio)
 
     def step() -> None:
-        batch, mask = prepare(raw, SENTINEL2_L2A, config.model.patch_px, masked)
-        objective.zero_grad(set_to_none=True)
-        with engine.autocast():
-            loss, _ = module(batch, mask, objective.counts(batch, mask))
-        loss.backward()
-        if config.training.grad_clip:
-            nn.utils.clip_grad_norm_(objective.parameters(), config.training.grad_clip)
-        for optimiser in optimisers:
-            optimiser.step()
+        learner.differentiate(0, config.training.lr, raw)
+        learner.update()
         wait_for(engine.device)
 
-    return batch_size / statistics.median(durations(step, seconds, warm_up=2))
+    return batch_size / statistics.median(durations(step, seconds, 2, engine))
 
 
 def generated(config: Config, num_bands: int, batch_size: int, device: torch.device) -> RawBatch:
@@ -132,15 +116,23 @@ def generated(config: Config, num_bands: int, batch_size: int, device: torch.dev
     )
 
 
-def durations(job: Callable[[], None], seconds: float, warm_up: int = 0) -> list[float]:
-    """Seconds that each repetition of a job takes, three at least."""
+def durations(
+    job: Callable[[], None], seconds: float, warm_up: int = 0, engine: Engine | None = None
+) -> list[float]:
+    """Seconds that each repetition of a job takes, three at least.
+
+    An ``engine``'s ranks repeat it together, as often as the slowest needs for ``seconds``: by
+    clocks of their own, some would wait for others that have ended.
+    """
     for _ in range(warm_up):
         job()
     taken: list[float] = []
-    while len(taken) < 3 or sum(taken) < seconds:
+    spent = 0.0
+    while len(taken) < 3 or spent < seconds:
         start = time.perf_counter()
         job()
         taken.append(time.perf_counter() - start)
+        spent = engine.largest(sum(taken)) if engine else sum(taken)
     return taken
 
 

@@ -1,0 +1,121 @@
+"""The forecast of a long run: on several ranks, in parts of a batch, with anybody's head."""
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from test_ranks import free_port
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from bharateo.config import HeadConfig
+from bharateo.models.heads import HEADS
+from bharateo.models.objective import Objective
+from bharateo.planning import Layers, Plan, state_bytes
+from bharateo.training.checkpoint import training_state
+from bharateo.training.loop import Trainer, pretrain
+from bharateo.training.speed import measure_step
+from documented import ROOT, blocks
+from small_datasets import many_bands, small_config, small_dataset
+
+PROGRAM = Path(__file__).with_name("forecast_program.py")
+FORECASTS = int(os.environ.get("BHARATEO_FORECASTS", "20"))
+NEW_HEAD = ROOT / "docs" / "how-to" / "new-pretext-task.md"
+
+
+def forecasts(times, parallel):
+    """What two ranks plan, so many times in one start; every line is one forecast."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    address = ["--master-addr", "127.0.0.1", "--master-port", str(free_port())]
+    tests = os.pathsep.join([os.environ["PYTHONPATH"], str(ROOT / "tests")])
+    done = subprocess.run(
+        [*torchrun, *address, str(PROGRAM), str(times), parallel],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": tests},
+        capture_output=True, text=True, check=True, timeout=60 + 2 * times,
+    )  # fmt: skip
+    return done.stdout.splitlines()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_ranks_at_a_pace_of_their_own_end_every_forecast_together(parallel):
+    assert len(forecasts(FORECASTS, parallel)) == FORECASTS
+
+
+@pytest.mark.slow
+def test_every_start_of_two_ranks_comes_to_its_forecast():
+    for _ in range(3):
+        assert len(forecasts(1, "ddp")) == 1
+
+
+def test_the_forecast_takes_a_batch_in_the_parts_that_training_takes(monkeypatch):
+    config, seen = small_config(), []
+    forward = Objective.forward
+
+    def watched(self, batch, mask, counts):
+        seen.append(len(batch.image))
+        return forward(self, batch, mask, counts)
+
+    monkeypatch.setattr(Objective, "forward", watched)
+    machine = replace(config.machine, micro_batch=4)
+    measure_step(replace(config, machine=machine), 2, 10, seconds=0.0)
+    assert seen[:3] == [4, 4, 2]
+
+
+@pytest.fixture
+def roughness():
+    """The head of the how-to page, known by its name while a test runs, beside the two others."""
+    known = dict(HEADS)
+    code = next(block for block in blocks(NEW_HEAD) if block.language == "python")
+    exec(compile(code.text, code.place, "exec"), {})
+    assert {*HEADS} - {*known} == {"roughness"}
+    yield {**small_config().heads, "roughness": HeadConfig(0.1, {"power": 1.0})}
+    del HEADS["roughness"]
+
+
+@pytest.mark.slow
+def test_a_third_head_trains_beyond_the_forecast_and_its_comparison(
+    roughness, reflectance_dataset, tmp_path
+):
+    config = small_config(epochs=1, batch_size=4, chips_per_epoch=2800)
+    said, steps = [], []
+    run = pretrain(
+        reflectance_dataset, replace(config, heads=roughness), tmp_path,
+        lambda now: steps.append(now.step), said.append,
+    )  # fmt: skip
+    assert steps[-1] == 700
+    planned, compared = (line for line in said if not re.match(r"step \d+:", line))
+    assert planned.startswith("planned: 0.00 h for all 700 steps at ")
+    assert compared.startswith("after 200 steps: ")
+    assert {*run.heads} == {*roughness}
+
+
+@pytest.mark.parametrize("model", ["v0", "seed"])
+def test_a_third_head_is_planned_to_the_last_flop_and_byte(roughness, tmp_path, model):
+    """As PyTorch counts a training step, and as a checkpoint is written."""
+    dataset = small_dataset(tmp_path / "dataset", many_bands(2))
+    config = replace(small_config(model), heads=roughness)
+    trainer = Trainer(dataset, config, tmp_path / "run")
+    raw = trainer.loader.load(0)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        trainer.differentiate(0, 1e-3, raw)
+    layers = Layers.of(config.model, 2, roughness)
+    assert layers.flops.training * len(raw) == counter.get_total_flops()
+    adamw = replace(config, training=replace(config.training, optimiser="adamw"))
+    trainer = Trainer(dataset, adamw, tmp_path / "run")
+    trainer.step(0, trainer.loader.load(0))
+    saved = training_state(trainer.objective, trainer.optimisers)
+    assert sum(state_bytes(adamw, 2)) == sum(tensor.nbytes for tensor in saved.values())
+
+
+def test_planning_leaves_the_random_numbers_as_they_are():
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    Plan(small_config(), 100, 2)
+    assert torch.equal(torch.rand(4), expected)

@@ -1,31 +1,35 @@
-"""One rank that forecasts the same run again and again, each rank at a pace of its own.
+"""One rank that forecasts the same run again and again, each rank by a clock of its own.
 
-``python forecast_program.py TIMES PARALLEL`` under torchrun; prints what each forecast came to.
+``python forecast_program.py TIMES PARALLEL`` under torchrun; prints what each forecast came to, and
+fails where the ranks have not taken as many steps.
 """
 
 import os
-import random
 import sys
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 from bharateo.training import forecast, speed
 from bharateo.training.engine import open_engine
 from bharateo.training.forecast import Forecast
 from small_datasets import small_config
 
-MOMENTS = random.Random(int(os.environ["RANK"]))
+RANK = int(os.environ["RANK"])
+STEPS = []
 
 
-def dawdle(device):
-    """What a busy machine does between a step's end and the clock's reading."""
-    time.sleep(MOMENTS.random() / 500)
+def count(device):
+    """Called at the end of every step."""
+    STEPS.append(device)
 
 
 def main() -> None:
     measure = speed.measure
-    forecast.measure = lambda *told, seconds: measure(*told, seconds=seconds / 100)
-    speed.wait_for = dawdle
+    forecast.measure = lambda *told, seconds: measure(*told, seconds=seconds / 20)
+    speed.wait_for = count
+    clock = time.perf_counter
+    speed.time = SimpleNamespace(perf_counter=lambda: clock() * (1 + RANK / 5))
     speed.gemm_peak = lambda *_: 1e11  # no rank waits in it for another
     config = small_config()
     machine = replace(config.machine, parallel=sys.argv[2], device="cpu")
@@ -34,6 +38,8 @@ def main() -> None:
             planned = Forecast.of(config, 2, 64, engine).planned()
             if engine.first:
                 print(number, planned, flush=True)
+            if len({*engine.gathered(len(STEPS))}) > 1:
+                sys.exit("ranks have taken unequal numbers of steps")
 
 
 if __name__ == "__main__":

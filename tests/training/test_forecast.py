@@ -24,7 +24,7 @@ from documented import ROOT, blocks
 from small_datasets import many_bands, small_config, small_dataset
 
 PROGRAM = Path(__file__).with_name("forecast_program.py")
-FORECASTS = int(os.environ.get("BHARATEO_FORECASTS", "20"))
+FORECASTS = int(os.environ.get("BHARATEO_FORECASTS", "8"))
 NEW_HEAD = ROOT / "docs" / "how-to" / "new-pretext-task.md"
 
 
@@ -36,14 +36,14 @@ def forecasts(times, parallel):
     done = subprocess.run(
         [*torchrun, *address, str(PROGRAM), str(times), parallel],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": tests},
-        capture_output=True, text=True, check=True, timeout=60 + 2 * times,
+        capture_output=True, text=True, check=True, timeout=120 + 5 * times,
     )  # fmt: skip
     return done.stdout.splitlines()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_two_ranks_at_a_pace_of_their_own_end_every_forecast_together(parallel):
+def test_two_ranks_with_clocks_of_their_own_end_every_forecast_together(parallel):
     assert len(forecasts(FORECASTS, parallel)) == FORECASTS
 
 
@@ -99,18 +99,15 @@ def test_a_third_head_trains_beyond_the_forecast_and_its_comparison(
 def test_a_third_head_is_planned_to_the_last_flop_and_byte(roughness, tmp_path, model):
     """As PyTorch counts a training step, and as a checkpoint is written."""
     dataset = small_dataset(tmp_path / "dataset", many_bands(2))
-    config = replace(small_config(model), heads=roughness)
+    config = replace(small_config(model, optimiser="adamw"), heads=roughness)
     trainer = Trainer(dataset, config, tmp_path / "run")
     raw = trainer.loader.load(0)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        trainer.differentiate(0, 1e-3, raw)
+        trainer.step(0, raw)
     layers = Layers.of(config.model, 2, roughness)
     assert layers.flops.training * len(raw) == counter.get_total_flops()
-    adamw = replace(config, training=replace(config.training, optimiser="adamw"))
-    trainer = Trainer(dataset, adamw, tmp_path / "run")
-    trainer.step(0, trainer.loader.load(0))
     saved = training_state(trainer.objective, trainer.optimisers)
-    assert sum(state_bytes(adamw, 2)) == sum(tensor.nbytes for tensor in saved.values())
+    assert sum(state_bytes(config, 2)) == sum(tensor.nbytes for tensor in saved.values())
 
 
 def test_planning_leaves_the_random_numbers_as_they_are():

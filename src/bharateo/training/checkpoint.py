@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_state_dict,
+    set_model_state_dict,
     set_state_dict,
 )
 from torch.optim import Optimizer
@@ -289,6 +290,9 @@ def restore_training_state(
             slots.setdefault(parameter, {})[slot] = value
         else:
             weights[name] = value
+    if not slots:  # of before the first step
+        set_model_state_dict(objective, weights, options=_WHOLE)
+        return
     _, present = get_state_dict(objective, optimisers)
     set_state_dict(
         objective,

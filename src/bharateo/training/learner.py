@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from bharateo.config import Config
 from bharateo.models.heads import Batch, build_heads
@@ -63,7 +64,7 @@ class Learner:
             for group in optimiser.param_groups:
                 group["lr"] = lr
         self.objective.zero_grad(set_to_none=True)
-        parts = self.parts(raw)
+        parts = self.parts(raw, self.config.machine.micro_batch)
         ready = [self.prepare(parts[0])] if len(parts) == 1 else None
         counts = sum(
             (self.objective.counts(*pair) for pair in ready or map(self.prepare, parts)),
@@ -82,11 +83,10 @@ class Learner:
             names = tuple(sums)
         return Launched(step, lr, self.engine.total(totals), names, self.clip())
 
-    def parts(self, raw: RawBatch) -> list[RawBatch]:
+    def parts(self, raw: RawBatch, size: int | None) -> list[RawBatch]:
         """What goes through the model at once, as many parts on every rank; the last of a smaller
         share are empty. A shard's weights are gathered by all ranks for each part.
         """
-        size = self.config.machine.micro_batch
         parts = raw.parts(size)
         most = int(self.engine.largest(len(parts))) if size else len(parts)
         return parts + [raw.part(len(raw), len(raw))] * (most - len(parts))
@@ -104,3 +104,20 @@ class Learner:
         """Move the weights along the gradients."""
         for optimiser in self.optimisers:
             optimiser.step()
+
+    def broken(self) -> list[str]:
+        """Weights, and what an optimiser keeps of them, that hold values which are no numbers: of
+        all ranks, by name.
+        """
+        names = {id(each): name for name, each in self.objective.named_parameters()}
+        held = {name: each.detach() for name, each in self.objective.named_parameters()}
+        for optimiser in self.optimisers:
+            for parameter, state in optimiser.state.items():
+                held |= {f"optimiser.{slot}.{names[id(parameter)]}": state[slot] for slot in state}
+        local = {n: each.to_local() if isinstance(each, DTensor) else each
+                 for n, each in held.items()}  # fmt: skip
+        whole = torch.stack([each.isfinite().all().cpu() for each in local.values()])
+        if not self.engine.largest(not whole.all()):
+            return []
+        found = [name for name, good in zip(local, whole.tolist(), strict=True) if not good]
+        return list(dict.fromkeys(name for some in self.engine.gathered(found) for name in some))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -231,6 +231,8 @@ class Trainer(Learner):
         board = TensorBoard(self.run / TENSORBOARD_FOLDER if wanted else None, first)
         forecast = self.forecast(first, on_note)
         spikes, clock = SpikeWatch(), Clock()
+        if self.engine.asynchronous:  # steps are taken before they are looked at
+            self.save(first, sums, clock)
         waiting: list[Launched] = []
         with StopWish() as wish:
             for step, raw in self.loader.steps(first, self.num_steps):
@@ -242,10 +244,14 @@ class Trainer(Learner):
                 ended = step + 1 == self.num_steps
                 epoch_ended = (step + 1) % self.steps_per_epoch == 0
                 stop = 0 if ended else stop
-                look_at_all = epoch_ended or stop or save or not self.engine.asynchronous
+                kept = epoch_ended or stop or save
+                ready = len(waiting) - (self.engine.asynchronous and not kept)
+                records = [self.look(launched) for launched in waiting[:ready]]
+                del waiting[:ready]
+                if kept:
+                    self.check_weights(step)
                 shown = []
-                while waiting and (look_at_all or len(waiting) > 1):
-                    record = self.look(waiting.pop(0))
+                for record in records:
                     sums.add({**record.sums, "grad_norm": (record.grad_norm, 1)})
                     metrics = sums.means(self.config.heads)
                     self.note_spikes(spikes.look(record), events, on_note)
@@ -311,36 +317,61 @@ class Trainer(Learner):
         return record
 
     def diverged(self, record: StepRecord, what: str) -> None:
-        """Write down the chips of a step whose loss or gradient is no number, and end."""
+        """Write down what is known of a step whose loss or gradient is no number, and end."""
+        value, broken = getattr(record, what), []
         if self.engine.asynchronous:  # the step has been taken already
             self.resume()
-        shared = self.engine.gathered(self.not_finite_alone(record.step))
+        else:
+            broken = self.broken()
+        told = {what: str(value), "lr": record.lr, "not_finite_before": broken}
+        alone = [] if broken else self.not_finite_alone(record.step)
+        cause = "The chips of the step are"
+        if broken:
+            cause = f"Step {record.step - 1} left no numbers in {_some(broken)}; all of them are"
+        elif alone:
+            cause = (
+                f"Chips {_some(alone)} of the dataset have no finite loss by themselves; they are"
+            )
+        self.give_up(record.step, f"{what} is {value} at step {record.step}", cause, told, alone)
+
+    def check_weights(self, step: int) -> None:
+        """Refuse to keep, or to judge, weights that a step has left without numbers.
+
+        Raises:
+            DivergedError: the step's loss and gradients were finite, what came of them is not.
+        """
+        if broken := self.broken():
+            what = f"{_some(broken)} hold no numbers after step {step}"
+            cause = "Its loss and gradients were finite: its update is the cause; all names are"
+            self.give_up(step, what, cause, {"not_finite_after": broken}, [])
+
+    def give_up(
+        self, step: int, what: str, cause: str, told: Mapping[str, object], alone: list[int]
+    ) -> None:
+        """Leave word of a diverged step in the run's folder, and end."""
         found = {
-            "step": record.step,
-            what: str(getattr(record, what)),
-            "lr": record.lr,
-            "chips_not_finite_alone": sorted({chip for some in shared for chip in some}),
-            "chips_of_the_step": sorted({*self.loader.chips(record.step).tolist()}),
+            "step": step,
+            **told,
+            "chips_not_finite_alone": alone,
+            "chips_of_the_step": sorted({*self.loader.chips(step).tolist()}),
         }
         self.engine.by_first(lambda: write_json(self.run / DIVERGED_FILE, found))
         raise DivergedError(
-            f"{what} is {getattr(record, what)} at step {record.step}: lower training.lr "
-            f"(now {self.config.training.lr}) and start in another --output. The chips of the step "
-            f"are in {self.run / DIVERGED_FILE}, and the last checkpoint is of before"
+            f"{what}: lower training.lr (now {self.config.training.lr}) and start in another "
+            f"--output. {cause} in {self.run / DIVERGED_FILE}; all else in the folder is of before"
         )
 
     def not_finite_alone(self, step: int) -> list[int]:
-        """The chips of this rank's share of a step that have no finite loss by themselves."""
-        if self.engine.sharded:  # all ranks would have to look at as many
-            return []
+        """The chips of a step, of all ranks, that have no finite loss by themselves."""
         found = []
         with torch.no_grad(), self.engine.autocast():
-            for part in self.loader.load(step).parts(1):
+            for part in self.parts(self.loader.load(step), 1):
                 batch, mask = self.prepare(part)
                 loss, _ = self.objective(batch, mask, self.objective.counts(batch, mask))
-                if not loss.isfinite():
+                if len(part) and not loss.isfinite():
                     found.append(int(batch.chip[0]))
-        return found
+        self.engine.reshard(self.module)
+        return sorted({chip for some in self.engine.gathered(found) for chip in some})
 
     def agree(self, stop: int, save: bool) -> tuple[int, bool]:
         """Whether to stop (the signal's number) and whether to save, the same on all ranks."""
@@ -435,6 +466,12 @@ class Trainer(Learner):
             return 0, MetricSums()
         restore_training_state(checkpoint.state, self.objective, self.optimisers)
         return checkpoint.step, MetricSums(checkpoint.sums)
+
+
+def _some(found: Sequence[object]) -> str:
+    """The first three of a list, and how many more there are."""
+    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+    return ", ".join(str(each) for each in found[:3]) + more
 
 
 def _scalars(now: Progress) -> dict[str, float]:

@@ -1,9 +1,9 @@
 """Training speed on whatever machine this is, GPU or not, as a Markdown table.
 
-Needs torch 2.8 or newer, numpy, pyarrow, jaxtyping, jsonargparse, pyyaml and safetensors, and this
+Needs torch 2.8 or newer, numpy, pyarrow, jaxtyping, pydantic, pyyaml and safetensors, and this
 repository; no raster package:
 
-    pip install --no-deps . && pip install numpy pyarrow jaxtyping "jsonargparse[signatures]" \\
+    pip install --no-deps . && pip install numpy pyarrow jaxtyping pydantic \\
         pyyaml safetensors
     python benchmarks/gpu.py                      # on a GPU: all sizes in bf16, compiled
     python benchmarks/gpu.py --sizes base --batch 1024 --steps 50

@@ -12,10 +12,10 @@ from bharateo.config import (
     load_config,
     parse_config,
     preset_path,
-    read_yaml,
     to_yaml,
 )
 from bharateo.errors import ConfigError
+from bharateo.plain_yaml import read_yaml
 
 PRESETS = ["v0", "seed", "sample"]
 

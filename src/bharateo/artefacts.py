@@ -83,10 +83,14 @@ def checked(
 
 def first_misfit(trouble: ValidationError) -> str:
     """The first misfit in a few words: dotted key, what is wanted, and the value."""
-    misfit = trouble.errors(include_url=False, include_context=False)[0]
-    key = ".".join(map(str, misfit["loc"])) or "the whole"
+    return misfit_in_words(trouble.errors(include_url=False, include_context=False)[0])
+
+
+def misfit_in_words(misfit: Mapping[str, Any]) -> str:
+    """One of pydantic's misfits: dotted key, what is wanted, and the value."""
+    key = shortened(".".join(map(str, misfit["loc"]))) or "the whole"
     message = misfit["msg"][:1].lower() + misfit["msg"][1:]
-    if isinstance(misfit["input"], Mapping) and misfit["type"] == "missing":
+    if misfit["type"] == "missing":
         return f"{key} is missing"
     return f"{key}: {message}, not {shortened(repr(misfit['input']))}"
 

@@ -7,30 +7,51 @@
 from __future__ import annotations
 
 import difflib
+import functools
+import json
+import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from copy import deepcopy
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
-import yaml
-from jsonargparse import ArgumentError, ArgumentParser
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
+from bharateo.artefacts import misfit_in_words, shortened
 from bharateo.errors import ConfigError
+from bharateo.plain_yaml import parse_yaml, read_yaml, write_yaml
+
+Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Side = Annotated[int, Field(ge=1, le=2**16)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
+
+
+class _Section:
+    """A section of a configuration as a file may give it: these keys, types and bounds, no others.
+
+    Plain values are put into these classes and nothing else is made of them. Whoever makes one in
+    Python is trusted; what reads a file or an override calls ``parse_config``.
+    """
+
+    __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
 @dataclass(frozen=True)
-class SplitConfig:
+class SplitConfig(_Section):
     """Geographic block splits. ``test`` and ``val`` are fractions of each region's blocks."""
 
-    block_px: int = 512
+    block_px: Side = 512
     """Side of a block; every block belongs to one split whole."""
-    buffer_px: int = 32
+    buffer_px: Annotated[int, Field(ge=0, le=2**16)] = 32
     """Least distance between pixels of different splits; cut from the blocks' edges."""
-    val: float = 0.1
+    val: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Fraction of every region's blocks for validation."""
-    test: float = 0.2
+    test: Annotated[float, Field(ge=0, lt=1)] = 0.2
     """Fraction of every region's blocks for testing."""
     val_zones: tuple[str, ...] = ()
     """Zones held out whole for validation; with ``test_zones`` alone, ``val`` is a fraction of
@@ -40,40 +61,40 @@ class SplitConfig:
 
 
 @dataclass(frozen=True)
-class PlanConfig:
+class PlanConfig(_Section):
     """Where chips are taken."""
 
     strategy: Literal["grid", "random", "blocks", "files"] = "grid"
     """``grid``: stored squares side by side in every block; ``random``: uniform random windows;
     ``blocks``: some squares of every block, fetched together (Sentinel-2, large rasters);
     ``files``: every file is one square (a folder of GeoTIFF chips)."""
-    size_px: int = 480
+    size_px: Side = 480
     """Side of a stored square; may be larger than the model's chip, which is then cut from it."""
-    chips_per_roi: int | None = None
+    chips_per_roi: Count | None = None
     """``random`` only: how many to keep from each region, drawn round-robin."""
-    min_classes: int = 1
+    min_classes: Annotated[int, Field(ge=0, le=8)] = 1
     """Least number of different classes among a chip's labelled pixels."""
-    min_valid_fraction: float = 0.5
+    min_valid_fraction: Share = 0.5
     """Least share of a chip's pixels that must be valid."""
-    num_chips: int | None = None
+    num_chips: Count | None = None
     """``blocks`` only: how many squares in all, shared evenly by the zones; ``null``: as many as
     there are."""
-    chips_per_block: int | None = 8
+    chips_per_block: Count | None = 8
     """``blocks`` only: squares of every block of ``split.block_px``; ``null``: all that fit."""
-    unit_blocks: tuple[int, int] = (2, 4)
+    unit_blocks: tuple[Side, Side] = (2, 4)
     """``blocks`` only: rows and columns of blocks chosen and fetched together. Neighbours come in
     one request, and two rows share the blocks of a 20 m band."""
-    class_balance: float = 0.5
+    class_balance: Annotated[float, Field(ge=0, le=10)] = 0.5
     """``blocks`` only: 0 takes ground as it comes, 1 favours rare classes by their full rarity
     (odds by inverse frequency to this power, over what WorldCover's overviews show)."""
-    max_failed: float = 0.05
+    max_failed: Share = 0.05
     """``blocks`` only: share of the units that may fail for good before the build stops."""
     split: SplitConfig | None = field(default_factory=SplitConfig)
     """``null`` puts every chip in ``train``: no held-out ground, and the report says so."""
 
 
 @dataclass(frozen=True)
-class Sentinel2Config:
+class Sentinel2Config(_Section):
     """Which Sentinel-2 L2A scenes, from which catalogue."""
 
     catalogue: str = "earth-search"
@@ -88,35 +109,35 @@ class Sentinel2Config:
     seasons: tuple[str, ...] = ()
     """Every place is taken once in each: ``rabi`` (November to March), ``summer`` (April to June),
     ``kharif`` (July to October) or ``NAME=FIRST-LAST`` in months; none: once within ``dates``."""
-    max_cloud: float = 20.0
+    max_cloud: Annotated[float, Field(ge=0, le=100)] = 20.0
     """Percent of cloud a scene may have; of those left the one with the least is taken."""
     offset: Literal["auto", "applied", "subtract"] = "auto"
     """``auto``: by the catalogue's rule; else what is known better of these files: the -1000 has
     been ``applied`` already, or is still to ``subtract``."""
     items: str | None = None
     """The ``items.json`` of another dataset: its scenes are used and nothing is searched."""
-    timeout_s: float = 30.0
+    timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 30.0
     """Patience with one request."""
-    retries: int = 6
+    retries: Annotated[int, Field(ge=0, le=1_000)] = 6
     """How often a request that failed is made again."""
 
 
 @dataclass(frozen=True)
-class GeotiffBand:
+class GeotiffBand(_Section):
     """Where a band lies: in which file, as which band of it."""
 
     file: str | None = None
     """Name or pattern below ``path``; ``null``: every file holds all bands."""
-    band: int = 1
+    band: Side = 1
     """Its number in the file, counted from 1."""
-    resolution_m: float = 10.0
+    resolution_m: Positive = 10.0
     """Side of a native pixel."""
-    wavelength_nm: float | None = None
+    wavelength_nm: Positive | None = None
     """Centre wavelength, where known; kept with the sensor for people to read."""
 
 
 @dataclass(frozen=True)
-class GeotiffConfig:
+class GeotiffConfig(_Section):
     """A user's own pixels: what the files are and what their numbers mean."""
 
     path: str = ""
@@ -125,7 +146,7 @@ class GeotiffConfig:
     """Band name -> where it lies, in the order the model gets them."""
     title: str = "GeoTIFF"
     """What reports call the pixels."""
-    scale: float = 1.0
+    scale: Positive = 1.0
     """Physical value = stored value x ``scale`` + ``offset``."""
     offset: float = 0.0
     """See ``scale``."""
@@ -142,14 +163,14 @@ class GeotiffConfig:
     """Physical values shown black and white; default: 2 % to 98 % of a look at the pixels."""
     labels: str = "worldcover"
     """``worldcover``, or a label raster."""
-    label_classes: Mapping[int, int] = field(default_factory=dict)
+    label_classes: Mapping[int, Annotated[int, Field(ge=0, le=7)]] = field(default_factory=dict)
     """Label raster: its code -> class id 0..7; WorldCover's codes if empty."""
     attribution: tuple[str, ...] = ()
     """Lines to print with everything made from the pixels."""
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(_Section):
     """What ``bharateo build`` reads."""
 
     source: Literal["worldcover", "sample", "sentinel2", "geotiff"] = "worldcover"
@@ -174,98 +195,98 @@ class DataConfig:
     worldcover_year: Literal[2020, 2021] = 2021
     """Edition of WorldCover."""
     plan: PlanConfig = field(default_factory=PlanConfig)
-    seed: int = 42
+    seed: Seed = 42
     """Of every random draw of the build."""
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(_Section):
     """The masked autoencoder's shape. ``seed`` has no decoder and ignores its sizes."""
 
     name: Literal["v0", "seed"] = "v0"
     """``v0``: the masked autoencoder; ``seed``: the model of the first experiment."""
-    chip_px: int = 128
+    chip_px: Side = 128
     """Side of a chip; a multiple of ``patch_px``."""
-    patch_px: int = 16
+    patch_px: Side = 16
     """Side of a patch, which becomes one token."""
-    mask_ratio: float = 0.75
+    mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.75
     """Share of a chip's patches that are hidden."""
-    width: int = 128
+    width: Side = 128
     """Numbers in an encoder token, and so in a feature."""
-    depth: int = 4
+    depth: Annotated[int, Field(ge=1, le=1_000)] = 4
     """Transformer blocks of the encoder."""
-    num_heads: int = 4
+    num_heads: Annotated[int, Field(ge=1, le=1_000)] = 4
     """Attention heads of each; a divisor of ``width``."""
-    decoder_width: int = 128
+    decoder_width: Side = 128
     """Numbers in a decoder token."""
-    decoder_depth: int = 2
+    decoder_depth: Annotated[int, Field(ge=0, le=1_000)] = 2
     """Transformer blocks of the decoder."""
-    decoder_num_heads: int = 4
+    decoder_num_heads: Annotated[int, Field(ge=1, le=1_000)] = 4
     """Attention heads of each; a divisor of ``decoder_width``."""
-    mlp_ratio: int = 4
+    mlp_ratio: Annotated[int, Field(ge=1, le=100)] = 4
     """Width of a block's hidden layer, in widths of its tokens."""
 
 
 @dataclass(frozen=True)
-class HeadConfig:
+class HeadConfig(_Section):
     """One pretext task: its weight in the loss and its own options."""
 
-    weight: float = 1.0
+    weight: NotNegative = 1.0
     """Factor of its mean loss in the sum that is minimised."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """The head's own, by name."""
 
 
 @dataclass(frozen=True)
-class TrainingConfig:
+class TrainingConfig(_Section):
     """The optimisation."""
 
-    epochs: int = 20
+    epochs: Count = 20
     """How often ``chips_per_epoch`` are presented."""
-    chips_per_epoch: int | None = None
+    chips_per_epoch: Count | None = None
     """Chips presented in an epoch; ``null``: as many as the stored squares hold side by side."""
-    batch_size: int = 64
+    batch_size: Count = 64
     """Chips of a step, on all ranks together."""
     optimiser: Literal["muon", "adamw"] = "muon"
     """``muon``: Muon for the matrices of the transformer blocks, AdamW for all else."""
-    lr: float = 2e-3
+    lr: Positive = 2e-3
     """Highest learning rate."""
-    weight_decay: float = 0.05
+    weight_decay: NotNegative = 0.05
     """See ``decay``; decoupled, times the learning rate."""
-    beta2: float = 0.95
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
     """AdamW's memory of squared gradients; its beta1 is 0.9."""
     decay: Literal["matrices", "all"] = "matrices"
     """What weight decay applies to; ``matrices`` spares biases, norms and single vectors."""
-    warmup_epochs: float = 1.0
+    warmup_epochs: NotNegative = 1.0
     """``cosine`` only: epochs in which the learning rate rises."""
     schedule: Literal["cosine", "cosine_epoch"] = "cosine"
     """``cosine``: per step, after a linear warm-up; ``cosine_epoch``: per epoch, no warm-up."""
-    grad_clip: float | None = 1.0
+    grad_clip: Positive | None = 1.0
     """Largest norm of the gradient of all weights; ``null``: any."""
     augment: Literal["none", "d4"] = "d4"
     """``d4``: one of the eight flips and quarter turns of a square, drawn per chip."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """``auto``: bf16 where the processor multiplies it natively, else fp32."""
-    masks_per_chip: int = 1
+    masks_per_chip: Count = 1
     """Presentations made of every chip read, each with its own mask and symmetry. They count as
     chips of the epoch and of the batch; more than 1 reads fewer bytes, and varies less ground."""
-    shuffle_window: int | None = None
+    shuffle_window: Count | None = None
     """Chips shuffled among each other after runs of neighbours on the disk have been shuffled;
     ``null``: all. A few thousand keeps slow disks reading in long runs."""
-    lanes: int = 1
+    lanes: Count = 1
     """Hands into which the training chips are dealt; every batch takes equally from each. Ranks
     (a divisor of it) then read their own hands alone, so ``machine.resident`` divides by them."""
     bands: tuple[str, ...] = ()
     """Bands of the dataset to train on (band names, ``rgb``, ``rgbn``, ``10band``); none: all."""
-    checkpoint_seconds: float = 20.0
+    checkpoint_seconds: NotNegative = 20.0
     """Least time between checkpoints, and longer where writing one would take more than 2 % of
     it; 0: after every step."""
-    seed: int = 42
+    seed: Seed = 42
     """Of the first weights and of every order, window, symmetry and mask."""
 
 
 @dataclass(frozen=True)
-class MachineConfig:
+class MachineConfig(_Section):
     """How the machine is used: changes speed and memory, and results by rounding at most. A run
     may be resumed with another ``machine`` section, and on another number of ranks."""
 
@@ -275,14 +296,14 @@ class MachineConfig:
     """Under ``torchrun``: a whole copy of the model on every rank, or its shards (FSDP2)."""
     compile: bool | None = None
     """``torch.compile``; ``null``: on a GPU. On a CPU it does not pay."""
-    micro_batch: int | None = None
+    micro_batch: Count | None = None
     """Chips a rank takes through the model at once; gradients are added up over its share of the
     batch. ``null``: the whole share."""
-    threads: int | None = None
+    threads: Annotated[int, Field(ge=1, le=4_096)] | None = None
     """Threads of arithmetic; ``null``: the cores this process may use, shared by the ranks."""
     keep_freed_memory: bool = True
     """Let the allocator keep freed arrays (glibc), instead of faulting them in every step."""
-    prefetch: int = 2
+    prefetch: Annotated[int, Field(ge=0, le=10_000)] = 2
     """Batches read ahead by a thread of this process; 0 reads when asked."""
     resident: Literal["auto", "off", "ram", "device"] = "auto"
     """Where the chips of this rank are kept: on disk alone (``off``), in memory, on the GPU.
@@ -292,7 +313,7 @@ class MachineConfig:
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(_Section):
     """A whole experiment."""
 
     data: DataConfig = field(default_factory=DataConfig)
@@ -333,37 +354,15 @@ def load_config(path: str | Path, overrides: Sequence[str] | Mapping[str, Any] =
     file = find_config(path)
     record = read_yaml(file)
     if isinstance(overrides, Mapping):
-        for key, value in overrides.items():
-            _put(record, key.split("."), _plain(value))
-        return parse_config(record, str(file))
+        return parse_config(_overridden(record, overrides.items()), str(file))
+    settings = []
     for override in overrides:
         key, equals, value = override.partition("=")
+        shown = f"--set {shortened(repr(override))}"
         if not equals:
-            raise ConfigError(f"--set {override!r} is not KEY=VALUE, e.g. training.epochs=5")
-        try:
-            _put(record, key.strip().split("."), yaml.safe_load(value))
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--set {override!r}: the value is no YAML: {error}") from error
-    return parse_config(record, str(file))
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file that holds a mapping.
-
-    Raises:
-        ConfigError: the file is missing, no YAML, or holds something else.
-    """
-    try:
-        record = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is no YAML: {error}") from error
-    if not isinstance(record or {}, dict):
-        raise ConfigError(
-            f"{path} must hold sections (data, model, heads, training, machine), not a list"
-        )
-    return record or {}
+            raise ConfigError(f"{shown} is not KEY=VALUE, e.g. training.epochs=5")
+        settings.append((key.strip(), parse_yaml(value, f"{shown}: the value is no YAML")))
+    return parse_config(_overridden(record, settings), str(file))
 
 
 def parse_config(record: Mapping[str, Any], where: str = "the configuration") -> Config:
@@ -372,55 +371,88 @@ def parse_config(record: Mapping[str, Any], where: str = "the configuration") ->
     Raises:
         ConfigError: a key is unknown (with the nearest known one) or a value does not fit.
     """
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(Config, "config")
-    record = _with_size(record, where)
-    unknown = next(_unknown_keys(asdict(Config()), record), None)
-    unknown = unknown or next(_class_specs(record), None)
-    if unknown:
-        raise ConfigError(f"{where}: {unknown}")
+    plain = _with_size(_plain(record, where), where)
     try:
-        parsed = parser.parse_object({"config": deepcopy(dict(record))})  # it is changed in place
-        config: Config = parser.instantiate(parsed).config
-    except (ArgumentError, TypeError, ValueError) as error:
-        reason = re.sub(r"\bconfig\.", "", " ".join(str(error).split()))
-        raise ConfigError(f"{where}: {reason}") from error
-    return config
+        return _config_of_json().validate_json(json.dumps(plain), strict=True)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {_first_mistake(error)}") from error
 
 
-def _with_size(record: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+@functools.cache
+def _config_of_json() -> TypeAdapter[Config]:
+    return TypeAdapter(Config)
+
+
+def _with_size(record: dict[str, Any], where: str) -> dict[str, Any]:
     """The mapping with ``model.size`` replaced by the numbers it stands for."""
     model = record.get("model")
-    if not isinstance(model, Mapping) or "size" not in model:
+    if not isinstance(model, dict) or "size" not in model:
         return record
     given = {key: value for key, value in model.items() if key != "size"}
-    if model["size"] not in SIZES:
+    size = model["size"]
+    if not isinstance(size, str) or size not in SIZES:
         raise ConfigError(
-            f"{where}: model.size {model['size']!r} is not a size; known are {', '.join(SIZES)}"
+            f"{where}: model.size {shortened(repr(size))} is not a size; known are "
+            f"{', '.join(SIZES)}"
         )
-    return {**record, "model": {**SIZES[model["size"]], **given}}
+    return {**record, "model": {**SIZES[size], **given}}
 
 
 def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
     """The configuration with some dotted keys set, e.g. ``heads.landcover.weight``.
 
+    ``model.size`` sets all that it stands for, but for what is set beside it.
+
     Raises:
         ConfigError: a key is unknown or a value does not fit.
     """
-    record = _plain(asdict(config))
-    for key, value in settings.items():
-        _put(record, key.split("."), value)
-    return parse_config(record)
+    return parse_config(_overridden(asdict(config), settings.items()))
+
+
+def _overridden(record: Mapping[str, Any], settings: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """The mapping with dotted keys set, later ones last.
+
+    A size that is set takes the place of all the sizes there, so these go first: what is set
+    beside it wins in any order.
+    """
+    settings = list(settings)
+    whole: dict[str, Any] = _plain(record, "the configuration")
+    model = whole.get("model")
+    if any(key == "model.size" for key, _ in settings) and isinstance(model, dict):
+        whole["model"] = {key: value for key, value in model.items() if key not in SIZES["nano"]}
+    for dotted, value in settings:
+        *sections, last = dotted.split(".")
+        inner = whole
+        for section in sections:
+            inner = inner.setdefault(section, {})
+            if not isinstance(inner, dict):
+                raise ConfigError(
+                    f"{shortened(dotted)}: {shortened(section)} is a value, not a section"
+                )
+        inner[last] = _plain(value, shortened(dotted))
+    return whole
 
 
 def setting(config: Config, key: str) -> Any:
     """The value of a dotted key, None where the configuration does not hold it."""
-    return dict(_leaves(_plain(asdict(config)))).get(key)
+    return dict(_leaves(to_record(config))).get(key)
 
 
 def to_yaml(config: Config) -> str:
     """The whole configuration as YAML, defaults included."""
-    return yaml.safe_dump(_plain(asdict(config)), sort_keys=False)
+    return write_yaml(to_record(config))
+
+
+def to_record(config: Config) -> dict[str, Any]:
+    """The whole configuration as plain values, defaults included: what its YAML holds."""
+    record: dict[str, Any] = _with_lists(asdict(config))
+    return record
+
+
+def _with_lists(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _with_lists(item) for key, item in value.items()}
+    return [_with_lists(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def differences(record: Mapping[str, Any], config: Config) -> list[str]:
@@ -428,7 +460,7 @@ def differences(record: Mapping[str, Any], config: Config) -> list[str]:
 
     The ``machine`` section may differ: it does not change what is computed.
     """
-    there, wanted = dict(_leaves(record)), dict(_leaves(_plain(asdict(config))))
+    there, wanted = dict(_leaves(record)), dict(_leaves(to_record(config)))
     return [
         f"{key}: {there.get(key)!r} there, {wanted.get(key)!r} wanted"
         for key in sorted({*there, *wanted})
@@ -436,32 +468,49 @@ def differences(record: Mapping[str, Any], config: Config) -> list[str]:
     ]
 
 
-_FREE_NAMES: Mapping[str, Any] = {
-    "heads": {"weight": 1.0, "options": None},
-    "data.geotiff.bands": asdict(GeotiffBand()),
-    "data.geotiff.composites": None,
-    "data.geotiff.label_classes": None,
-    "data.sentinel2.assets": None,
+def _first_mistake(error: ValidationError) -> str:
+    """The first misfit in a few words, unknown keys before wrong values."""
+    misfits = error.errors(include_url=False)
+    unknown = [each for each in misfits if each["type"] == "unexpected_keyword_argument"]
+    misfit = (unknown or misfits)[0]
+    path = misfit["loc"]
+    if unknown:
+        *above, key = map(str, path)
+        known = _keys_at(above)
+        near = _nearest_key(key, known)
+        hint = f"did you mean {near!r}? " if near else ""
+        section = f"section {shortened('.'.join(above))!r}" if above else "the top level"
+        return f"unknown key {shortened(repr(key))} in {section}: {hint}known are {_listed(known)}"
+    if misfit["type"] == "dataclass_type":
+        return (
+            f"{shortened('.'.join(map(str, path)))} is a section with keys "
+            f"({_listed(_keys_at(path))}), not the value {shortened(repr(misfit['input']))}"
+        )
+    remedy = _REMEDIES.get(misfit["type"])
+    return misfit_in_words(misfit) + (f": {remedy}" if remedy else "")
+
+
+_REMEDIES = {
+    "bool_type": "give true or false",
+    "dict_type": "give names with what they hold, such as {a: 1}",
+    "string_type": "in quotes it is a text",
+    "tuple_type": "give a list, such as [a, b]",
 }
-"""Sections whose keys are names that the user gives, and what each name holds."""
+"""What to do about a misfit, by pydantic's name of it."""
 
 
-def _unknown_keys(known: Any, given: Any, path: str = "") -> Iterator[str]:
-    """Say which keys of ``given`` are not in ``known``; the names in some sections are free."""
-    if path in _FREE_NAMES and isinstance(given, Mapping):
-        known = dict.fromkeys(given, _FREE_NAMES[path])
-    if not isinstance(given, Mapping):
-        if isinstance(known, Mapping) and (given, path) != (None, "data.plan.split"):
-            yield f"{path} is a section with keys ({', '.join(known)}), not the value {given!r}"
-        return
-    for key, value in given.items():
-        if isinstance(known, Mapping) and key in known:
-            yield from _unknown_keys(known[key], value, f"{path}.{key}".lstrip("."))
-        elif isinstance(known, Mapping):
-            near = _nearest_key(str(key), [str(name) for name in known])
-            hint = f"did you mean {near!r}? " if near else ""
-            section = f"section {path!r}" if path else "the top level"
-            yield f"unknown key {key!r} in {section}: {hint}known are {', '.join(known)}"
+def _keys_at(path: Iterable[Any]) -> list[str]:
+    """The keys of the section at a path, some of which may be names that the user gave."""
+    kind: Any = Config
+    for key in path:
+        kind = get_type_hints(kind)[key] if is_dataclass(kind) else get_args(kind)[1]
+        if NoneType in get_args(kind):
+            kind = get_args(kind)[0]
+    return [each.name for each in fields(kind)]
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names)
 
 
 _OTHER_NAMES = {
@@ -478,7 +527,7 @@ _OTHER_NAMES = {
 
 def _nearest_key(key: str, here: Sequence[str]) -> str | None:
     """The key of this section that is nearest to a wrong one, else the dotted key of another."""
-    everywhere = {path.rpartition(".")[2]: path for path, _ in _leaves(_plain(asdict(Config())))}
+    everywhere = {path.rpartition(".")[2]: path for path, _ in _leaves(asdict(Config()))}
     everywhere |= _OTHER_NAMES
     if key in everywhere:
         return everywhere[key]
@@ -488,30 +537,49 @@ def _nearest_key(key: str, here: Sequence[str]) -> str | None:
     return everywhere[near[0]] if near else None
 
 
-def _class_specs(value: Any, path: str = "") -> Iterator[str]:
-    """Say where a class is named: jsonargparse would import and call it, wherever any value may
-    stand, and a configuration may come from anybody."""
-    named = isinstance(value, Mapping) and "class_path" in value
-    if named:
-        yield f"{path.lstrip('.')} names a class to be made (class_path), which is never done"
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+"""Characters that no file name, title or page can hold; tabs and ends of lines are none of them."""
+_MOST_LEVELS = 20
+_MOST_CHARACTERS = 10_000
+
+
+def _plain(value: Any, where: str, level: int = 0) -> Any:
+    """A copy of plain values, with texts for keys and lists for tuples.
+
+    Raises:
+        ConfigError: it holds anything else, a number or text that is too long, control characters,
+            or is nested too deep.
+    """
+    if level > _MOST_LEVELS:
+        raise ConfigError(f"{where}: it is nested deeper than {_MOST_LEVELS} levels")
     if isinstance(value, (list, tuple)):
-        value = dict(enumerate(value))
-    for key, item in value.items() if isinstance(value, Mapping) else ():
-        yield from _class_specs(item, f"{path}.{key}")
-
-
-def _put(record: dict[str, Any], keys: list[str], value: Any) -> None:
-    for key in keys[:-1]:
-        record = record.setdefault(key, {})
-        if not isinstance(record, dict):
-            raise ConfigError(f"--set {'.'.join(keys)}: {key} is a value, not a section")
-    record[keys[-1]] = value
-
-
-def _plain(value: Any) -> Any:
+        return [_plain(item, where, level + 1) for item in value]
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+        record = {
+            str(_plain(key, where, level + 1)): _plain(item, where, level + 1)
+            for key, item in value.items()
+            if isinstance(key, (str, int)) and not isinstance(key, bool)
+        }
+        if len(record) < len(value):
+            raise ConfigError(
+                f"{where}: of the keys {shortened(', '.join(map(repr, value)))} two are the same, "
+                "or one is no text"
+            )
+        return record
+    if isinstance(value, str):
+        if len(value) > _MOST_CHARACTERS or _CONTROL.search(value):
+            raise ConfigError(
+                f"{where}: the text {shortened(ascii(value))} has control characters, or more than "
+                f"{_MOST_CHARACTERS} in all"
+            )
+        return value
+    if isinstance(value, int) and value.bit_length() > 64:
+        raise ConfigError(f"{where}: a whole number of {value.bit_length()} bits is too large")
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    raise ConfigError(
+        f"{where}: a {type(value).__name__} is no plain value: give a text, number, list or mapping"
+    )
 
 
 def _leaves(record: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
@@ -529,15 +597,18 @@ def find_config(path: str | Path) -> Path:
         ConfigError: there is neither; the nearest packaged one is named.
     """
     path = Path(path)
-    if path.is_file():
+    if os.path.isfile(path):  # noqa: PTH113 - False, not an error, for what can be no path
         return path
     names = sorted(file.stem for file in _configs_folder().glob("*.yaml"))
     if str(path) in names:
         return preset_path(path.name)
+    if os.path.exists(path):  # noqa: PTH110 - a folder or a pipe, which the reader refuses
+        return path
     near = difflib.get_close_matches(path.stem, names, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
+    shown = " ".join(str(path)[:200].split())
     raise ConfigError(
-        f"cannot read the configuration {path}: No such file; {hint}those that come with the "
+        f"cannot read the configuration {shown}: No such file; {hint}those that come with the "
         f"package are {', '.join(names)}"
     )
 

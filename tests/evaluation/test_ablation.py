@@ -103,7 +103,7 @@ def test_a_wrong_key_or_value_is_refused(dataset, factor, said, tmp_path):
 
 
 def test_factors_are_read_as_yaml_and_bands_as_names():
-    assert Factor.parse("training.lr=0.001,2e-3").values == (0.001, "2e-3")
+    assert Factor.parse("training.lr=0.001,2e-3").values == (0.001, 0.002)
     assert Factor.parse("heads.landcover.weight=0,0.5") == Factor(WEIGHT, (0, 0.5))
     assert Factor.parse("bands=rgb,B08+B11") == Factor(BANDS, ("rgb", "B08+B11"))
     for text in ("bands", "=1", "bands=", "bands=rgb,,10band"):

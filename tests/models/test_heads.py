@@ -112,7 +112,9 @@ def test_an_unknown_option_is_refused_by_name(head_name):
 
 
 def test_an_unknown_target_is_refused():
-    with pytest.raises(ConfigError, match="'share' is not mode or fraction"):
+    with pytest.raises(
+        ConfigError, match="target: input should be 'mode' or 'fraction', not 'share'"
+    ):
         build_heads({"landcover": HeadConfig(1.0, {"target": "share"})}, tiny_model())
 
 

@@ -22,11 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 import bharateo
 from bharateo.chips.store import SPLITS, Dataset
-from bharateo.config import Config, setting, to_yaml, with_settings
+from bharateo.config import Config, setting, to_record, to_yaml, with_settings
 from bharateo.errors import ConfigError, ContractError, RunError
 from bharateo.evaluation.comparison import Confusions, compared, markdown
 from bharateo.evaluation.features import Features, encoder, extract
@@ -34,6 +33,7 @@ from bharateo.evaluation.probes import fit_linear
 from bharateo.evaluation.scores import confusion
 from bharateo.files import write_json, write_text
 from bharateo.landcover import NUM_CLASSES
+from bharateo.plain_yaml import parse_yaml
 from bharateo.sensor import BAND_SETS, named_bands
 from bharateo.training.checkpoint import Run, dataset_fingerprint
 from bharateo.training.loop import Progress, pretrain
@@ -73,8 +73,10 @@ class Factor:
                 f"--vary {text!r} is not KEY=VALUE,VALUE,..., e.g. training.lr=0.001,0.002"
             )
         key = BANDS if key == "bands" else key
-        read = (lambda value: value) if key == BANDS else yaml.safe_load
-        return cls(key, tuple(read(value) for value in values.split(",")))
+        each = values.split(",")
+        if key == BANDS:
+            return cls(key, tuple(each))
+        return cls(key, tuple(parse_yaml(value, f"--vary {text!r} is no YAML") for value in each))
 
 
 @dataclass(frozen=True)
@@ -222,7 +224,7 @@ def claim(output: Path, base: Config, dataset: Dataset) -> None:
     Raises:
         RunError: the folder holds an ablation of another dataset, configuration or version.
     """
-    config = yaml.safe_load(to_yaml(base))
+    config = to_record(base)
     del config["machine"], config["data"]
     shared = {
         "schema_version": SCHEMA_VERSION,

@@ -5,15 +5,18 @@ A new task is one class here, one line in ``HEADS`` and one entry under ``heads`
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal, get_type_hints
 
 import torch
 from jaxtyping import Bool, Float, Int64
+from pydantic import Field, create_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bharateo.artefacts import Record, checked, shortened
 from bharateo.config import HeadConfig
 from bharateo.errors import ConfigError
 from bharateo.landcover import IGNORE, NUM_CLASSES
@@ -51,7 +54,11 @@ class Batch:
 
 
 class Head(nn.Module):
-    """A pretext task on the decoded tokens. ``loss_metric`` names its loss among its metrics."""
+    """A pretext task on the decoded tokens. ``loss_metric`` names its loss among its metrics.
+
+    What its class takes beside the model are its options; their types and bounds stand there, and
+    ``build_heads`` holds a configuration to them.
+    """
 
     loss_metric: ClassVar[str]
 
@@ -77,7 +84,9 @@ class PixelHead(Head):
 
     loss_metric = "rec_smooth_l1"
 
-    def __init__(self, model: MaskedAutoencoder, beta: float = 0.1) -> None:
+    def __init__(
+        self, model: MaskedAutoencoder, beta: Annotated[float, Field(gt=0, le=1e6)] = 0.1
+    ) -> None:
         super().__init__()
         self.beta, self.patch_px = beta, model.config.patch_px
         self.norm = nn.LayerNorm(model.decoded_width)
@@ -114,10 +123,10 @@ class LandCoverHead(Head):
 
     loss_metric = "esa_ce"
 
-    def __init__(self, model: MaskedAutoencoder, target: str = "fraction") -> None:
+    def __init__(
+        self, model: MaskedAutoencoder, target: Literal["mode", "fraction"] = "fraction"
+    ) -> None:
         super().__init__()
-        if target not in ("mode", "fraction"):
-            raise ConfigError(f"heads.landcover.options.target: {target!r} is not mode or fraction")
         self.target = target
         self.norm = nn.LayerNorm(model.decoded_width)
         self.linear = nn.Linear(model.decoded_width, NUM_CLASSES)
@@ -237,15 +246,32 @@ def build_heads(heads: Mapping[str, HeadConfig], model: MaskedAutoencoder) -> nn
     """The configured heads.
 
     Raises:
-        ConfigError: a head or one of its options does not exist.
+        ConfigError: a head or one of its options does not exist, or an option does not fit.
     """
     built: dict[str, nn.Module] = {}
     for name, config in heads.items():
         if name not in HEADS:
-            raise ConfigError(f"heads.{name} is not a head; known are {', '.join(HEADS)}")
-        options: dict[str, Any] = dict(config.options or {})
-        try:
-            built[name] = HEADS[name](model, **options).apply(model.init_weights)
-        except TypeError as error:
-            raise ConfigError(f"heads.{name}.options: {error}") from error
+            raise ConfigError(
+                f"heads.{shortened(name)} is not a head; known are {', '.join(HEADS)}"
+            )
+        options = checked_options(HEADS[name], config.options, f"heads.{name}.options")
+        built[name] = HEADS[name](model, **options).apply(model.init_weights)
     return nn.ModuleDict(built)
+
+
+def checked_options(head: type[Head], options: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A head's options as its class takes them, defaults left out.
+
+    Raises:
+        ConfigError: one is unknown, or is not of its type or within its bounds.
+    """
+    known = list(inspect.signature(head).parameters)[1:]  # the first is the model
+    if unknown := [name for name in options if name not in known]:
+        raise ConfigError(
+            f"{where}: {shortened(repr(unknown[0]))} is no option; known are {', '.join(known)}"
+        )
+    hints = get_type_hints(head.__init__, include_extras=True)
+    taken: Any = {name: (hints[name], ...) for name in options}
+    kind = create_model(f"{head.__name__}Options", __base__=Record, **taken)
+    remedy = "see docs/reference/configuration.md"
+    return checked(kind, options, where, ConfigError, remedy).model_dump()

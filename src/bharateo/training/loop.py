@@ -14,12 +14,13 @@ from torch import Tensor
 
 from bharateo.accounting import Accounting
 from bharateo.chips.store import Dataset
-from bharateo.config import Config, differences, read_yaml, to_yaml
+from bharateo.config import Config, differences, to_yaml
 from bharateo.errors import ConfigError, ContractError, DivergedError, RunError, Stopped
 from bharateo.files import remove_leftovers, write_json, write_text
 from bharateo.models.heads import HEADS, Batch, build_heads
 from bharateo.models.mae import build_model
 from bharateo.models.patches import Mask
+from bharateo.plain_yaml import read_yaml
 from bharateo.sensor import named_bands
 from bharateo.training.batches import fixed_batch, fixed_windows
 from bharateo.training.checkpoint import (

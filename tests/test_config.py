@@ -13,9 +13,9 @@ from bharateo.config import (
     parse_config,
     preset_path,
     to_yaml,
+    with_settings,
 )
 from bharateo.errors import ConfigError
-from bharateo.plain_yaml import read_yaml
 
 PRESETS = ["v0", "seed", "sample"]
 
@@ -179,21 +179,6 @@ def test_a_missing_file_is_named(tmp_path):
         load_config(tmp_path / "none.yaml")
 
 
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        (b"training: [", "is no YAML"),
-        (b"- a\n- b\n", "must hold sections"),
-        (b"just words", "must hold sections"),
-        (b"\x89PNG\r\n\xff\xfe", r"is no YAML|cannot read"),
-    ],
-)
-def test_a_file_that_holds_no_configuration_is_refused(tmp_path, content, said):
-    (tmp_path / "c.yaml").write_bytes(content)
-    with pytest.raises(ConfigError, match=said):
-        read_yaml(tmp_path / "c.yaml")
-
-
 def test_a_record_is_not_changed_by_parsing_it():
     record = {"training": {"epochs": 2}, "heads": {"pixels": {"options": {"beta": 0.5}}}}
     parse_config(record)
@@ -233,6 +218,57 @@ def test_every_size_makes_a_model_configuration(size):
     assert asdict(model).items() >= SIZES[size].items()
     assert model.width % model.num_heads == 0
     assert model.decoder_width % model.decoder_num_heads == 0
+
+
+SHIPPED = sorted(preset_path("v0").parent.glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+@pytest.mark.parametrize("size", SIZES)
+def test_a_size_that_is_set_wins_over_the_sizes_in_the_file(path, size):
+    by_list, by_mapping = load_config(path, [f"model.size={size}"]), {"model.size": size}
+    for config in (
+        by_list,
+        load_config(path, by_mapping),
+        with_settings(load_config(path), by_mapping),
+    ):
+        assert asdict(config.model).items() >= SIZES[size].items()
+        others = {
+            key: value for key, value in asdict(config.model).items() if key not in SIZES[size]
+        }
+        assert asdict(load_config(path).model).items() >= others.items()
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_what_is_set_beside_a_size_wins_in_any_order(order):
+    overrides = [("model.size", "base"), ("model.depth", 2), ("model.decoder_width", 64)][::order]
+    for config in (
+        load_config("v0", [f"{key}={value}" for key, value in overrides]),
+        load_config("v0", dict(overrides)),
+        with_settings(load_config("v0"), dict(overrides)),
+    ):
+        model = config.model
+        assert (model.width, model.num_heads, model.depth, model.decoder_width) == (768, 12, 2, 64)
+
+
+def test_keys_that_are_set_win_over_a_size_in_the_file(tmp_path):
+    (tmp_path / "c.yaml").write_text("model: {size: tiny, decoder_depth: 1}\n")
+    config = load_config(tmp_path / "c.yaml", ["model.depth=2"])
+    assert (config.model.width, config.model.depth, config.model.decoder_depth) == (192, 2, 1)
+    config = load_config(tmp_path / "c.yaml", ["model.size=base"])
+    assert (config.model.width, config.model.depth, config.model.decoder_depth) == (768, 12, 4)
+
+
+@pytest.mark.parametrize("size", ["huge", 5, None, ["base"], {"base": 1}, "x" * 5000], ids=range(6))
+def test_a_size_that_is_none_is_refused_in_one_line(size):
+    for refused in (
+        lambda: parse_config({"model": {"size": size}}),
+        lambda: load_config("v0", {"model.size": size}),
+        lambda: with_settings(Config(), {"model.size": size}),
+    ):
+        with pytest.raises(ConfigError, match="is not a size; known are nano, tiny") as error:
+            refused()
+        assert len(str(error.value)) < 300
 
 
 def test_an_unknown_size_is_refused_with_the_known_ones():

@@ -68,6 +68,21 @@ def test_a_text_that_looks_like_something_else_comes_back_as_that_text(text):
     assert yaml.safe_load(to_yaml(config))["data"]["geotiff"]["title"] == text
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"training: [", "is no YAML"),
+        (b"- a\n- b\n", "must hold sections"),
+        (b"just words", "must hold sections"),
+        (b"\x89PNG\r\n\xff\xfe", r"is no YAML|cannot read"),
+    ],
+)
+def test_a_file_that_holds_no_configuration_is_refused(tmp_path, content, said):
+    (tmp_path / "c.yaml").write_bytes(content)
+    with pytest.raises(ConfigError, match=said):
+        read_yaml(tmp_path / "c.yaml")
+
+
 def test_a_pipe_a_folder_and_a_giant_file_are_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / "pipe.yaml")
     (tmp_path / "folder.yaml").mkdir()

@@ -354,7 +354,7 @@ def load_config(path: str | Path, overrides: Sequence[str] | Mapping[str, Any] =
     file = find_config(path)
     record = read_yaml(file)
     if isinstance(overrides, Mapping):
-        return parse_config(_overridden(record, overrides.items()), str(file))
+        return parse_config(_overridden(record, overrides.items(), str(file)), str(file))
     settings = []
     for override in overrides:
         key, equals, value = override.partition("=")
@@ -362,7 +362,7 @@ def load_config(path: str | Path, overrides: Sequence[str] | Mapping[str, Any] =
         if not equals:
             raise ConfigError(f"{shown} is not KEY=VALUE, e.g. training.epochs=5")
         settings.append((key.strip(), parse_yaml(value, f"{shown}: the value is no YAML")))
-    return parse_config(_overridden(record, settings), str(file))
+    return parse_config(_overridden(record, settings, str(file)), str(file))
 
 
 def parse_config(record: Mapping[str, Any], where: str = "the configuration") -> Config:
@@ -406,17 +406,19 @@ def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
     Raises:
         ConfigError: a key is unknown or a value does not fit.
     """
-    return parse_config(_overridden(asdict(config), settings.items()))
+    return parse_config(_overridden(asdict(config), settings.items(), "the configuration"))
 
 
-def _overridden(record: Mapping[str, Any], settings: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+def _overridden(
+    record: Mapping[str, Any], settings: Iterable[tuple[str, Any]], where: str
+) -> dict[str, Any]:
     """The mapping with dotted keys set, later ones last.
 
     A size that is set takes the place of all the sizes there, so these go first: what is set
     beside it wins in any order.
     """
     settings = list(settings)
-    whole: dict[str, Any] = _plain(record, "the configuration")
+    whole: dict[str, Any] = _plain(record, where)
     model = whole.get("model")
     if any(key == "model.size" for key, _ in settings) and isinstance(model, dict):
         whole["model"] = {key: value for key, value in model.items() if key not in SIZES["nano"]}

@@ -14,10 +14,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import docstring_parser
 import jupytext
+from pydantic.fields import FieldInfo
 
 from bharateo import config
 from bharateo.cli import build_parser
@@ -178,7 +179,7 @@ def meanings(cls: type) -> dict[str, str]:
 
 
 def _key(section: str, name: str, cls: type) -> str:
-    hint = get_type_hints(cls)[name]
+    hint = get_type_hints(cls, include_extras=True)[name]
     inner = list(inner_classes(hint))
     default = asdict(cls()).get(name)
     says = "a section of its own, below" if inner else f"default `{_shown(default)}`; {kind(hint)}"
@@ -192,6 +193,8 @@ def kind(hint: Any) -> str:
     """A type in the words of somebody who writes YAML."""
     plain = {str: "text", int: "whole number", float: "number", bool: "true or false"}
     arguments = get_args(hint)
+    if get_origin(hint) is Annotated:
+        return " ".join([kind(arguments[0]), *_bounds(arguments[1])])
     if get_origin(hint) is Literal:
         return "one of " + ", ".join(f"`{each}`" for each in arguments)
     if get_origin(hint) in (Union, UnionType):
@@ -204,6 +207,15 @@ def kind(hint: Any) -> str:
     if get_origin(hint) is not None:
         return "mapping"
     return plain.get(hint, "any")
+
+
+def _bounds(field: FieldInfo) -> Iterator[str]:
+    """What pydantic holds a number to, in words."""
+    words = {"ge": "from", "gt": "above", "le": "to", "lt": "below"}
+    for bound in field.metadata:
+        name = type(bound).__name__.lower()
+        if name in words and (value := getattr(bound, name)) < 2**31 - 1:  # more is as good as any
+            yield f"{words[name]} {value:g}"
 
 
 def _shown(value: Any) -> str:
@@ -232,8 +244,12 @@ def _heads() -> Iterator[str]:
     for name, head in HEADS.items():
         yield f"### `heads.{name}`"
         yield _markdown(inspect.getdoc(head) or "")
+        hints = get_type_hints(head.__init__, include_extras=True)
         for option in list(inspect.signature(head).parameters.values())[1:]:
-            yield f"`heads.{name}.options.{option.name}`\n: default `{_shown(option.default)}`"
+            yield (
+                f"`heads.{name}.options.{option.name}`\n: default `{_shown(option.default)}`; "
+                f"{kind(hints.get(option.name))}"
+            )
 
 
 def _markdown(text: str) -> str:

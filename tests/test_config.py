@@ -166,12 +166,53 @@ def test_a_wrong_override_is_refused(tmp_path, override, said):
             r"training is a section with keys \(epochs, .*not the value \[1, 2\]",
         ),
         ({"training": None}, "training is a section"),
+        ({"data": {"plan": {"unit_blocks": [2]}}}, r"data\.plan\.unit_blocks\.1 is missing"),
+        ({"data": {"rois": "delhi"}}, r"data\.rois: .*'delhi': give a list"),
+        ({"data": {"geotiff": {"title": 5}}}, r"title: .*not 5: in quotes it is a text"),
+        ({"machine": {"compile": "yes"}}, r"compile: .*'yes': give true or false"),
+        ({"training": {"epochs": "5"}}, r"training\.epochs: .*valid integer, not '5'"),
+        ({"training": {"lr": "1e-3"}}, r"training\.lr: .*valid number, not '1e-3'"),
+        ({"data": {"sentinel2": {"dates": "0001-01-01/2021-01-01"}}}, "give FIRST/LAST"),
         ({"heads": {"pixels": 1.0}}, r"heads\.pixels is a section with keys \(weight, options\)"),
     ],
 )
 def test_a_wrong_key_or_value_is_named(record, said):
     with pytest.raises(ConfigError, match=rf"^here: .*{said}"):
         parse_config(record, "here")
+
+
+OUT_OF_BOUNDS = {
+    "data.seed": (-1, 2**63), "data.worldcover_year": (2019,), "data.plan.size_px": (0, 10**6),
+    "data.plan.chips_per_roi": (0,), "data.plan.min_classes": (-1, 9), "data.plan.num_chips": (0,),
+    "data.plan.min_valid_fraction": (-0.1, 1.1, 50), "data.plan.chips_per_block": (0,),
+    "data.plan.unit_blocks": ([0, 1], [1, 2, 3]), "data.plan.class_balance": (-1,),
+    "data.plan.max_failed": (-0.1, 2), "data.plan.split.block_px": (0,),
+    "data.plan.split.buffer_px": (-1,), "data.plan.split.val": (-0.1, 1),
+    "data.plan.split.test": (-0.1, 1), "data.sentinel2.max_cloud": (-1, 101),
+    "data.sentinel2.timeout_s": (0, 1e9), "data.sentinel2.retries": (-1,),
+    "data.geotiff.scale": (0, -1), "data.geotiff.nodata": ("nan",),
+    "data.geotiff.label_classes": ({1: 8}, {1: -1}, {"a": 1}),
+    "data.geotiff.bands": ({"red": {"band": 0}}, {"red": {"resolution_m": 0}}),
+    "model.chip_px": (0,), "model.patch_px": (0,), "model.mask_ratio": (0, 1, 7),
+    "model.width": (0, -128, 10**12), "model.depth": (0, 10**9), "model.num_heads": (0, -4),
+    "model.decoder_width": (0,), "model.decoder_depth": (-1,), "model.decoder_num_heads": (0,),
+    "model.mlp_ratio": (0, 10**6), "heads.pixels.weight": (-1,), "training.epochs": (0, -3, 2**40),
+    "training.chips_per_epoch": (0,), "training.batch_size": (0,), "training.lr": (0, -1),
+    "training.weight_decay": (-1,), "training.beta2": (-0.1, 1), "training.warmup_epochs": (-1,),
+    "training.grad_clip": (0, -1), "training.masks_per_chip": (0,), "training.shuffle_window": (0,),
+    "training.lanes": (0,), "training.checkpoint_seconds": (-1,), "training.seed": (-1, 2**64),
+    "machine.micro_batch": (0,), "machine.threads": (0, 10**6), "machine.prefetch": (-1,),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", OUT_OF_BOUNDS)
+def test_a_number_out_of_its_bounds_is_refused_where_it_is_read(key):
+    values = OUT_OF_BOUNDS[key]
+    numbers = values[0] is None or not isinstance(values[0], (list, dict, str))
+    for value in (*values, *((float("nan"), float("inf"), -float("inf"), True) if numbers else ())):
+        with pytest.raises(ConfigError, match=key.replace(".", r"\.")) as refused:
+            load_config("v0", {key: value})
+        assert len(str(refused.value)) < 300
 
 
 def test_a_missing_file_is_named(tmp_path):

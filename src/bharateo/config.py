@@ -29,6 +29,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
+_DATES = r"^ *(19|20)\d\d-\d\d-\d\d */ *(19|20)\d\d-\d\d-\d\d *$"
 
 
 class _Section:
@@ -104,7 +105,7 @@ class Sentinel2Config(_Section):
     """The catalogue's name of the product."""
     assets: Mapping[str, str] | None = None
     """Band -> asset key (``B04: red``, and ``SCL``), where the catalogue's are not the usual."""
-    dates: str = "2021-01-01/2021-12-31"
+    dates: Annotated[str, Field(pattern=_DATES)] = "2021-01-01/2021-12-31"
     """First and last day."""
     seasons: tuple[str, ...] = ()
     """Every place is taken once in each: ``rabi`` (November to March), ``summer`` (April to June),
@@ -488,6 +489,8 @@ def _first_mistake(error: ValidationError) -> str:
             f"{shortened('.'.join(map(str, path)))} is a section with keys "
             f"({_listed(_keys_at(path))}), not the value {shortened(repr(misfit['input']))}"
         )
+    if misfit["type"] == "string_pattern_mismatch":
+        misfit["msg"] = "give FIRST/LAST, such as 2021-01-01/2021-12-31"
     remedy = _REMEDIES.get(misfit["type"])
     return misfit_in_words(misfit) + (f": {remedy}" if remedy else "")
 

@@ -17,6 +17,8 @@ from safetensors.torch import load_file, save_file
 from bharateo.config import parse_config
 from bharateo.errors import BharatEOError, ConfigError, ContractError, RunError
 from bharateo.files import write_json
+from bharateo.models.heads import build_heads
+from bharateo.models.mae import build_model
 from bharateo.training.checkpoint import CONTRACT_FILE, MODEL_FILE, Run
 from bharateo.training.loop import pretrain
 from small_datasets import many_bands, small_config, small_dataset
@@ -295,10 +297,11 @@ def test_no_class_that_a_contract_names_is_imported(run, tmp_path, monkeypatch, 
 def test_no_class_that_a_configuration_names_is_imported(tmp_path, monkeypatch, value):
     (tmp_path / "planted.py").write_text("class Bomb: pass\n")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(
-        ConfigError, match=r"heads\.pixels\.options\.beta.* names a class to be made"
-    ):
-        parse_config({"heads": {"pixels": {"options": {"beta": value}}}})
+    config = parse_config({"heads": {"pixels": {"options": {"beta": value}}}})
+    assert config.heads["pixels"].options == {"beta": value}  # data, which the head refuses
+    model = build_model(config.model, [0.0], [1.0])
+    with pytest.raises(ConfigError, match=r"heads\.pixels\.options: beta: .*valid number"):
+        build_heads(config.heads, model)
     assert "planted" not in sys.modules
 
 

@@ -271,7 +271,7 @@ def checked_options(head: type[Head], options: Mapping[str, Any], where: str) ->
             f"{where}: {shortened(repr(unknown[0]))} is no option; known are {', '.join(known)}"
         )
     hints = get_type_hints(head.__init__, include_extras=True)
-    taken: Any = {name: (hints[name], ...) for name in options}
+    taken: Any = {name: (hints.get(name, Any), ...) for name in options}
     kind = create_model(f"{head.__name__}Options", __base__=Record, **taken)
     remedy = "see docs/reference/configuration.md"
     return checked(kind, options, where, ConfigError, remedy).model_dump()

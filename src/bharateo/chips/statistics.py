@@ -40,6 +40,13 @@ class Statistics:
         return float(np.sqrt(by_band.mean())) if by_band.size else 0.0
 
     @property
+    def scale(self) -> Float64[np.ndarray, " band"]:
+        """What a model divides by: the deviation, 1 for a band that is constant, which has no
+        other scale and comes out as 0.
+        """
+        return np.where(self.std > 0, self.std, 1.0)
+
+    @property
     def hash(self) -> str:
         """SHA-256 of the numbers to ten digits, to tell whether two runs normalise alike."""
         record = {

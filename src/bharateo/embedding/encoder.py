@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Real
 from torch import Tensor, nn
 
 from bharateo.errors import RunError
@@ -23,7 +23,7 @@ class PerToken(Protocol):
     """What is asked of a chip: some numbers for each of its tokens, row-major."""
 
     def __call__(
-        self, image: Float[Tensor, "batch band row col"], valid: Bool[Tensor, "batch row col"]
+        self, image: Real[Tensor, "batch band row col"], valid: Bool[Tensor, "batch row col"]
     ) -> Float[Tensor, "batch token dim"]:
         """Numbers of every token; ``image`` in physical units, anything where not ``valid``."""
         ...
@@ -51,9 +51,11 @@ class FrozenEncoder:
 
     @torch.no_grad()
     def features(
-        self, image: Float[Tensor, "batch band row col"], valid: Bool[Tensor, "batch row col"]
+        self, image: Real[Tensor, "batch band row col"], valid: Bool[Tensor, "batch row col"]
     ) -> Float[Tensor, "batch token dim"]:
-        """The encoder's vector of every patch, after its last normalisation."""
+        """The encoder's vector of every patch, after its last normalisation; in the precision of
+        the model's weights.
+        """
         parts = [
             self.model.encode(chips, known, all_visible(len(chips), self.num_tokens))
             for chips, known in zip(
@@ -63,7 +65,7 @@ class FrozenEncoder:
         return torch.cat(parts)
 
     def class_probabilities(
-        self, image: Float[Tensor, "batch band row col"], valid: Bool[Tensor, "batch row col"]
+        self, image: Real[Tensor, "batch band row col"], valid: Bool[Tensor, "batch row col"]
     ) -> Float[Tensor, "batch token cls"]:
         """What the run's own land-cover head says of every patch.
 
@@ -74,7 +76,7 @@ class FrozenEncoder:
 
     @torch.no_grad()
     def features_and_logits(
-        self, image: Float[Tensor, "batch band row col"], valid: Bool[Tensor, "batch row col"]
+        self, image: Real[Tensor, "batch band row col"], valid: Bool[Tensor, "batch row col"]
     ) -> tuple[Float[Tensor, "batch token dim"], Float[Tensor, "batch token cls"]]:
         """``features``, and what the softmax of ``class_probabilities`` is taken of, in one pass.
 

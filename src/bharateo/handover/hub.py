@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Real
 from torch import Tensor, nn
 
 from bharateo.errors import ConfigError, ContractError, RunError
@@ -61,14 +61,14 @@ class BharatEOEncoder(nn.Module, ModelHubMixin, library_name="bharateo"):
 
     def forward(
         self,
-        image: Float[Tensor, "batch band row col"],
+        image: Real[Tensor, "batch band row col"],
         valid: Bool[Tensor, "batch row col"] | None = None,
     ) -> Float[Tensor, "batch token dim"]:
         """The vector of every patch, row-major.
 
         ``image`` is in the unit ``self.unit``, its bands ``self.bands`` in this order, chips of
         ``self.chip_px``. Where not ``valid`` it may hold anything; by default every pixel is valid
-        that is finite in all bands.
+        that is finite in all bands. Vectors come in the weights' precision, see ``half()``.
 
         Raises:
             ContractError: another number of bands or another size.
@@ -80,7 +80,7 @@ class BharatEOEncoder(nn.Module, ModelHubMixin, library_name="bharateo"):
                 f"{', '.join(self.bands)} in {self.unit}; got {tuple(image.shape[1:])}"
             )
         if valid is None:
-            valid = image.isfinite().all(1)
+            valid = image.float().isfinite().all(1)
         tokens = torch.arange(self.model.num_tokens, device=image.device)
         mask = Mask(tokens.expand(image.shape[0], -1), self.model.num_tokens)
         return self.model.encode(image, valid, mask)

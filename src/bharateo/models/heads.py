@@ -39,8 +39,8 @@ class Batch:
     """One batch of chips.
 
     ``image`` is in physical units and may hold anything where ``valid`` is False;
-    ``class_counts`` are the labelled pixels of each class in each patch (tokens row-major);
-    ``chip`` the chips' rows in the dataset.
+    ``class_counts`` are the labelled pixels of each class in each patch (tokens row-major), of
+    valid ones alone: what no image shows is no target; ``chip`` the chips' rows in the dataset.
     """
 
     image: Float[Tensor, "batch band row col"]

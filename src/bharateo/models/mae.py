@@ -6,11 +6,11 @@ does not mind the order, and positions are gathered with it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Real
 from torch import Tensor, nn
 
 from bharateo.config import ModelConfig
@@ -43,6 +43,9 @@ class Normalise(nn.Module):
     The first module of every model and the only normalisation anywhere. The statistics travel
     in the weights; they are 0 and 1 for sensors that are not standardised. An invalid pixel takes
     the mean of its patch's valid pixels, or 0, so that what it held cannot matter.
+
+    It stays in float32 when its model goes to half precision, in which stored values of thousands
+    lie up to eight apart.
     """
 
     mean: Tensor
@@ -52,6 +55,16 @@ class Normalise(nn.Module):
         super().__init__()
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Normalise:
+        """As for every module, which is how it is moved and cast, but never cast."""
+        whole = {"mean": self.mean, "std": self.std}
+        super()._apply(fn, recurse)
+        for name, value in whole.items():
+            applied = getattr(self, name)
+            if applied.dtype != value.dtype:
+                setattr(self, name, value.to(applied.device))
+        return self
 
     def model_units(self, physical: Float[Tensor, "*lead band"]) -> Float[Tensor, "*lead band"]:
         """Physical values of every band in model units."""
@@ -86,7 +99,13 @@ class Normalise(nn.Module):
 
 
 class MaskedAutoencoder(nn.Module):
-    """What both models share: patches of the right tokens, normalised, with their validity."""
+    """What both models share: patches of the right tokens, normalised, with their validity.
+
+    Images are physical values of any type; vectors come in the weights' precision, which
+    ``half()`` and ``bfloat16()`` change.
+    """
+
+    embed: nn.Linear
 
     def __init__(self, config: ModelConfig, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
@@ -107,17 +126,25 @@ class MaskedAutoencoder(nn.Module):
 
     def patches(
         self,
-        image: Float[Tensor, "batch band row col"],
+        image: Real[Tensor, "batch band row col"],
         valid: Bool[Tensor, "batch row col"],
         index: Tensor,
     ) -> tuple[Float[Tensor, "batch chosen value"], Bool[Tensor, "batch chosen pixel"]]:
         """Normalised patches ``index`` of an image in physical units, and pixel validity."""
         pixels = take_patches(valid[:, None], self.config.patch_px, index)
-        return self.normalise(take_patches(image, self.config.patch_px, index), pixels), pixels
+        physical = take_patches(image.float(), self.config.patch_px, index)
+        return self.normalise(physical, pixels), pixels
+
+    def embedded(
+        self, patches: Float[Tensor, "batch visible value"]
+    ) -> Float[Tensor, "batch visible dim"]:
+        """The first layer's vectors of patches in model units, in the weights' precision."""
+        vectors: Tensor = self.embed(patches.to(self.embed.weight.dtype))
+        return vectors
 
     def forward(
         self,
-        image: Float[Tensor, "batch band row col"],
+        image: Real[Tensor, "batch band row col"],
         valid: Bool[Tensor, "batch row col"],
         mask: Mask,
     ) -> Tokens:
@@ -126,7 +153,7 @@ class MaskedAutoencoder(nn.Module):
 
     def encode(
         self,
-        image: Float[Tensor, "batch band row col"],
+        image: Real[Tensor, "batch band row col"],
         valid: Bool[Tensor, "batch row col"],
         mask: Mask,
     ) -> Float[Tensor, "batch visible dim"]:
@@ -180,7 +207,7 @@ class V0(MaskedAutoencoder):
 
     def forward(
         self,
-        image: Float[Tensor, "batch band row col"],
+        image: Real[Tensor, "batch band row col"],
         valid: Bool[Tensor, "batch row col"],
         mask: Mask,
     ) -> Tokens:
@@ -192,7 +219,7 @@ class V0(MaskedAutoencoder):
 
     def encode(
         self,
-        image: Float[Tensor, "batch band row col"],
+        image: Real[Tensor, "batch band row col"],
         valid: Bool[Tensor, "batch row col"],
         mask: Mask,
     ) -> Float[Tensor, "batch visible dim"]:
@@ -200,8 +227,8 @@ class V0(MaskedAutoencoder):
         return self._encode(*self.patches(image, valid, mask.visible), mask)
 
     def _encode(self, patches: Tensor, pixels: Tensor, mask: Mask) -> Tensor:
-        missing = 1 - pixels.float().mean(2, keepdim=True)
-        x = self.embed(patches) + missing * self.missing + self.positions[mask.visible]
+        missing = (1 - pixels.float().mean(2, keepdim=True)).to(self.missing.dtype)
+        x = self.embedded(patches) + missing * self.missing + self.positions[mask.visible]
         return self.norm(self.encoder(x))
 
     def decode(
@@ -240,26 +267,26 @@ class Seed(MaskedAutoencoder):
 
     def forward(
         self,
-        image: Float[Tensor, "batch band row col"],
+        image: Real[Tensor, "batch band row col"],
         valid: Bool[Tensor, "batch row col"],
         mask: Mask,
     ) -> Tokens:
         """All tokens through the encoder, masked ones as the mask token."""
         patches, pixels = self.patches(image, valid, mask.order)
-        seen = self.embed(patches[:, : mask.num_visible])
+        seen = self.embedded(patches[:, : mask.num_visible])
         hidden = self.mask_token.to(seen.dtype).expand(*mask.masked.shape, -1)
         x = torch.cat([seen, hidden], 1) + self.positions.to(seen.dtype)[mask.order]
         return Tokens(self.encoder(x), mask, patches, pixels)
 
     def encode(
         self,
-        image: Float[Tensor, "batch band row col"],
+        image: Real[Tensor, "batch band row col"],
         valid: Bool[Tensor, "batch row col"],
         mask: Mask,
     ) -> Float[Tensor, "batch visible dim"]:
         """The vectors of the visible patches, where no masked ones take part."""
         patches, _ = self.patches(image, valid, mask.visible)
-        encoded: Tensor = self.encoder(self.embed(patches) + self.positions[mask.visible])
+        encoded: Tensor = self.encoder(self.embedded(patches) + self.positions[mask.visible])
         return encoded
 
     def decode(

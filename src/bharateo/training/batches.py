@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bharateo.chips.store import Dataset
 from bharateo.config import ModelConfig
-from bharateo.landcover import patch_class_counts
+from bharateo.landcover import IGNORE, patch_class_counts
 from bharateo.models.heads import Batch
 from bharateo.models.patches import Mask, mask_from_noise, num_masked
 from bharateo.sensor import Sensor
@@ -58,6 +58,7 @@ def cut(dataset: Dataset, windows: Sequence[Window], chip_px: int, patch_px: int
     image = stack(dataset.image, windows, chip_px)
     valid = stack(dataset.valid, windows, chip_px)
     landcover = stack(dataset.landcover, windows, chip_px)
+    landcover[~valid] = IGNORE  # no image shows it
     return Batch(
         physical_units(torch.from_numpy(image), dataset.sensor),
         torch.from_numpy(valid),

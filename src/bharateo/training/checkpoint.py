@@ -33,6 +33,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.optim import Optimizer
 
 import bharateo
+from bharateo.chips.statistics import Statistics
 from bharateo.chips.store import DATASET_FILE, Dataset
 from bharateo.config import Config, ModelConfig, parse_config
 from bharateo.errors import RunError
@@ -58,10 +59,12 @@ def dataset_fingerprint(dataset: Dataset) -> str:
 
 
 def model_statistics(dataset: Dataset) -> tuple[list[float], list[float]]:
-    """Mean and std per band a model normalises with; 0 and 1 where the sensor needs none."""
+    """Mean and std per band a model normalises with; 0 and 1 where the sensor needs none, and 1
+    for the std of a band that is constant.
+    """
     if not dataset.sensor.standardised:
         return [0.0] * dataset.sensor.num_bands, [1.0] * dataset.sensor.num_bands
-    return dataset.statistics.mean.tolist(), dataset.statistics.std.tolist()
+    return dataset.statistics.mean.tolist(), dataset.statistics.scale.tolist()
 
 
 def majority_class(dataset: Dataset) -> int:
@@ -206,9 +209,10 @@ def _least_values(model: ModelConfig, num_bands: int) -> int:
 
 def _check_normalisation(run: Run) -> None:
     """Refuse a contract whose statistics are not those its model normalises with."""
-    statistics, num_bands = run.contract["statistics"], run.sensor.num_bands
+    statistics, num_bands = Statistics.from_json(run.contract["statistics"]), run.sensor.num_bands
     expected = {"mean": [0.0] * num_bands, "std": [1.0] * num_bands}
-    expected = statistics if run.sensor.standardised else expected
+    if run.sensor.standardised:
+        expected = {"mean": statistics.mean.tolist(), "std": statistics.scale.tolist()}
     for name in ("mean", "std"):
         found = getattr(run.model.normalise, name)
         if not torch.equal(found, torch.tensor(expected[name], dtype=found.dtype)):

@@ -141,6 +141,12 @@ def check_fit(config: Config, dataset: Dataset, num_ranks: int = 1) -> None:
             f"training.batch_size {training.batch_size} is not a multiple of "
             f"training.masks_per_chip {training.masks_per_chip}: a batch holds all masks of a chip"
         )
+    if training.schedule == "cosine" and training.warmup_epochs > training.epochs:
+        raise ConfigError(
+            f"training.warmup_epochs {training.warmup_epochs:g} is more than training.epochs "
+            f"{training.epochs}: the learning rate would never come to training.lr; lower the one "
+            "or raise the other"
+        )
     if not config.heads:
         raise ConfigError(f"heads is empty: give at least one of {', '.join(HEADS)}")
     Accounting(  # refuses sizes that make no tokens, or none to hide

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int64, Shaped, UInt8
 from torch import Tensor
 
-from bharateo.landcover import NUM_CLASSES
+from bharateo.landcover import IGNORE, NUM_CLASSES
 from bharateo.models.heads import Batch
 from bharateo.models.patches import Mask, mask_from_noise
 from bharateo.sensor import Sensor
@@ -87,6 +87,8 @@ def _turned_one_by_one(raw: RawBatch, sensor: Sensor, patch_px: int) -> _Turned:
             image[i] += sensor.offset
         valid[i] = symmetric(np.unpackbits(packed[place], axis=-1)[:, col : col + px], way)
         ids = np.minimum(symmetric(labels[place], way), NUM_CLASSES, order="C")
+        if not valid[i].all():
+            ids[~valid[i]] = NUM_CLASSES  # no image shows it
         counts[i].flat = np.bincount((cell + ids).reshape(-1), minlength=counts[i].size)
     return (
         torch.from_numpy(image),
@@ -103,13 +105,13 @@ def _turned_at_once(raw: RawBatch, sensor: Sensor, patch_px: int) -> _Turned:
     )
     pixels = _turned_places(px, device)[way]
     cols = way.new_zeros(len(raw.valid)).scatter_(0, shows, col)
-    valid = _unpacked(raw.valid, cols, px).flatten(1)[:, None]
-    counts = _class_counts(raw.landcover, patch_px)
+    valid = _unpacked(raw.valid, cols, px)
+    counts = _class_counts(raw.landcover.masked_fill(~valid, IGNORE), patch_px)
     patches = _turned_places(px // patch_px, device)[way]
     image = _gathered(raw.image.flatten(2), shows, pixels).unflatten(2, (px, px))
     return (
         physical_units(image, sensor),
-        _gathered(valid, shows, pixels).view(-1, px, px),
+        _gathered(valid.flatten(1)[:, None], shows, pixels).view(-1, px, px),
         _gathered(counts, shows, patches).transpose(1, 2).contiguous(),
     )
 

@@ -98,6 +98,24 @@ def test_the_seed_model_is_the_textbook_transformer_in_loss_and_gradients():
         )
 
 
+def test_the_seed_model_starts_as_pytorchs_encoder_does():
+    """Bounds and spreads of every weight of a layer; and all layers alike, for it clones one."""
+    torch.manual_seed(0)
+    ours = build_model(SEED_SIZES, [0.0] * 3, [1.0] * 3)
+    width = SEED_SIZES.width
+    theirs = Textbook(64, 768, width, SEED_SIZES.depth, SEED_SIZES.num_heads)
+    theirs = dict(theirs.named_parameters())
+    for name, parameter in ours.encoder.named_parameters(prefix="model.encoder"):
+        expected = theirs[textbook_names(name)]
+        assert parameter.abs().max().item() == pytest.approx(expected.abs().max().item(), rel=0.1)
+        spreads = [each.std().item() for each in (parameter, expected)]
+        assert spreads[0] == pytest.approx(spreads[1], rel=0.2)
+    for block in ours.encoder[1:]:
+        for value, first in zip(block.parameters(), ours.encoder[0].parameters(), strict=True):
+            assert torch.equal(value, first)
+            assert value.data_ptr() != first.data_ptr()
+
+
 # Our own model.
 
 

@@ -51,6 +51,10 @@ def test_the_first_losses_are_those_on_record(name, tmp_path):
     assert losses(name, tmp_path) == pytest.approx(expected, rel=ROUNDING)
 
 
+def test_the_first_experiment_runs_in_full_precision_on_every_machine():
+    assert load_config(preset_path("seed")).training.precision == "fp32"
+
+
 if __name__ == "__main__":
     GOLDEN.mkdir(exist_ok=True)
     for each in sys.argv[1:] or ["seed", "nano"]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from bharateo.config import ModelConfig
 from bharateo.models.patches import Mask, known_all, take_patches
-from bharateo.models.vit import blocks, init_transformer, sincos_positions
+from bharateo.models.vit import blocks, init_transformer, sincos_positions, start_as_torch
 
 
 @dataclass(frozen=True)
@@ -244,10 +244,11 @@ class V0(MaskedAutoencoder):
 
 
 class Seed(MaskedAutoencoder):
-    """The model of the first BharatEO-v0 experiment, kept exactly.
+    """The model of the first BharatEO-v0 experiment, as far as it is published.
 
     Learned positions, the mask token put in at the input, all tokens through one encoder. It is
-    a baseline: the published numbers belong to it.
+    a baseline: the published numbers belong to it. Its code is not published; what its notebook
+    prints tells of ``nn.TransformerEncoder``, so blocks compute and start as that one's do.
     Source: N. Batra, "Building a Foundational EO Model for BharatEO", 2026-05-05.
     """
 
@@ -257,6 +258,7 @@ class Seed(MaskedAutoencoder):
         self.mask_token = nn.Parameter(torch.zeros(config.width))
         self.positions = nn.Parameter(torch.zeros(self.num_tokens, config.width))
         self.encoder = blocks(config.depth, config.width, config.num_heads, config.mlp_ratio)
+        start_as_torch(self.encoder)
         nn.init.normal_(self.mask_token, std=0.02)
         nn.init.normal_(self.positions, std=0.02)
 

@@ -74,6 +74,21 @@ def blocks(depth: int, width: int, num_heads: int, mlp_ratio: int) -> nn.Sequent
     return nn.Sequential(*(Block(width, num_heads, mlp_ratio) for _ in range(depth)))
 
 
+def start_as_torch(encoder: nn.Sequential) -> None:
+    """Start blocks as ``nn.TransformerEncoder`` starts its layers: the first as one
+    ``nn.TransformerEncoderLayer``, the others as copies of it.
+
+    The three projections of attention are Xavier-uniform as one matrix, its biases are zero, and
+    all else is as ``nn.Linear`` starts. Source: PyTorch's ``MultiheadAttention._reset_parameters``.
+    """
+    for first in encoder[:1]:
+        nn.init.xavier_uniform_(first.attention.qkv.weight)
+        nn.init.zeros_(first.attention.qkv.bias)
+        nn.init.zeros_(first.attention.out.bias)
+    for other in encoder[1:]:
+        other.load_state_dict(encoder[0].state_dict())
+
+
 def sincos_positions(rows: int, cols: int, width: int) -> Float[Tensor, "token dim"]:
     """Fixed 2-D sine-cosine positions: half of the width for the row, half for the column.
 

@@ -5,6 +5,8 @@ Sources: Dosovitskiy et al. 2021 (ViT), He et al. 2022 (MAE, appendix A.1).
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -81,12 +83,13 @@ def start_as_torch(encoder: nn.Sequential) -> None:
     The three projections of attention are Xavier-uniform as one matrix, its biases are zero, and
     all else is as ``nn.Linear`` starts. Source: PyTorch's ``MultiheadAttention._reset_parameters``.
     """
-    for first in encoder[:1]:
+    blocks: list[Any] = list(encoder)
+    for first in blocks[:1]:
         nn.init.xavier_uniform_(first.attention.qkv.weight)
         nn.init.zeros_(first.attention.qkv.bias)
         nn.init.zeros_(first.attention.out.bias)
-    for other in encoder[1:]:
-        other.load_state_dict(encoder[0].state_dict())
+    for other in blocks[1:]:
+        other.load_state_dict(blocks[0].state_dict())
 
 
 def sincos_positions(rows: int, cols: int, width: int) -> Float[Tensor, "token dim"]:

@@ -11,9 +11,10 @@ repository; no raster package:
 
 Every row is the product's own training step on generated chips of ten bands: loading from disk or
 from where they are kept (``machine.resident``), converting, turning and masking on the device,
-forward, backward, AdamW. "MFU" is model FLOPs (bharateo.planning) over the FLOP/s that a large
-product reaches here; on a machine whose data sheet is known, over that peak as well. "waiting" is
-the share of the time in which the loader had not delivered.
+forward, backward, AdamW, and reading the numbers of the step before. "MFU" is model FLOPs
+(bharateo.planning) over the FLOP/s that a large product reaches here; on a machine whose data sheet
+is known, over that peak as well. "waiting" is the share of the time in which the loader had not
+delivered.
 """
 
 from __future__ import annotations
@@ -62,12 +63,14 @@ def measure(config: Config, folder: Path, num_chips: int, steps: int) -> dict[st
     dataset = generated_dataset(folder / "dataset", num_chips)
     with open_engine(config) as engine:
         trainer = Trainer(dataset, config, folder / "run", engine)
-        began = waited = 0.0
+        began, waited, launched = 0.0, 0.0, []
         for step, raw in trainer.loader.steps(0, 5 + steps):
             if step == 5:
                 wait_for(engine.device)
                 began, waited = time.perf_counter(), trainer.loader.wait_s
-            trainer.step(step, raw)
+            launched.append(trainer.step(step, raw))
+            if len(launched) > engine.asynchronous:  # read as the product does, one step late
+                trainer.look(launched.pop(0))
         wait_for(engine.device)
         seconds = time.perf_counter() - began
         cuda = engine.device.type == "cuda"

@@ -197,6 +197,18 @@ def test_ranks_with_shares_of_more_and_of_fewer_parts_are_the_same_as_one(
     assert_same_weights(tmp_path / "two", tmp_path / "one")
 
 
+def test_shards_in_bf16_are_the_same_within_its_rounding(reflectance_dataset, tmp_path):
+    common = {"optimiser": "adamw", "training": {"precision": "bf16", "epochs": 4}}
+    status, expected, said = start(tmp_path / "one", reflectance_dataset, **common)
+    assert status == 0, said
+    status, losses, said = start(tmp_path / "two", reflectance_dataset, 2, "fsdp", **common)
+    assert status == 0, said
+    steps = sorted(expected)
+    np.testing.assert_allclose(
+        [losses[step] for step in steps], [expected[step] for step in steps], rtol=0.02
+    )
+
+
 def test_what_the_first_rank_refuses_ends_them_all(reflectance_dataset, tmp_path):
     start(tmp_path, reflectance_dataset, training={"epochs": 1})
     status, _, said = start(tmp_path, reflectance_dataset, 2, training={"epochs": 1, "lr": 0.5})

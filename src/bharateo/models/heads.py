@@ -49,8 +49,13 @@ class Batch:
     chip: Int64[Tensor, batch]
 
     def to(self, device: torch.device) -> Batch:
-        """The batch on a device."""
-        return Batch(*(getattr(self, field.name).to(device) for field in fields(self)))
+        """The batch on a device; where it is pinned, nobody waits for that."""
+        layers = (getattr(self, field.name) for field in fields(self))
+        return Batch(*(each.to(device, non_blocking=True) for each in layers))
+
+    def pinned(self) -> Batch:
+        """The batch in memory that a GPU reads by itself."""
+        return Batch(*(getattr(self, field.name).pin_memory() for field in fields(self)))
 
 
 class Head(nn.Module):

@@ -26,8 +26,12 @@ class Mask:
     num_visible: int
 
     def to(self, device: torch.device) -> Mask:
-        """The mask on a device."""
-        return Mask(self.order.to(device), self.num_visible)
+        """The mask on a device; where it is pinned, nobody waits for that."""
+        return Mask(self.order.to(device, non_blocking=True), self.num_visible)
+
+    def pinned(self) -> Mask:
+        """The mask in memory that a GPU reads by itself."""
+        return Mask(self.order.pin_memory(), self.num_visible)
 
     @property
     def visible(self) -> Int64[Tensor, "batch visible"]:

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from bharateo.config import Config, MachineConfig
@@ -69,20 +69,37 @@ class Engine:
         The module itself is moved, compiled and sharded in place; call what is returned.
         """
         objective.to(self.device)
-        if self.machine.compile or (self.machine.compile is None and self.asynchronous):
+        compiled = self.machine.compile or (self.machine.compile is None and self.asynchronous)
+        if self.sharded:
+            self._shard(objective, compiled)
+            return objective
+        if compiled:
             objective.compile(dynamic=False)
         if self.num_ranks == 1:
             return objective
-        if self.machine.parallel == "ddp":
-            devices = [self.device] if self.asynchronous else None
-            return DistributedDataParallel(
-                objective, device_ids=devices, gradient_as_bucket_view=True
-            )
+        return DistributedDataParallel(
+            objective,
+            device_ids=[self.device] if self.asynchronous else None,
+            broadcast_buffers=False,  # statistics and positions: the same everywhere, for ever
+            gradient_as_bucket_view=True,
+        )
+
+    def _shard(self, objective: nn.Module, compiled: bool) -> None:
+        """Shards by block, gathered in the run's precision; gradients are added up in fp32. Only
+        tokens between blocks take that precision: it would round an image in physical units.
+
+        A block's forward pass is a graph of its own, and what gathers and lets go of its weights
+        is called outside: in a graph of the whole, every such call would break it.
+        """
         mesh = init_device_mesh(self.device.type, (self.num_ranks,))
+        low = torch.bfloat16 if self.precision == "bf16" else None
+        sums = torch.float32 if low else None
+        between, outside = (MixedPrecisionPolicy(low, sums, None, cast) for cast in (True, False))
         for block in [each for each in objective.modules() if isinstance(each, Block)]:
-            fully_shard(block, mesh=mesh)
-        fully_shard(objective, mesh=mesh)
-        return objective
+            if compiled:
+                block.forward = torch.compile(block.forward, dynamic=False)  # type: ignore[method-assign]
+            fully_shard(block, mesh=mesh, mp_policy=between)
+        fully_shard(objective, mesh=mesh, mp_policy=outside)
 
     @contextlib.contextmanager
     def part(self, module: nn.Module, last: bool) -> Iterator[None]:

@@ -10,12 +10,12 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -27,7 +27,9 @@ from bharateo.chips.store import LAYERS, Dataset
 from bharateo.config import Config
 from bharateo.errors import ConfigError
 from bharateo.training.draws import Draws, draw, epoch_order, share
-from bharateo.training.prepare import RawBatch, signed
+from bharateo.training.prepare import RawBatch, sent, signed
+
+T = TypeVar("T")
 
 _PIECE_CHIPS = 256
 """Chips brought to the device at once when it is to keep them all."""
@@ -100,6 +102,7 @@ class _Ring:
         most_chips: int,
     ) -> None:
         self.source, self.device, self.layers = source, device, {}
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         for name, lies in dataset.layers.items():
             width = lies.shape[-1] if name == "valid" else chip_px
             self.layers[name] = ((*lies.shape[:-2], chip_px, width), lies.dtype)
@@ -134,12 +137,18 @@ class _Ring:
             self.source.read(name, request.chips, request.rows, request.cols, out)
 
     def _take(self, buffer: _Buffer, request: _Request) -> dict[str, Tensor]:
-        layers = {
-            name: tensor[: len(request.chips)].to(self.device, non_blocking=True)
-            for name, tensor in buffer.layers.items()
-        }
-        if self.device.type == "cuda":
-            buffer.copied = torch.cuda.current_stream(self.device).record_event()
+        """On a GPU the copies run beside the step before, which is still being computed."""
+        with torch.cuda.stream(self.stream) if self.stream else nullcontext():
+            layers = {
+                name: tensor[: len(request.chips)].to(self.device, non_blocking=True)
+                for name, tensor in buffer.layers.items()
+            }
+        if self.stream:
+            buffer.copied = self.stream.record_event()
+            computing = torch.cuda.current_stream(self.device)
+            computing.wait_event(buffer.copied)
+            for layer in layers.values():
+                layer.record_stream(computing)  # its memory is not the copies' to use again
         return layers
 
 
@@ -182,14 +191,9 @@ class _OnDevice:
 
     def load(self, request: _Request) -> dict[str, Tensor]:
         """The layers, each gathered in one go."""
-        place, row, col = (
-            torch.from_numpy(each).to(self.device)
-            for each in (
-                np.searchsorted(self.chips, request.chips),
-                request.rows,
-                request.cols,
-            )
-        )
+        stored = np.searchsorted(self.chips, request.chips)
+        wanted = np.stack([stored, request.rows, request.cols])
+        place, row, col = sent(wanted, self.device).unbind(0)
         return {name: self._windows(name, place, row, col) for name in LAYERS}
 
     def _windows(
@@ -230,6 +234,24 @@ def resident(choice: str, device: torch.device, num_bytes: int) -> str:
 
 def _torch_dtype(dtype: np.dtype[Any]) -> torch.dtype:
     return torch.from_numpy(np.empty(0, dtype)).dtype
+
+
+def read_ahead(read: Callable[[int], T], numbers: range, prefetch: int) -> Generator[T]:
+    """What ``read`` gives for every number, in order, by a thread that is ``prefetch`` of them
+    ahead; 0: when asked. The thread ends with the generator; what it raises is raised here.
+    """
+    if not prefetch:
+        yield from map(read, numbers)
+        return
+    pool = ThreadPoolExecutor(1, "loader")
+    try:
+        pending = deque(pool.submit(read, number) for number in numbers[:prefetch])
+        for place in range(len(numbers)):
+            if place + prefetch < len(numbers):  # into the buffer that has just become free
+                pending.append(pool.submit(read, numbers[place + prefetch]))
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 # The loader.
@@ -337,19 +359,7 @@ class Loader:
 
     def _requests(self, steps: range) -> Generator[_Request]:
         """What every step wants, read as far as that can be done beside the consumer."""
-        if not self.prefetch:
-            yield from (self._read(step, steps) for step in steps)
-            return
-        pool = ThreadPoolExecutor(1, "loader")
-        try:
-            early = steps[: self.prefetch]
-            pending = deque(pool.submit(self._read, step, steps) for step in early)
-            for step in steps:
-                if step + self.prefetch in steps:  # into the buffer that has just become free
-                    pending.append(pool.submit(self._read, step + self.prefetch, steps))
-                yield pending.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+        return read_ahead(lambda step: self._read(step, steps), steps, self.prefetch)
 
     def _read(self, step: int, steps: range) -> _Request:
         request = self._request(step)

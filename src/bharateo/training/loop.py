@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ from bharateo.training.checkpoint import (
 from bharateo.training.engine import Engine, open_engine
 from bharateo.training.forecast import AFTER_STEPS, Forecast
 from bharateo.training.learner import Launched, Learner
-from bharateo.training.loader import Loader
+from bharateo.training.loader import Loader, read_ahead
 from bharateo.training.optimisers import learning_rate
 from bharateo.training.prepare import RawBatch
 from bharateo.training.stopping import StopWish
@@ -316,7 +317,7 @@ class Trainer(Learner):
             DivergedError: one of them is no number.
         """
         loss, *sums = launched.totals.tolist()
-        pairs = dict(zip(launched.metrics, zip(sums[::2], sums[1::2], strict=True), strict=True))
+        pairs = _by_name(launched.metrics, sums)
         record = StepRecord(launched.step, loss, launched.grad_norm.item(), launched.lr, pairs)
         for what in ("loss", "grad_norm"):
             if not math.isfinite(getattr(record, what)):
@@ -417,25 +418,37 @@ class Trainer(Learner):
         board.write(now.record.step, val)
 
     def validate(self) -> dict[str, float]:
-        """Metrics of the val split on its fixed windows and masks; empty without one."""
-        sums, config, engine = MetricSums(), self.config, self.engine
+        """Metrics of the val split on its fixed windows and masks; empty without one.
+
+        A thread cuts the next batches meanwhile, and numbers are looked at after the last one.
+        """
+        config, engine = self.config, self.engine
         chips, model = self.dataset.indices("val").tolist(), config.model
         windows = fixed_windows(chips, self.dataset.size_px, model.chip_px)
         size = config.training.batch_size
         batches = [windows[start : start + size] for start in range(0, len(windows), size)]
         rounds = math.ceil(len(batches) / engine.num_ranks)
-        for number in range(engine.rank, rounds * engine.num_ranks, engine.num_ranks):
+        numbers = range(engine.rank, rounds * engine.num_ranks, engine.num_ranks)
+        totals, names = torch.zeros((), dtype=torch.float64, device=engine.device), ()
+
+        def read(number: int) -> tuple[Batch, Mask]:
             batch, mask = fixed_batch(self.dataset, batches[number % len(batches)], model)
-            batch, mask = batch.to(engine.device), mask.to(engine.device)
-            counts = self.objective.counts(batch, mask)
-            with torch.no_grad(), engine.autocast():
-                metrics = self.module(batch, mask, counts)[1]
-            if number < len(batches):  # ranks take turns; shards need all of them in each
-                sums.add({name: (t.item(), n.item()) for name, (t, n) in metrics.items()})
+            return (batch.pinned(), mask.pinned()) if engine.asynchronous else (batch, mask)
+
+        with closing(read_ahead(read, numbers, config.machine.prefetch)) as pairs:
+            for number, (batch, mask) in zip(numbers, pairs, strict=True):
+                batch, mask = batch.to(engine.device), mask.to(engine.device)
+                counts = self.objective.counts(batch, mask)
+                with torch.no_grad(), engine.autocast():
+                    metrics = self.module(batch, mask, counts)[1]
+                names = tuple(metrics)
+                if number < len(batches):  # ranks take turns; shards need all of them in each
+                    pair = [each.double() for pair in metrics.values() for each in pair]
+                    totals = totals + torch.stack(pair)
         engine.reshard(self.module)
         whole = MetricSums()
-        for each in engine.gathered(sums.sums):
-            whole.add({name: (total, count) for name, (total, count) in each.items()})
+        for sums in engine.gathered(totals.tolist() if totals.ndim else []):
+            whole.add(_by_name(names, sums))
         return whole.means(config.heads)
 
     def progress(self, record: StepRecord, metrics: Mapping[str, float], clock: Clock) -> Progress:
@@ -473,6 +486,11 @@ class Trainer(Learner):
             return 0, MetricSums()
         restore_training_state(checkpoint.state, self.objective, self.optimisers)
         return checkpoint.step, MetricSums(checkpoint.sums)
+
+
+def _by_name(names: Sequence[str], numbers: Sequence[float]) -> dict[str, tuple[float, float]]:
+    """Metric -> (sum, count), from all sums and counts in a row; nothing of none."""
+    return dict(zip(names, zip(numbers[::2], numbers[1::2], strict=True), strict=False))
 
 
 def _some(found: Sequence[object]) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64, Shaped, UInt8
+from jaxtyping import Bool, Float, Float64, Int64, Shaped, UInt8
 from torch import Tensor
 
 from bharateo.landcover import IGNORE, NUM_CLASSES
@@ -16,6 +17,24 @@ from bharateo.models.patches import Mask, mask_from_noise
 from bharateo.sensor import Sensor
 from bharateo.training.batches import physical_units, symmetric
 from bharateo.training.draws import Draws
+
+
+class Drawn(NamedTuple):
+    """``Draws`` as tensors, with the loaded chip that each presentation shows."""
+
+    shows: Int64[Tensor, " shown"]
+    chip: Int64[Tensor, " shown"]
+    symmetry: Int64[Tensor, " shown"]
+    col: Int64[Tensor, " shown"]
+    noise: Float64[Tensor, "shown token"]
+
+
+def sent(array: Shaped[np.ndarray, "*shape"], device: torch.device) -> Shaped[Tensor, "*shape"]:
+    """An array on a device, by one copy that nobody waits for: from pinned memory, which PyTorch
+    keeps until it is done and uses again.
+    """
+    tensor = torch.from_numpy(array)
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -34,6 +53,15 @@ class RawBatch:
 
     def __len__(self) -> int:
         return len(self.shows)
+
+    @cached_property
+    def drawn(self) -> Drawn:
+        """What the presentations show, beside the layers on their device."""
+        draws = self.draws
+        whole = np.stack([self.shows, draws.chip, draws.symmetry, draws.col], 1)
+        both = sent(np.concatenate([whole.astype(np.float64), draws.noise], 1), self.image.device)
+        shows, chip, symmetry, col = both[:, :4].long().unbind(1)
+        return Drawn(shows, chip, symmetry, col, both[:, 4:])
 
     def parts(self, size: int | None) -> list[RawBatch]:
         """Parts of at most so many presentations, in order, one at least; None: the whole."""
@@ -55,9 +83,11 @@ class RawBatch:
 
 def prepare(raw: RawBatch, sensor: Sensor, patch_px: int, num_masked: int) -> tuple[Batch, Mask]:
     """The batch and the masks of what a raw batch shows, on its device."""
-    device = raw.image.device
-    turned = _turned_one_by_one if device.type == "cpu" else _turned_at_once
-    chip, noise = (torch.from_numpy(each).to(device) for each in (raw.draws.chip, raw.draws.noise))
+    if raw.image.device.type == "cpu":
+        turned, chip = _turned_one_by_one, torch.from_numpy(raw.draws.chip)
+        noise = torch.from_numpy(raw.draws.noise)
+    else:
+        turned, chip, noise = _turned_at_once, raw.drawn.chip, raw.drawn.noise
     return Batch(*turned(raw, sensor, patch_px), chip), mask_from_noise(noise, num_masked)
 
 
@@ -100,9 +130,7 @@ def _turned_one_by_one(raw: RawBatch, sensor: Sensor, patch_px: int) -> _Turned:
 def _turned_at_once(raw: RawBatch, sensor: Sensor, patch_px: int) -> _Turned:
     """For a GPU: each layer in one gather. Patches are counted first, since they turn as well."""
     device, px = raw.image.device, raw.image.shape[-1]
-    shows, way, col = (
-        torch.from_numpy(each).to(device) for each in (raw.shows, raw.draws.symmetry, raw.draws.col)
-    )
+    shows, way, col = raw.drawn.shows, raw.drawn.symmetry, raw.drawn.col
     pixels = _turned_places(px, device)[way]
     cols = way.new_zeros(len(raw.valid)).scatter_(0, shows, col)
     valid = _unpacked(raw.valid, cols, px)

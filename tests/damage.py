@@ -76,7 +76,7 @@ def _change(rng: random.Random, holder: Any, key: Any) -> None:
         ways += ["text"] * 2
     elif isinstance(value, list):
         ways += ["list"] * 2
-    elif isinstance(value, dict):
+    elif isinstance(value, dict) and value:
         ways += ["key"] * 2
     way = rng.choice(ways)
     if way == "delete":
@@ -95,7 +95,9 @@ def _change(rng: random.Random, holder: Any, key: Any) -> None:
         holder[key] = rng.choice((value[:-1], value + "x", value.upper(), value * 3, f"../{value}",
                                   f"/{value}", value[::-1]))  # fmt: skip
     elif way == "list":
-        holder[key] = rng.choice((value[:-1], value[1:], value * 2, value[::-1], value * 500))
+        holder[key] = rng.choice(
+            (value[:-1], value[1:], value * 2, value[::-1], (value * 500)[:2000])
+        )
     else:
         value[rng.choice(("", "x", "__class__", "model_config", *list(value)[:3]))] = value.pop(
             rng.choice(list(value)), None

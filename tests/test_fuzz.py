@@ -225,7 +225,7 @@ def _odd_column(rng: random.Random, values: list[Any], kind: pa.DataType) -> pa.
         return pa.array([[1]] * len(values), other)
     if pa.types.is_floating(other) or pa.types.is_integer(other) or pa.types.is_boolean(other):
         return pa.array([rng.randrange(2) for _ in values]).cast(other)
-    texts = pa.array([None if each is None else str(each)[:9] for each in values])
+    texts = pa.array([str(each)[:9] for each in values])
     return texts.dictionary_encode() if pa.types.is_dictionary(other) else texts.cast(other)
 
 

@@ -96,6 +96,7 @@ def misfit_in_words(misfit: Mapping[str, Any]) -> str:
 
 
 def shortened(text: str) -> str:
-    """A text in one line of bounded length, for an error."""
-    text = " ".join(text.split())
+    """A text in one line of bounded length that a terminal can show, for an error."""
+    text = " ".join(text[: 100 * _SHOWN].split())
+    text = "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"

@@ -60,6 +60,18 @@ def read_bytes(path: Path, limit: int = 2**28) -> bytes:
     return content
 
 
+def target_outside(folder: Path, name: str) -> Path | None:
+    """Where a file of a folder really lies if it is a link to somewhere else; None if it is not.
+
+    The cache of the Hugging Face Hub is known: its ``snapshots/REVISION`` link to its ``blobs``.
+    """
+    whole, target = folder.resolve(), (folder / name).resolve()
+    snapshots = next((each for each in whole.parents if each.name == "snapshots"), None)
+    blobs = whole if snapshots is None else snapshots.parent / "blobs"
+    inside = target.is_relative_to(whole) or target.is_relative_to(blobs)
+    return None if inside else target
+
+
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Write ``path`` through ``write(file)``: aside, synced to disk, then renamed into place.
 

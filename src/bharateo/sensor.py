@@ -4,9 +4,65 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from pydantic import Field, FiniteFloat, PositiveFloat, StringConstraints, model_validator
+
+from bharateo.artefacts import Record
 from bharateo.errors import ConfigError
+
+_Line = Annotated[str, StringConstraints(min_length=1, max_length=500)]
+_Positive = Annotated[PositiveFloat, Field(lt=1e12)]
+
+
+class BandRecord(Record):
+    """A ``Band`` as files hold it."""
+
+    name: _Line
+    resolution_m: _Positive
+    wavelength_nm: _Positive | None = None
+
+
+class CompositeRecord(Record):
+    """A ``Composite`` as files hold it."""
+
+    bands: tuple[_Line, _Line, _Line]
+    low: FiniteFloat
+    high: FiniteFloat
+
+    @model_validator(mode="after")
+    def _stretches(self) -> CompositeRecord:
+        if not self.low < self.high:
+            raise ValueError(f"low {self.low:g} is not below high {self.high:g}")
+        return self
+
+
+class SensorRecord(Record):
+    """A ``Sensor`` as files hold it, which may come from anybody."""
+
+    name: _Line
+    title: _Line
+    bands: Annotated[tuple[BandRecord, ...], Field(min_length=1, max_length=10_000)]
+    dtype: Literal["uint8", "uint16"]
+    scale: Annotated[FiniteFloat, Field(gt=-1e12, lt=1e12)]
+    offset: Annotated[FiniteFloat, Field(gt=-1e12, lt=1e12)]
+    unit: _Line
+    composites: Annotated[dict[_Line, CompositeRecord], Field(min_length=1)]
+    standardised: bool
+    notes: Annotated[str, StringConstraints(max_length=10_000)] = ""
+    attribution: tuple[Annotated[str, StringConstraints(max_length=10_000)], ...]
+
+    @model_validator(mode="after")
+    def _names(self) -> SensorRecord:
+        if self.scale == 0:
+            raise ValueError("scale is 0")
+        names = [band.name for band in self.bands]
+        if len({*names}) < len(names):
+            raise ValueError("bands holds a name twice")
+        for name, composite in self.composites.items():
+            if not {*composite.bands} <= {*names}:
+                raise ValueError(f"composite {name!r} shows a band that is none of bands")
+        return self
 
 
 @dataclass(frozen=True)

@@ -98,9 +98,12 @@ class _OpenFile:
         self.path = f"{folder}{os.sep}{name}"  # a Path costs more than opening the file
         self._close = os.close
         try:
-            self.descriptor = os.open(self.path, os.O_RDONLY)
+            # It was a file when the dataset was opened; should it be a pipe now, none waits for it.
+            self.descriptor = os.open(self.path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
         except FileNotFoundError as error:
             raise self._damaged("is missing") from error
+        except OSError as error:
+            raise self._damaged(f"cannot be opened ({error.strerror})") from error
 
     def __del__(self) -> None:
         if hasattr(self, "descriptor"):
@@ -117,7 +120,10 @@ class _OpenFile:
 
     def advise(self, byte: int, length: int) -> None:
         """Say that a part of the file is read soon."""
-        os.posix_fadvise(self.descriptor, byte, length, os.POSIX_FADV_WILLNEED)
+        try:
+            os.posix_fadvise(self.descriptor, byte, length, os.POSIX_FADV_WILLNEED)
+        except OSError as error:
+            raise self._damaged(f"cannot be read at byte {byte} ({error.strerror})") from error
 
     def _damaged(self, what: str) -> DatasetError:
         return DatasetError(

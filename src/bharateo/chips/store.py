@@ -28,7 +28,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import math
 import os
 from bisect import bisect_right
@@ -42,22 +41,30 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool, Int64, Shaped, UInt8
 
+from bharateo.artefacts import read_json, shortened
+from bharateo.chips.description import (
+    DATASET_FILE,
+    LAYERS,
+    SCHEMA_VERSION,
+    SPLITS,
+    check_description,
+    shard_file,
+)
 from bharateo.chips.statistics import Statistics
+from bharateo.chips.table import ChipTable
 from bharateo.errors import DatasetError
-from bharateo.files import write_atomically
+from bharateo.files import open_file, target_outside, write_atomically
 from bharateo.sensor import Sensor
 
 if TYPE_CHECKING:
     import pandas as pd
-    import pyarrow as pa
+    from odc.geo.geobox import GeoBox
 
-SCHEMA_VERSION = 2
-DATASET_FILE = "dataset.json"
+__all__ = ["DATASET_FILE", "LAYERS", "SCHEMA_VERSION", "SPLITS", "Dataset", "shard_file"]
+
 CHIPS_FILE = "chips.parquet"
 ITEMS_FILE = "items.json"
 BUILD_FOLDER = ".build"
-LAYERS = ("image", "landcover", "valid")
-SPLITS = ("train", "val", "test")
 
 _KEPT_COLUMNS = 4
 """Columns of the table kept in memory, 8 bytes a chip each."""
@@ -65,11 +72,6 @@ _KEPT_COLUMNS = 4
 _OPEN_FILES = 96
 """Shards kept mapped at once; each holds a file descriptor, and some systems allow only 256, of
 which ``records`` takes its share."""
-
-
-def shard_file(layer: str, shard: int) -> str:
-    """The name of one layer's shard, e.g. ``image-00000.npy``."""
-    return f"{layer}-{shard:05d}.npy"
 
 
 def overview_file(layer: str, region: str) -> str:
@@ -152,7 +154,8 @@ class Dataset:
         self._starts = np.array((0, *self._ends[:-1]))
         self.num_chips = self._ends[-1]
         self._shard = lru_cache(_OPEN_FILES)(self._map_shard)
-        self._column = lru_cache(_KEPT_COLUMNS)(self._read_column)
+        self._table = ChipTable(path / CHIPS_FILE, info)
+        self._column = lru_cache(_KEPT_COLUMNS)(self._table.column)
 
     @classmethod
     def open(cls, path: str | Path) -> Dataset:
@@ -181,29 +184,59 @@ class Dataset:
 
     @cached_property
     def chips(self) -> pd.DataFrame:
-        """The table of chips without the footprints, one row a chip, in chip order."""
-        import pyarrow.parquet as pq
+        """The table of chips without the footprints, one row a chip, in chip order.
 
-        names = pq.read_schema(self.path / CHIPS_FILE).names
-        return self._table([name for name in names if name != "geometry"]).to_pandas()
+        Raises:
+            DatasetError: the table is damaged, or not that of these chips.
+        """
+        import pandas as pd
+
+        return pd.DataFrame(self._table.columns())
 
     def column(self, name: str) -> Shaped[np.ndarray, " chip"]:
         """One column of the table of chips, without reading the others; text is str or None.
 
         Raises:
-            DatasetError: the table has no such column.
+            DatasetError: the table has no such column, or is damaged.
         """
         return self._column(name)
 
-    def _read_column(self, name: str) -> np.ndarray:
-        import pyarrow.parquet as pq  # here, since opening a dataset has no need of it
+    def footprints(self) -> Shaped[np.ndarray, " chip"]:
+        """The outline of every chip in degrees, as shapely geometries.
 
-        file = self.path / CHIPS_FILE
-        names = pq.read_schema(file).names
-        if name not in names:
-            raise DatasetError(f"column {name!r} is not in {file}: it holds {', '.join(names)}")
-        column = self._table([name]).column(name)
-        return _texts(column) if column.type == "string" else column.to_numpy()
+        Raises:
+            DatasetError: the table is damaged.
+        """
+        return self._table.footprints()
+
+    def geobox(self, region: str) -> GeoBox:
+        """The pixel grid of a region.
+
+        Raises:
+            DatasetError: the dataset has no such region, or its reference system is unknown.
+        """
+        from affine import Affine
+        from odc.geo.geobox import GeoBox
+        from pyproj.exceptions import CRSError
+
+        record = self._region(region)
+        try:
+            return GeoBox(record["shape"], Affine(*record["transform"]), record["crs"])
+        except (CRSError, ValueError) as error:
+            raise DatasetError(
+                f"{self.path / DATASET_FILE}: crs {shortened(repr(record['crs']))} of {region!r} "
+                "is no reference system; restore the file, or build the dataset again"
+            ) from error
+
+    def _region(self, name: str) -> Mapping[str, Any]:
+        if name not in self._regions:
+            held = shortened(", ".join(self.regions))
+            raise DatasetError(f"region {name!r} is not in {self.path}: it holds {held}")
+        return self._regions[name]
+
+    @cached_property
+    def _regions(self) -> Mapping[str, Mapping[str, Any]]:
+        return {record["name"]: record for record in self.info["regions"]}
 
     @cached_property
     def _split_of_chip(self) -> np.ndarray:
@@ -265,21 +298,24 @@ class Dataset:
         """Image, class ids and validity of a whole region, thinned to at most 768 px a side.
 
         Raises:
-            DatasetError: the dataset has no such region.
+            DatasetError: the dataset has no such region, or the region no overview, or a file of
+                it is damaged.
         """
-        if region not in self.regions:
-            raise DatasetError(
-                f"region {region!r} is not in {self.path}: it holds {', '.join(self.regions)}"
-            )
+        record = self._region(region)
+        if "overview" not in record:
+            raise DatasetError(f"region {region!r} of {self.path} has no overview: it is too small")
+        step = record["overview"]["step_px"]
+        height, width = (len(range(step // 2, size, step)) for size in record["shape"])
+        stored = np.dtype(self.info["layers"]["image"]["dtype"])
         image, landcover, valid = (
-            np.load(self.path / overview_file(layer, region)) for layer in LAYERS
+            _read_array(self.path, overview_file(layer, region), dtype, shape)
+            for layer, dtype, shape in (
+                ("image", stored, (len(self.info["sensor"]["bands"]), height, width)),
+                ("landcover", np.dtype(np.uint8), (height, width)),
+                ("valid", np.dtype(np.bool_), (height, width)),
+            )
         )
         return image if self._bands is None else image[list(self._bands)], landcover, valid
-
-    def _table(self, columns: list[str]) -> pa.Table:
-        import pyarrow.parquet as pq  # here, since opening a dataset has no need of it
-
-        return pq.read_table(self.path / CHIPS_FILE, columns=columns)
 
     def _layer(self, layer: str, chip: int) -> np.ndarray:
         if not 0 <= chip < self.num_chips:
@@ -294,8 +330,12 @@ class Dataset:
         lies = self.layers[layer]
         stored = (lies.num_planes, *lies.shape[1:]) if layer == "image" else lies.shape
         shape = (self.info["shards"][shard]["num_chips"], *stored)
-        file = self.path / lies.files[shard]
-        mapped = np.memmap(file, lies.dtype, "r", offset=int(lies.first_byte[shard]), shape=shape)
+        path, first = self.path / lies.files[shard], int(lies.first_byte[shard])
+        try:
+            with open_file(path) as file:
+                mapped = np.memmap(file, lies.dtype, "r", offset=first, shape=shape)
+        except (OSError, ValueError) as error:  # it was whole when the dataset was opened
+            raise _damaged_file(path, f"cannot be mapped any more ({error})") from error
         return mapped.view(np.ndarray)  # indexing the memmap subclass is slower than the disk
 
 
@@ -312,11 +352,32 @@ def _layout(name: str, info: Mapping[str, Any], planes: tuple[int, ...] | None) 
     return Layer(dtype, shape, files, np.array(header_bytes, np.int64), num_planes, planes)
 
 
-def _texts(column: pa.ChunkedArray) -> np.ndarray:
-    """A column of text; equal ones are one object, since few come a million times."""
-    coded = column.dictionary_encode().combine_chunks()
-    texts = np.array([*coded.dictionary.to_pylist(), None], object)
-    return texts[coded.indices.fill_null(len(texts) - 1).to_numpy()]
+def _read_array(
+    folder: Path, name: str, dtype: np.dtype[Any], shape: tuple[int, ...]
+) -> np.ndarray:
+    """An array that must have this type and shape; the header's text is compared, not evaluated."""
+    path, num_bytes = folder / name, math.prod(shape) * dtype.itemsize
+    header = f"{{'descr': {dtype.str!r}, 'fortran_order': False, 'shape': {shape}, }}".encode()
+    try:
+        if target := target_outside(folder, name):
+            raise _damaged_file(path, f"is a link out of the dataset, to {target}")
+        with open_file(path) as file:
+            start = file.read(10)
+            found = file.read(int.from_bytes(start[8:], "little"))
+            if start[:8] != b"\x93NUMPY\x01\0" or found.rstrip() != header:
+                raise _damaged_file(path, f"is no array of {dtype} {list(shape)}")
+            content = file.read(num_bytes + 1)
+    except OSError as error:
+        raise _damaged_file(path, f"cannot be read ({error.strerror})") from error
+    if len(content) != num_bytes:
+        raise _damaged_file(path, f"is cut short or too long: {num_bytes} bytes of values expected")
+    return np.frombuffer(content, dtype).reshape(shape)
+
+
+def _damaged_file(path: Path, what: str) -> DatasetError:
+    return DatasetError(
+        f"{path} {what}: copy the file again, or delete the folder and run the same build again"
+    )
 
 
 def read_info(path: Path) -> dict[str, Any]:
@@ -328,21 +389,19 @@ def read_info(path: Path) -> dict[str, Any]:
     file = path / DATASET_FILE
     if not file.exists():
         raise DatasetError(_why_missing(path))
-    try:
-        info: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        version = info["schema_version"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise DatasetError(
-            f"{file} is not a BharatEO dataset's description ({error}): "
-            f"delete {path} and build it again"
-        ) from error
+    # The version first: of another one only that can be said.
+    remedy = f"it is not a BharatEO dataset's description: delete {path} and build it again"
+    plain = read_json(file, DatasetError, remedy)
+    if not isinstance(plain, dict) or "schema_version" not in plain:
+        raise DatasetError(f"{file} holds no schema_version; {remedy}")
+    version = plain["schema_version"]
     if version != SCHEMA_VERSION:
         raise DatasetError(
-            f"{file} has schema_version {version}, this version of bharateo reads "
+            f"{file} has schema_version {shortened(repr(version))}, this version of bharateo reads "
             f"{SCHEMA_VERSION}: build the dataset again, or use the version that wrote it "
-            f"(bharateo {info.get('code_version', 'unknown')})"
+            f"(bharateo {shortened(str(plain.get('code_version', 'unknown')))})"
         )
-    return info
+    return check_description(plain, file)
 
 
 def _why_missing(path: Path) -> str:
@@ -362,15 +421,19 @@ def _why_missing(path: Path) -> str:
 def _check_shards(path: Path, info: Mapping[str, Any]) -> None:
     """Compare all sizes in one pass over the folder: a dataset may have ten thousand files."""
     with os.scandir(path) as entries:
-        sizes = {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+        found = {entry.name: entry for entry in entries if entry.is_file()}
     for shard in info["shards"]:
         for layer in LAYERS:
             record = shard[layer]
-            size = sizes.get(record["file"])
+            name = record["file"]
+            entry = found.get(name)
+            if entry and entry.is_symlink() and (target := target_outside(path, name)):
+                raise _damaged_file(path / name, f"is a link out of the dataset, to {target}")
+            size = entry.stat().st_size if entry else None
             if size != record["bytes"]:
-                found = "is missing" if size is None else f"has {size} bytes"
+                state = "is missing, or no file" if size is None else f"has {size} bytes"
                 raise DatasetError(
-                    f"shard {path / record['file']} {found}, {DATASET_FILE} promises "
+                    f"shard {path / name} {state}, {DATASET_FILE} promises "
                     f"{record['bytes']} bytes: copy the file again, or delete {path} and run the "
                     "same build again"
                 )

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from affine import Affine
 from jaxtyping import Float, Shaped
 from odc.geo.geobox import GeoBox
 from pyproj import CRS
@@ -270,10 +269,7 @@ def _rows_of_dataset(
     dataset: Dataset, groups: Sequence[range], files: Sequence[Path], patch_px: int, level: str
 ) -> Iterator[Rows]:
     columns = {name: dataset.column(name) for name in (*_COLUMNS, "x", "y")}
-    regions = {
-        region["name"]: GeoBox(region["shape"], Affine(*region["transform"]), region["crs"])
-        for region in dataset.info["regions"]
-    }
+    regions = {name: dataset.geobox(name) for name in dataset.regions}
     for group, file in zip(groups, files, strict=True):
         values, chips = np.load(file), np.arange(group.start, group.stop)
         for region in dict.fromkeys(columns["region"][chips]):

@@ -9,7 +9,7 @@ import numpy as np
 import shapely
 from jaxtyping import Shaped
 
-from bharateo.chips.store import CHIPS_FILE, Dataset
+from bharateo.chips.store import Dataset
 
 OUTSIDE = "outside"
 """The zone of chips that lie in none."""
@@ -43,13 +43,10 @@ class Zoning:
 
 
 def _inside(dataset: Dataset, polygons: Path, field: str | None) -> np.ndarray:
-    import geopandas
-
     from bharateo.sources.areas import file_zones
 
-    frame = geopandas.read_parquet(dataset.path / CHIPS_FILE, columns=["geometry"])
-    centre = shapely.centroid(frame.geometry.to_numpy())
-    found = np.full(len(frame), OUTSIDE, object)
+    centre = shapely.centroid(dataset.footprints())
+    found = np.full(len(centre), OUTSIDE, object)
     for zone in file_zones(polygons, field, "--zones", "--zone-field"):
         found[shapely.contains_xy(zone.outline, shapely.get_x(centre), shapely.get_y(centre))] = (
             zone.name

@@ -110,7 +110,7 @@ def areas_of_dataset(run: Run, dataset: Dataset, progress: Progress) -> tuple[li
 
 def _region(run: Run, dataset: Dataset, name: str, side_px: int, progress: Progress) -> Area:
     record = next(each for each in dataset.info["regions"] if each["name"] == name)
-    whole = GeoBox(record["shape"], Affine(*record["transform"]), record["crs"])
+    whole = dataset.geobox(name)
     chips = dataset.chips[dataset.chips["region"] == name]
     starts, shape = chips[["row", "col"]].to_numpy(np.int64), np.array(whole.shape)
     size = np.minimum(shape, _extent(shape, side_px))

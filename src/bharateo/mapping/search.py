@@ -13,7 +13,6 @@ from typing import Any
 
 import geopandas as gpd
 import numpy as np
-from affine import Affine
 from jaxtyping import Bool, Float, Float32, Float64, Int64
 from odc.geo.geobox import GeoBox
 from pyproj import Geod
@@ -209,10 +208,10 @@ def bounds_in_chips(found: gpd.GeoDataFrame, dataset: Dataset) -> Float[np.ndarr
     """``pixel_bounds`` of places of a dataset, counted from the corner of each one's chip."""
     chips = found["chip"].to_numpy()
     bounds = np.empty((len(found), 4))
-    for region in dataset.info["regions"]:
-        inside = np.flatnonzero(found["region"].to_numpy() == region["name"])
+    for region in dataset.regions:
+        inside = np.flatnonzero(found["region"].to_numpy() == region)
         if len(inside):
-            grid = GeoBox(region["shape"], Affine(*region["transform"]), region["crs"])
+            grid = dataset.geobox(region)
             bounds[inside] = pixel_bounds(found.geometry.iloc[inside], grid)
     x, y = (dataset.column(name)[chips].astype(float) for name in ("col", "row"))
     return bounds - np.stack([x, y, x, y], 1)

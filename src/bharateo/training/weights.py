@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from bharateo.errors import RunError
+from bharateo.files import target_outside
 
 _PICKLES = (b"PK\x03\x04", b"\x80")
 """How files of ``torch.save`` begin: a zip archive with a pickle in it, or a pickle."""
@@ -28,16 +29,12 @@ def not_its_weights(file: Path, reason: object) -> RunError:
 
 
 def check_inside(folder: Path, name: str) -> None:
-    """Refuse a file of a folder that is a link to somewhere else.
-
-    The cache of the Hugging Face Hub is known: its ``snapshots/REVISION`` link to its ``blobs``.
+    """Refuse a file of a folder that is a link to somewhere else; see ``target_outside``.
 
     Raises:
         RunError: the link leads out of the folder.
     """
-    whole, target = folder.resolve(), (folder / name).resolve()
-    blobs = whole.parent.parent / "blobs" if whole.parent.name == "snapshots" else whole
-    if not (target.is_relative_to(whole) or target.is_relative_to(blobs)):
+    if target := target_outside(folder, name):
         raise RunError(
             f"{folder / name} is a link out of the folder, to {target}; put the file itself there"
         )

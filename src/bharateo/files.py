@@ -11,6 +11,7 @@ import os
 import stat
 import uuid
 from collections.abc import Callable
+from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any
 
@@ -32,7 +33,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("BHARATEO_CACHE") or platformdirs.user_cache_path("bharateo"))
 
 
-def open_file(path: Path) -> IO[bytes]:
+def open_file(path: Path) -> BufferedReader:
     """An ordinary file, opened for reading.
 
     Raises:

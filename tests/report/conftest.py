@@ -1,6 +1,6 @@
 """A small dataset, run files and example chips, for any sensor, without a model."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -102,7 +102,10 @@ def make_run():
             "chip_px": CHIP_PX,
             "patch_px": PATCH_PX,
             "mask_ratio": 0.75,
-            "model": {"name": "v0", "width": 128, "depth": 4},
+            "nodata": "validity is stored apart",
+            "majority_class": 0,
+            "class_scheme": dataset.info["class_scheme"],
+            "model": {**asdict(config.model), "chip_px": CHIP_PX, "patch_px": PATCH_PX},
             "heads": {
                 "pixels": {"weight": 1.0, "options": {"beta": 0.1}},
                 "landcover": {"weight": 0.2, "options": {"target": "fraction"}},

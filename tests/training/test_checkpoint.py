@@ -135,7 +135,7 @@ def test_weights_of_another_model_are_refused(run, palette_dataset, tmp_path):
 
 def test_a_damaged_contract_is_named_with_a_remedy(run):
     cut_in_half(run.path / CONTRACT_FILE)
-    with pytest.raises(RunError, match=r"contract\.json is unreadable .* restore it"):
+    with pytest.raises(RunError, match=r"contract\.json is damaged: .* restore the file"):
         Run.open(run.path)
 
 

@@ -292,6 +292,10 @@ def shown(mean: float, ci95: Sequence[float] | None, sign: str = "", **_: object
     return f"{mean:{sign}.3f}{bounds}"
 
 
+def _shown(score: Mapping[str, Any], sign: str = "") -> str:
+    return shown(score["mean"], score["ci95"], sign)
+
+
 def _in_cell(mean: float, ci95: Sequence[float] | None, **_: object) -> str:
     """A value with its interval below it."""
     return f"{mean:.3f}" + (f"\n{ci95[0]:.3f}-{ci95[1]:.3f}" if ci95 else "")
@@ -304,7 +308,7 @@ def verdict(record: Mapping[str, Any], level: str, probe: str, budget: Budget) -
     found: dict[str, list[str]] = {}
     for difference in record["levels"][level]["differences"]:
         if (difference["probe"], difference["budget"]) == (probe, budget):
-            by = [f"{shown(**difference[m], sign='+')} {name}" for m, name in METRIC_NAMES.items()]
+            by = [f"{_shown(difference[m], '+')} {name}" for m, name in METRIC_NAMES.items()]
             baseline = row_name(**difference["baseline"])
             outcome = _outcome(*(difference[metric]["ci95"] for metric in METRIC_NAMES))
             found.setdefault(outcome, []).append(f"{baseline} ({', '.join(by)})")
@@ -373,5 +377,5 @@ def worst_zone(record: Mapping[str, Any], level: str) -> str:
     )  # fmt: skip
     return (
         f"{level}, worst {record['zones']} of {len(zones['per_zone'])}: {zones['worst']} "
-        f"({zone['num_examples']:,} examples), macro-F1 {shown(**own['macro_f1'])}, {leader}."
+        f"({zone['num_examples']:,} examples), macro-F1 {_shown(own['macro_f1'])}, {leader}."
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,8 @@ import jinja2
 import yaml
 
 from bharateo.accounting import Accounting
+from bharateo.results import EVALUATION_FILE, PROBES_FILE, Probed, Scored, read_result
 from bharateo.training.checkpoint import Run
-
-EVALUATION_FILE = "evaluation.json"
-PROBES_FILE = "probes.json"
 
 _CREATIVE_COMMONS = "CC BY 4.0"
 
@@ -90,7 +87,8 @@ def _bands(run: Run) -> list[Mapping[str, Any]]:
 def _reconstruction_tables(folder: Path) -> list[str]:
     """Masked patches rebuilt and classified, the model beside its baselines."""
     tables = []
-    for split, scores in _record(folder / EVALUATION_FILE).get("splits", {}).items():
+    evaluation = _record(Scored, folder / EVALUATION_FILE, "bharateo evaluate")
+    for split, scores in evaluation.get("splits", {}).items():
         rows = {"model": scores["model"], **scores["baselines"]}
         table = _table(
             ["masked patches", *_METRICS.values()],
@@ -111,7 +109,8 @@ def _reconstruction_tables(folder: Path) -> list[str]:
 def _probe_tables(folder: Path) -> list[str]:
     """Probes on the frozen features with all labels, beside those on everything simpler."""
     tables = []
-    for level, scored in _record(folder / PROBES_FILE).get("levels", {}).items():
+    probes = _record(Probed, folder / PROBES_FILE, "bharateo evaluate --probe")
+    for level, scored in probes.get("levels", {}).items():
         rows = [
             [f"**{each['features']}**" if each["features"] == "encoder" else each["features"],
              each["probe"], *(_mean_with_interval(each[metric]) for metric in _PROBE_METRICS)]
@@ -145,6 +144,6 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _record(file: Path) -> Mapping[str, Any]:
-    record: Mapping[str, Any] = json.loads(file.read_text()) if file.exists() else {}
-    return record
+def _record(kind: type[Scored | Probed], file: Path, verb: str) -> Mapping[str, Any]:
+    """What a file of scores says, nothing where there is none."""
+    return read_result(kind, file, verb) if file.exists() else {}

@@ -8,7 +8,6 @@ dataset give the same bytes.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +18,23 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from bharateo.accounting import Accounting
+from bharateo.artefacts import read_json
 from bharateo.chips.store import Dataset
 from bharateo.errors import RunError
-from bharateo.files import write_text
+from bharateo.files import read_bytes, write_text
 from bharateo.landcover import BHARATEO_CLASSES, IGNORE
 from bharateo.report import findings, panels, probes, render
 from bharateo.report.findings import MASKED_ACCURACY, MASKED_MAE, Metric, Scores
 from bharateo.report.panels import Estimate, Outline, Series
+from bharateo.results import (
+    EVALUATION_FILE,
+    PROBES_FILE,
+    PROVENANCE_FILE,
+    Evaluation,
+    Probes,
+    Provenance,
+    read_result,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -86,24 +95,37 @@ def read_run(run: Path) -> RunFiles:
     Raises:
         RunError: one is missing or unreadable; the message says what makes it.
     """
-    history = _read(run / "history.jsonl", "bharateo pretrain").splitlines()
-    provenance, probed = run / "provenance.json", run / "probes.json"
+    from bharateo.training.contract import check_form
+    from bharateo.training.watch import Epoch, read_rows
+
+    for name, verb in (
+        ("contract.json", "pretrain"),
+        ("history.jsonl", "pretrain"),
+        (EVALUATION_FILE, "evaluate"),
+        ("config.yaml", "pretrain"),
+    ):
+        if not (run / name).exists():
+            raise RunError(f"{run / name} is missing: run `bharateo {verb}` first")
+    contract = read_json(run / "contract.json", RunError, "run `bharateo pretrain` again")
+    check_form(contract, run / "contract.json")
+    provenance, probed = run / PROVENANCE_FILE, run / PROBES_FILE
     return RunFiles(
-        json.loads(_read(run / "contract.json", "bharateo pretrain")),
-        [json.loads(line) for line in history if line.strip()],
-        json.loads(_read(run / "evaluation.json", "bharateo evaluate")),
-        _read(run / "config.yaml", "bharateo pretrain"),
-        json.loads(provenance.read_text()) if provenance.exists() else {},
-        json.loads(probed.read_text()) if probed.exists() else None,
+        contract,
+        read_rows(run / "history.jsonl", Epoch),
+        read_result(Evaluation, run / EVALUATION_FILE, "bharateo evaluate"),
+        _text(run / "config.yaml"),
+        read_result(Provenance, provenance, "bharateo demo") if provenance.exists() else {},
+        read_result(Probes, probed, "bharateo evaluate --probe") if probed.exists() else None,
     )
 
 
-def _read(file: Path, verb: str) -> str:
+def _text(file: Path) -> str:
     try:
-        return file.read_text()
-    except OSError as error:
+        return read_bytes(file).decode()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text"
         raise RunError(
-            f"{file} cannot be read ({os.strerror(error.errno or 0)}): run `{verb}` first"
+            f"{file} cannot be read ({reason}): restore it, or run `bharateo pretrain` again"
         ) from error
 
 

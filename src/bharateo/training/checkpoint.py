@@ -14,18 +14,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import Field, FiniteFloat
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
+    get_model_state_dict,
     get_state_dict,
     set_model_state_dict,
     set_state_dict,
@@ -33,11 +35,12 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.optim import Optimizer
 
 import bharateo
+from bharateo.artefacts import Record, checked, parse_json, read_json, shortened
 from bharateo.chips.statistics import Statistics
 from bharateo.chips.store import DATASET_FILE, Dataset
 from bharateo.config import Config, ModelConfig, parse_config
 from bharateo.errors import RunError
-from bharateo.files import write_atomically, write_json
+from bharateo.files import open_file, write_atomically, write_json
 from bharateo.landcover import BHARATEO_CLASSES
 from bharateo.models.heads import build_heads
 from bharateo.models.mae import MaskedAutoencoder, build_model, num_parameters
@@ -144,7 +147,7 @@ class Run:
     @property
     def weights_sha256(self) -> str:
         """What tells the run's weights from others, of the file as it is now."""
-        with (self.path / MODEL_FILE).open("rb") as file:
+        with open_file(self.path / MODEL_FILE) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     @property
@@ -181,24 +184,23 @@ def read_contract(run: Path) -> dict[str, Any]:
         RunError: there is none, it is damaged, or another version of the package wrote it.
     """
     check_inside(run, CONTRACT_FILE)
-    try:
-        contract: dict[str, Any] = json.loads((run / CONTRACT_FILE).read_text("utf-8"))
-        version = contract.get("schema_version")
-    except FileNotFoundError:
+    file = run / CONTRACT_FILE
+    if not file.exists():
         state = "its training has not finished: run the same pretrain command again to go on"
         if not (run / CONFIG_FILE).exists():
             state = "there is no run; make one with `bharateo pretrain`"
-        raise RunError(f"{run} holds no {CONTRACT_FILE}: {state}") from None
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
-        raise RunError(f"{run / CONTRACT_FILE} is unreadable ({error}); restore it") from error
+        raise RunError(f"{run} holds no {CONTRACT_FILE}: {state}")
+    contract = read_json(file, RunError, "restore the file")
+    version = contract.get("schema_version") if isinstance(contract, dict) else None
     if version != SCHEMA_VERSION:
         raise RunError(
-            f"{run / CONTRACT_FILE} has schema version {version}, this "
-            f"bharateo {bharateo.__version__} reads {SCHEMA_VERSION}; open it with bharateo "
-            f"{contract.get('code_version')}"
+            f"{file} has schema version {shortened(repr(version))}, this "
+            f"bharateo {bharateo.__version__} reads {SCHEMA_VERSION}; restore the file, or open it "
+            "with the bharateo that wrote it"
         )
-    check_form(contract, run / CONTRACT_FILE)
-    return contract
+    check_form(contract, file)
+    plain: dict[str, Any] = contract
+    return plain
 
 
 def _least_values(model: ModelConfig, num_bands: int) -> int:
@@ -234,6 +236,13 @@ class Checkpoint:
     state: dict[str, Tensor]
 
 
+class _Progress(Record):
+    """What a checkpoint's header says beside the tensors."""
+
+    step: Annotated[int, Field(ge=0, le=2**53)]
+    sums: dict[str, tuple[FiniteFloat, Annotated[FiniteFloat, Field(ge=0)]]]
+
+
 def save_checkpoint(run: Path, checkpoint: Checkpoint) -> None:
     """Replace the run's checkpoint as a whole.
 
@@ -251,16 +260,19 @@ def load_checkpoint(run: Path) -> Checkpoint | None:
     Raises:
         RunError: the file is damaged.
     """
-    path = run / CHECKPOINT_FILE
+    path, remedy = run / CHECKPOINT_FILE, "delete it to train from the start"
     if not path.exists():
         return None
     try:
+        open_file(path).close()  # no pipe is waited for
         with safe_open(path, "pt") as file:
-            progress = json.loads(file.metadata()["progress"])
+            header = (file.metadata() or {}).get("progress", "null")
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, KeyError, ValueError, OSError) as error:
-        raise RunError(f"{path} is damaged ({error}); delete it to train from the start") from error
-    return Checkpoint(progress["step"], progress["sums"], state)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise RunError(f"{path} is damaged ({shortened(str(error))}); {remedy}") from error
+    plain = parse_json(header, str(path), RunError, remedy)
+    progress = checked(_Progress, plain, str(path), RunError, remedy)
+    return Checkpoint(progress.step, {name: [*sums] for name, sums in progress.sums.items()}, state)
 
 
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -283,21 +295,35 @@ def training_state(objective: nn.Module, optimisers: Sequence[Optimizer]) -> dic
 
 
 def restore_training_state(
-    state: Mapping[str, Tensor], objective: nn.Module, optimisers: Sequence[Optimizer]
+    state: Mapping[str, Tensor],
+    objective: nn.Module,
+    optimisers: Sequence[Optimizer],
+    file: Path = Path(CHECKPOINT_FILE),
 ) -> None:
-    """Put back what ``training_state`` took, also on another number of ranks, by all of them."""
+    """Put back what ``training_state`` took, also on another number of ranks, by all of them.
+
+    Raises:
+        RunError: the state, of ``file``, is not of this model and these optimisers.
+    """
     weights: dict[str, Any] = {}
     slots: dict[str, Any] = {}
     for name, value in state.items():
         if name.startswith("optimiser."):
-            _, slot, parameter = name.split(".", 2)
+            _, slot, parameter = (*name.split(".", 2), "")[:3]
             slots.setdefault(parameter, {})[slot] = value
         else:
             weights[name] = value
-    if not slots:  # of before the first step
+    made: Any = {}
+    if slots:
+        own, present = get_state_dict(objective, optimisers)
+        made = present["state"]
+    else:  # of before the first step
+        own = get_model_state_dict(objective)
+    if wrong := next(_misfits(weights, slots, own, made), None):
+        raise RunError(f"{file} is not of this model ({wrong}); delete it to train from the start")
+    if not slots:
         set_model_state_dict(objective, weights, options=_WHOLE)
         return
-    _, present = get_state_dict(objective, optimisers)
     set_state_dict(
         objective,
         optimisers,
@@ -305,6 +331,30 @@ def restore_training_state(
         optim_state_dict={"state": slots, "param_groups": present["param_groups"]},
         options=_WHOLE,
     )
+
+
+def _misfits(
+    weights: Mapping[str, Tensor],
+    slots: Mapping[str, Mapping[str, Tensor]],
+    own: Mapping[str, Any],
+    present: Mapping[str, Any],
+) -> Iterator[str]:
+    """What in a checkpoint's weights and optimiser state is not as it is in the model's own."""
+    for name in sorted({*weights, *own}):
+        if name not in own or name not in weights:
+            yield f"{shortened(name)} is {'not its' if name not in own else 'missing'}"
+        elif (weights[name].shape, weights[name].dtype) != (own[name].shape, own[name].dtype):
+            yield f"{name} is {weights[name].dtype} {[*weights[name].shape]}"
+    for name, kept in slots.items():
+        theirs = present.get(name, {})
+        if {*kept} != {*theirs}:
+            yield f"the optimiser's state of {shortened(name)} is another"
+        for slot, value in kept.items():
+            if isinstance(theirs.get(slot), Tensor) and value.shape != theirs[slot].shape:
+                yield f"the optimiser's {slot} of {name} is {[*value.shape]}"
+    for name, value in {**weights, **{n: v for s in slots.values() for n, v in s.items()}}.items():
+        if not value.isfinite().all():
+            yield f"{shortened(name)} holds values that are no numbers"
 
 
 def save_run(run: Path, weights: Mapping[str, Tensor], contract: Mapping[str, Any]) -> None:

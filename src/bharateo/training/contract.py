@@ -6,140 +6,150 @@ has been checked.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from pydantic import ConfigDict, Field, FiniteFloat, NonNegativeInt, PositiveInt, StringConstraints
+
+from bharateo.artefacts import Record, checked
 from bharateo.chips.statistics import Statistics
 from bharateo.chips.store import Dataset
 from bharateo.errors import ContractError, RunError
-from bharateo.sensor import Sensor
+from bharateo.landcover import NUM_CLASSES
+from bharateo.sensor import Sensor, SensorRecord
 
 FAR = 4.0
 """``Statistics.distance`` from which on pixels are not those of the training. Other land lies up to
 2 from a training set of several landscapes, about 4 from one of a single place; snow lies 5 to 8
 from one without snow."""
 
-_MOST = {
-    "depth": 1000,
-    "decoder_depth": 1000,
-    "decoder_width": 2**14,
-    "chip_px": 2**12,
-}
-"""Sizes of a model that its weights do not bound: beyond, building it takes for ever."""
+_MOST_PX = 2**12
+"""Of sizes that a model's weights do not bound: beyond, building it takes for ever."""
 
-_FORM: Mapping[str, Any] = {
-    "schema_version": int,
-    "code_version": str,
-    "sensor": {
-        "name": str,
-        "title": str,
-        "bands": [{"name": str, "resolution_m": float, "wavelength_nm": (float, None)}],
-        "dtype": str,
-        "scale": float,
-        "offset": float,
-        "unit": str,
-        "composites": Mapping,
-        "standardised": bool,
-        "attribution": [str],
-    },
-    "statistics": {"mean": [float], "std": [float], "num_pixels": int},
-    "majority_class": int,
-    "chip_px": int,
-    "patch_px": int,
-    "mask_ratio": float,
-    "class_scheme": {"classes": [{"id": int, "name": str}]},
-    "model": {
-        "name": str,
-        "chip_px": int,
-        "patch_px": int,
-        "mask_ratio": float,
-        "depth": int,
-        "decoder_depth": int,
-        "decoder_width": int,
-    },
-    "heads": Mapping,
-    "num_parameters": int,
-    "presented": {"chips_per_epoch": int, "epochs": int},
-    "dataset": {"path": str, "fingerprint": str},
-    "attribution": [str],
-    "weights": ({"bytes": int, "sha256": str}, None),
-}
-"""Keys that a contract holds, and the type of each; a list is one of such items, None may miss."""
+Text = Annotated[str, StringConstraints(max_length=10_000)]
+PathText = Annotated[str, StringConstraints(max_length=4096, pattern=r"^[^\x00-\x1f]+$")]
+Px = Annotated[int, Field(ge=1, le=_MOST_PX)]
+Count = Annotated[int, Field(ge=1, le=2**53)]
+
+
+class _Open(Record):
+    """A part that a later version may add to."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class _Statistics(_Open):
+    mean: tuple[FiniteFloat, ...]
+    std: tuple[Annotated[FiniteFloat, Field(ge=0)], ...]
+    num_pixels: NonNegativeInt
+    hash: Text
+
+
+class _Class(_Open):
+    id: NonNegativeInt
+    name: Text
+
+
+class _ClassScheme(_Open):
+    name: Text
+    classes: tuple[_Class, ...]
+
+
+class _Model(_Open):
+    name: Literal["v0", "seed"]
+    chip_px: Px
+    patch_px: Px
+    mask_ratio: Annotated[float, Field(gt=0, lt=1)]
+    width: PositiveInt
+    depth: Annotated[int, Field(ge=0, le=1000)]
+    num_heads: PositiveInt
+    decoder_width: Annotated[int, Field(ge=1, le=2**14)]
+    decoder_depth: Annotated[int, Field(ge=0, le=1000)]
+    decoder_num_heads: PositiveInt
+    mlp_ratio: PositiveInt
+
+
+class _Head(Record):
+    weight: Annotated[FiniteFloat, Field(ge=0)]
+    options: dict[Text, Text | bool | int | FiniteFloat | None]
+
+
+class _Presented(_Open):
+    chips_per_epoch: Count
+    epochs: Count
+
+
+class _Dataset(_Open):
+    path: PathText
+    fingerprint: Text
+
+
+class _Weights(_Open):
+    bytes: NonNegativeInt
+    sha256: Text
+
+
+class Contract(_Open):
+    """The contents of ``contract.json``."""
+
+    schema_version: Literal[1]
+    code_version: Text
+    sensor: SensorRecord
+    nodata: Text
+    statistics: _Statistics
+    majority_class: Annotated[int, Field(ge=0, lt=NUM_CLASSES)]
+    chip_px: Px
+    patch_px: Px
+    mask_ratio: float
+    class_scheme: _ClassScheme
+    model: _Model
+    heads: Annotated[dict[Text, _Head], Field(min_length=1)]
+    num_parameters: Annotated[int, Field(ge=0, le=2**53)]
+    presented: _Presented
+    dataset: _Dataset
+    attribution: tuple[Text, ...]
+    weights: _Weights | None = None
+    """Missing in runs from before it was written."""
+
+
+_REMEDY = "restore the file, or pretrain again into another folder"
 
 
 def check_form(contract: Any, file: Path) -> None:
     """Refuse what is no contract, or one that contradicts itself.
 
     Raises:
-        RunError: a key is missing, of another type, or does not fit another one.
+        RunError: a key is missing, of another type or size, or does not fit another one.
     """
-    wrong = next(_misfits(_FORM, contract, ""), None) or next(_contradictions(contract), None)
-    if wrong:
-        raise RunError(f"{file}: {wrong}; restore the file, or pretrain again into another folder")
+    said = checked(Contract, contract, str(file), RunError, _REMEDY)
+    if wrong := next(_contradictions(said), None):
+        raise RunError(f"{file}: {wrong}; {_REMEDY}")
 
 
-def _misfits(form: Any, value: Any, where: str) -> Iterator[str]:
-    """What of a value has not the form asked for."""
-    if isinstance(form, tuple):
-        if value is not None:
-            yield from _misfits(form[0], value, where)
-    elif isinstance(form, list) and isinstance(value, list):
-        for place, item in enumerate(value):
-            yield from _misfits(form[0], item, f"{where}[{place}]")
-    elif isinstance(form, Mapping) and isinstance(value, Mapping):
-        for key, inner in form.items():
-            path = f"{where}.{key}".lstrip(".")
-            if key in value:
-                yield from _misfits(inner, value[key], path)
-            elif not isinstance(inner, tuple):
-                yield f"key {path} is missing"
-    elif isinstance(form, (list, Mapping)) or not _is(value, form):
-        wanted = "mapping" if isinstance(form, Mapping) else getattr(form, "__name__", "list")
-        found = f"a {type(value).__name__}" if isinstance(value, (list, dict)) else repr(value)[:80]
-        yield f"{where or 'the whole'} is {found}, not of type {wanted.lower()}"
-
-
-def _is(value: Any, kind: type) -> bool:
-    """Whether JSON gave a value of a type: a whole number is a float too, true is no number."""
-    if kind is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and _finite(value)
-    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-
-
-def _finite(value: float) -> bool:
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # a whole number too long for a float
-        return False
-
-
-def _contradictions(contract: Mapping[str, Any]) -> Iterator[str]:
+def _contradictions(said: Contract) -> Iterator[str]:
     """What in a contract of the right form cannot be."""
-    num_bands, statistics, model = (
-        len(contract["sensor"]["bands"]), contract["statistics"], contract["model"],
-    )  # fmt: skip
+    num_bands, model = len(said.sensor.bands), said.model
     for name in ("mean", "std"):
-        if len(statistics[name]) != num_bands:
-            yield f"statistics.{name} has {len(statistics[name])} values for {num_bands} bands"
-    if not num_bands:
-        yield "sensor.bands is empty"
-    if min(statistics["std"], default=0) < 0:
-        yield "statistics.std holds a negative value"
+        num = len(getattr(said.statistics, name))
+        if num != num_bands:
+            yield f"statistics.{name} has {num} values for {num_bands} bands"
     for name in ("chip_px", "patch_px", "mask_ratio"):
-        if contract[name] != model[name]:
-            yield f"{name} is {contract[name]}, model.{name} {model[name]}"
-    for name, head in contract["heads"].items():
-        yield from _misfits({"weight": float, "options": Mapping}, head, f"heads.{name}")
-        for option, value in head["options"].items():
-            if isinstance(value, (list, dict)):
-                yield f"heads.{name}.options.{option} is a {type(value).__name__}, no plain value"
-    for name, most in _MOST.items():
-        if not 0 <= model[name] <= most:
-            yield f"model.{name} is {model[name]}, not from 0 to {most}"
-    if contract["sensor"]["scale"] <= 0:
-        yield f"sensor.scale is {contract['sensor']['scale']}, not above 0"
+        ours, models = getattr(said, name), getattr(model, name)
+        if ours != models:
+            yield f"{name} is {ours}, model.{name} {models}"
+    if said.chip_px % said.patch_px:
+        yield f"patch_px {said.patch_px} does not divide chip_px {said.chip_px}"
+    if int((said.chip_px // said.patch_px) ** 2 * said.mask_ratio) < 1:
+        yield f"mask_ratio {said.mask_ratio} hides no patch of a chip"
+    heads = [("", model.width, model.num_heads)]
+    if model.name != "seed":  # which has no decoder
+        heads.append(("decoder_", model.decoder_width, model.decoder_num_heads))
+    for part, width, num_heads in heads:
+        if width % num_heads:
+            yield f"model.{part}num_heads {num_heads} does not divide {part}width {width}"
+    if said.sensor.scale <= 0:
+        yield f"sensor.scale is {said.sensor.scale:g}, not above 0"
 
 
 # Input that differs

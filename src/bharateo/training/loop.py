@@ -25,6 +25,7 @@ from bharateo.plain_yaml import read_yaml
 from bharateo.sensor import named_bands
 from bharateo.training.batches import fixed_batch, fixed_windows
 from bharateo.training.checkpoint import (
+    CHECKPOINT_FILE,
     CONFIG_FILE,
     CONTRACT_FILE,
     Checkpoint,
@@ -49,6 +50,8 @@ from bharateo.training.watch import (
     EVENTS_FILE,
     HISTORY_FILE,
     TENSORBOARD_FOLDER,
+    Epoch,
+    Event,
     Log,
     MetricSums,
     SpikeWatch,
@@ -230,10 +233,10 @@ class Trainer(Learner):
         """Every step from the checkpoint, or from the start, to the end."""
         first, sums = self.resume()
         done = first // self.steps_per_epoch
-        history = Log(self.run / HISTORY_FILE, read_rows(self.run / HISTORY_FILE)[:done])
+        history = Log(self.run / HISTORY_FILE, read_rows(self.run / HISTORY_FILE, Epoch)[:done])
         events = Log(
             self.run / EVENTS_FILE,
-            [row for row in read_rows(self.run / EVENTS_FILE) if row["step"] < first],
+            [r for r in read_rows(self.run / EVENTS_FILE, Event) if r["step"] < first],
         )
         wanted = self.config.machine.tensorboard and self.engine.first
         board = TensorBoard(self.run / TENSORBOARD_FOLDER if wanted else None, first)
@@ -484,7 +487,13 @@ class Trainer(Learner):
         checkpoint = load_checkpoint(self.run)
         if checkpoint is None:
             return 0, MetricSums()
-        restore_training_state(checkpoint.state, self.objective, self.optimisers)
+        file = self.run / CHECKPOINT_FILE
+        if checkpoint.step > self.num_steps:
+            raise RunError(
+                f"{file} is of step {checkpoint.step} of {self.num_steps}; delete it to train from "
+                "the start"
+            )
+        restore_training_state(checkpoint.state, self.objective, self.optimisers, file)
         return checkpoint.step, MetricSums(checkpoint.sums)
 
 

@@ -8,11 +8,14 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import ConfigDict, Field
+
+from bharateo.artefacts import Record, checked, parse_json
 from bharateo.config import HeadConfig
-from bharateo.errors import ConfigError
-from bharateo.files import write_text
+from bharateo.errors import ConfigError, RunError
+from bharateo.files import read_bytes, write_text
 from bharateo.models.objective import weighted_loss
 
 HISTORY_FILE = "history.jsonl"
@@ -86,9 +89,48 @@ class Log:
         write_text(self.path, "".join(json.dumps(each) + "\n" for each in self.rows))
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The lines of a ``.jsonl`` file; none where there is no file."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+Number = Annotated[float, Field(gt=-1e30, lt=1e30)]
+Whole = Annotated[int, Field(ge=0, le=2**53)]
+
+
+class Epoch(Record):
+    """A line of ``history.jsonl``: the epoch, from 1, and numbers by name."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Number | None]
+
+    epoch: Whole
+
+
+class Event(Record):
+    """A line of ``events.jsonl``: the step, and what happened there."""
+
+    model_config = ConfigDict(extra="allow")
+
+    step: Whole
+
+
+def read_rows(path: Path, kind: type[Epoch | Event]) -> list[dict[str, Any]]:
+    """The lines of a ``.jsonl`` file, plain; none where there is no file.
+
+    Raises:
+        RunError: the file cannot be read, or a line is not of this kind.
+    """
+    remedy = "restore the file, or delete it: training goes on without it"
+    try:
+        content = read_bytes(path)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise RunError(f"{path} cannot be read ({error.strerror}); {remedy}") from error
+    rows = []
+    for number, line in enumerate(content.splitlines(), 1):
+        if line.strip():
+            where = f"{path}, line {number}"
+            row = parse_json(line, where, RunError, remedy)
+            checked(kind, row, where, RunError, remedy)
+            rows.append(row)
+    return rows
 
 
 class TensorBoard:

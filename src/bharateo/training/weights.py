@@ -13,8 +13,9 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from bharateo.artefacts import shortened
 from bharateo.errors import RunError
-from bharateo.files import target_outside
+from bharateo.files import open_file, target_outside
 
 _PICKLES = (b"PK\x03\x04", b"\x80")
 """How files of ``torch.save`` begin: a zip archive with a pickle in it, or a pickle."""
@@ -57,14 +58,15 @@ def load_weights(
         with safe_open(file, "pt") as opened:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise not_its_weights(file, error) from error
+        raise not_its_weights(file, shortened(str(error))) from error
     num_values = sum(each.numel() for each in tensors.values())
     if num_values < least_values:
         raise not_its_weights(file, f"{num_values:,} values of {least_values:,} or more")
     try:
         module = build()
     except Exception as error:  # whatever a layer says of sizes that are none
-        raise not_its_weights(file, f"no such model can be built: {error}") from error
+        reason = f"no such model can be built: {shortened(str(error))}"
+        raise not_its_weights(file, reason) from error
     if wrong := _difference(tensors, module.state_dict()):
         raise not_its_weights(file, wrong)
     module.load_state_dict(tensors)
@@ -72,7 +74,7 @@ def load_weights(
 
 
 def _refuse_pickle(file: Path) -> None:
-    with file.open("rb") as opened:
+    with open_file(file) as opened:
         start = opened.read(9)
         # Safetensors begin with eight bytes of length, whose first may be a pickle's, and a brace.
         if start.startswith(_PICKLES) and start[8:] != b"{":
@@ -90,7 +92,7 @@ def _check_sum(file: Path, contract: Mapping[str, Any]) -> None:
     size = file.stat().st_size
     if size != promised["bytes"]:
         raise not_its_weights(file, f"{size} bytes of {promised['bytes']}")
-    with file.open("rb") as opened:
+    with open_file(file) as opened:
         if hashlib.file_digest(opened, "sha256").hexdigest() != promised["sha256"]:
             raise not_its_weights(file, "its SHA-256 is another")
 
@@ -99,12 +101,12 @@ def _difference(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> 
     """The first tensor that is not as expected, None if all are."""
     for name in sorted({*found, *expected}):
         if name not in expected:
-            return f"{name} is not the model's"
+            return f"{shortened(name)} is not the model's"
         if name not in found:
             return f"{name} is missing"
         there, wanted = ((t.dtype, tuple(t.shape)) for t in (found[name], expected[name]))
         if there != wanted:
-            return f"{name} is {there[0]} {there[1]}, not {wanted[0]} {wanted[1]}"
+            return f"{name} is {there[0]} {shortened(str(there[1]))}, not {wanted[0]} {wanted[1]}"
         if not found[name].isfinite().all():
             return f"{name} holds values that are no numbers"
     return None

@@ -187,7 +187,7 @@ def test_a_contract_that_is_none_is_refused(folder):
     contract = json.loads((folder / CONTRACT_FILE).read_text())
     for name in ("model", "sensor", "dataset"):
         write_json(folder / CONTRACT_FILE, {k: v for k, v in contract.items() if k != name})
-        refused(folder, f"{CONTRACT_FILE}: key {name} is missing")
+        refused(folder, f"{CONTRACT_FILE}: {name} is missing")
 
 
 def test_a_contract_without_a_checksum_is_refused(folder):

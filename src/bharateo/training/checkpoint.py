@@ -352,7 +352,10 @@ def _misfits(
         for slot, value in kept.items():
             if isinstance(theirs.get(slot), Tensor) and value.shape != theirs[slot].shape:
                 yield f"the optimiser's {slot} of {name} is {[*value.shape]}"
-    for name, value in {**weights, **{n: v for s in slots.values() for n, v in s.items()}}.items():
+    for name, value in [
+        *weights.items(),
+        *(one for kept in slots.values() for one in kept.items()),
+    ]:
         if not value.isfinite().all():
             yield f"{shortened(name)} holds values that are no numbers"
 

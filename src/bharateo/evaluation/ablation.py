@@ -15,15 +15,16 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import ConfigDict, Field
 
 import bharateo
+from bharateo.artefacts import Record, checked, read_json
 from bharateo.chips.store import SPLITS, Dataset
 from bharateo.config import Config, setting, to_record, to_yaml, with_settings
 from bharateo.errors import ConfigError, ContractError, RunError
@@ -237,7 +238,11 @@ def claim(output: Path, base: Config, dataset: Dataset) -> None:
     if not path.exists():
         write_json(path, shared)
         return
-    there = json.loads(path.read_text(encoding="utf-8"))
+    there = checked(
+        dict[str, Any],
+        read_json(path, RunError, "restore the file, or delete the folder to start over"),
+        str(path), RunError, "restore the file, or delete the folder to start over",
+    )  # fmt: skip
     differ = [key for key in shared if there.get(key) != shared[key]]
     if differ:
         raise RunError(
@@ -259,8 +264,29 @@ def probed(
     told(0.9, "probe")
     if not path.exists():
         write_json(path, probe(run))
-    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    remedy = "delete it, and the run is probed again"
+    record: dict[str, Any] = read_json(path, RunError, remedy)
+    checked(ProbeRecord, record, str(path), RunError, remedy)
     return record
+
+
+_Counts = Annotated[
+    tuple[Annotated[int, Field(ge=0, le=2**53)], ...],
+    Field(min_length=NUM_CLASSES, max_length=NUM_CLASSES),
+]
+
+
+class ProbeRecord(Record):
+    """The contents of ``probe.json``; ``confusion`` is that of every block of test ground."""
+
+    model_config = ConfigDict(extra="allow")
+
+    num_train: int
+    num_test: int
+    confusion: dict[
+        str,
+        Annotated[tuple[_Counts, ...], Field(min_length=NUM_CLASSES, max_length=NUM_CLASSES)],
+    ]
 
 
 def probe(run: Run) -> dict[str, Any]:

@@ -16,18 +16,19 @@ Two layouts are known, and told apart by what a folder holds:
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from jaxtyping import Shaped
+from pydantic import StringConstraints
 from torch.nn import functional as F
 
+from bharateo.artefacts import checked
 from bharateo.chips.store import SPLITS
 from bharateo.errors import CorruptRasterError, DatasetError
 from bharateo.raster import RasterFile, open_raster
@@ -166,13 +167,13 @@ def _read_geotiff(path: Path, bands: Sequence[str], places: Sequence[int]) -> np
 
 
 def _geobench(folder: Path) -> Found:
-    partition, labels = _json(folder / "default_partition.json"), folder / "label_map.json"
+    partition, labels = _lists(folder / "default_partition.json"), folder / "label_map.json"
     if not labels.exists():
         raise DatasetError(
             f"{labels} is missing: without it labels lie in pickles, which are never opened. Write "
             'it as {"label": ["sample", ...]}; tasks of several labels a chip are not supported'
         )
-    label_map = _json(labels)
+    label_map = _lists(labels)
     classes = tuple(sorted(label_map, key=lambda name: (len(name), name)))  # "2" before "10"
     label_of = {name: label for label, key in enumerate(classes) for name in label_map[key]}
     chips: dict[str, list[Chip]] = {}
@@ -246,14 +247,17 @@ def _without_date(name: str) -> str:
     return re.sub(r"_\d{4}-\d{2}-\d{2}.*$", "", name)
 
 
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DatasetError(f"{file} is no readable JSON ({error})") from error
-    if not isinstance(record, dict):
-        raise DatasetError(f"{file} is no JSON object")
-    return record
+_FileName = Annotated[str, StringConstraints(max_length=1000, pattern=r"^[^\x00]+$")]
+
+
+def _lists(file: Path) -> dict[str, Any]:
+    """A JSON object of lists of names."""
+    remedy = "it is no JSON object of lists of names: restore it"
+    plain = read_lists(file, DatasetError, remedy)
+    lists: dict[str, Any] = checked(
+        dict[str, list[_FileName]], plain, str(file), DatasetError, remedy
+    )
+    return lists
 
 
 LAYOUTS: Mapping[str, Layout] = {
@@ -285,7 +289,7 @@ def divided(found: Found, folder: Path, file: Path) -> Found:
     Raises:
         DatasetError: it names a chip that the folder has not.
     """
-    lists = _json(file)
+    lists = _lists(file)
     by_name = {chip.name: chip for some in found.chips.values() for chip in some}
     chips = {}
     for split in SPLITS:

@@ -12,13 +12,16 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int64, Shaped
+from pydantic import ConfigDict, Field, StringConstraints
 
+from bharateo.artefacts import Record, checked, parse_json, shortened
 from bharateo.errors import DatasetError
-from bharateo.files import write_atomically
+from bharateo.files import open_file, write_atomically
+from bharateo.landcover import NUM_CLASSES
 
 if TYPE_CHECKING:
     from sklearn.ensemble import RandomForestClassifier
@@ -312,22 +315,48 @@ def load_probe(path: Path) -> tuple[LinearProbe, dict[str, Any]]:
     """
     from safetensors import SafetensorError, safe_open
 
+    remedy = "it holds no linear probe of bharateo: fit it again"
     try:
+        open_file(path).close()  # no pipe is waited for
         with safe_open(path, "np") as file:
-            head = json.loads(file.metadata()["probe"])
+            text = (file.metadata() or {}).get("probe", "null")
             arrays = {name: file.get_tensor(name) for name in _ARRAYS}
-        version, strength, about = head["schema_version"], float(head["strength"]), head["about"]
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise DatasetError(
-            f"{path} holds no linear probe of bharateo ({error}); fit it again"
-        ) from error
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
+        raise DatasetError(f"{path} cannot be read ({shortened(str(error))}); {remedy}") from error
+    plain = parse_json(text, str(path), DatasetError, remedy)
+    head = checked(_Head, plain, str(path), DatasetError, remedy)
     shapes = [arrays[name].shape for name in _ARRAYS]
     fit_each_other = len(shapes[2]) == 2 and shapes == [
         *[shapes[2][:1]] * 2, shapes[2], *[shapes[2][1:]] * 2
     ]  # fmt: skip
-    if version != PROBE_SCHEMA or not fit_each_other:
+    if head.schema_version != PROBE_SCHEMA or not fit_each_other:
         raise DatasetError(
-            f"{path}: schema version {version} and shapes {shapes} are not those of a linear probe "
-            f"of version {PROBE_SCHEMA}; fit it again"
+            f"{path}: schema version {head.schema_version} and shapes "
+            f"{shortened(str(shapes))} are not those of a linear probe of version {PROBE_SCHEMA}; "
+            f"{remedy}"
         )
-    return LinearProbe(**arrays, strength=strength), about
+    numbers = all(
+        arrays[name].dtype.kind == "f" and np.isfinite(arrays[name]).all() for name in _ARRAYS[:4]
+    )
+    classes, names = arrays["classes"], head.about.class_names
+    num_known = NUM_CLASSES if names is None else len(names)
+    known = classes.dtype.kind in "iu" and ((classes >= 0) & (classes < num_known)).all()
+    if not numbers or not known or (names is not None and len(names) != len(classes)):
+        raise DatasetError(f"{path}: its numbers or classes are none; {remedy}")
+    arrays["classes"] = classes.astype(np.int64)
+    return LinearProbe(**arrays, strength=head.strength), plain["about"]
+
+
+class _About(Record):
+    """What a probe belongs to, as far as it is read."""
+
+    model_config = ConfigDict(extra="allow")
+
+    weights_sha256: Annotated[str, StringConstraints(max_length=64)] = ""
+    class_names: tuple[Annotated[str, StringConstraints(max_length=200)], ...] | None = None
+
+
+class _Head(Record):
+    schema_version: int
+    strength: Annotated[float, Field(gt=0, lt=1e30)]
+    about: _About

@@ -59,7 +59,7 @@ from bharateo.evaluation.probes import (
 )
 from bharateo.evaluation.scores import LEVEL, NUM_RESAMPLES
 from bharateo.evaluation.zones import Zoning
-from bharateo.files import write_atomically, write_json
+from bharateo.files import read_bytes, write_atomically, write_json
 from bharateo.landcover import BHARATEO_CLASSES
 from bharateo.training.checkpoint import Run, dataset_fingerprint
 
@@ -337,7 +337,7 @@ def _write(path: Path, made: Predictions) -> None:
 def _read(path: Path) -> Predictions | None:
     """A finished part; None where there is none, or one that is damaged."""
     try:
-        arrays = load(path.read_bytes())
+        arrays = load(read_bytes(path))
         classes = arrays["classes"].astype(np.int64)
         return Predictions(classes, arrays["chosen"], arrays["num_labels"])
     except (OSError, SafetensorError, KeyError):

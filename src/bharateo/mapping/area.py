@@ -16,17 +16,26 @@ import geopandas as gpd
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import shapely
 from jaxtyping import Float, Float32, Int64
+from pyproj import CRS
+from pyproj.exceptions import CRSError, ProjError
 from shapely.geometry import box
 
+from bharateo.artefacts import shortened
 from bharateo.chips.geography import to_lonlat
 from bharateo.cog import cog_tags
 from bharateo.embedding.embed import COG_TAG
 from bharateo.embedding.table import table_provenance
 from bharateo.errors import SourceError
+from bharateo.files import open_file
 from bharateo.raster import RasterFile, open_raster
 
 _CHUNK_BYTES = 64 << 20
+
+_NO_TABLE = (OSError, pa.ArrowException, KeyError, TypeError, ValueError, AttributeError,
+             IndexError, RecursionError, CRSError)  # fmt: skip
+"""What reading a file raises that is no GeoParquet, or a damaged one."""
 
 Chunk = tuple[Int64[np.ndarray, " some"], Float[np.ndarray, "some dim"]]
 """Numbers of some places, and their vectors (float32)."""
@@ -79,45 +88,67 @@ class Table:
     """An area of rows: patches or chips, in GeoParquet."""
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         try:
+            open_file(path).close()  # no pipe is waited for
             self._file = pq.ParquetFile(path)
             lon, lat = self._file.read(["lon", "lat"]).columns
             schema = self._file.schema_arrow
             self._dims = schema.field("vector").type.list_size
-            self._crs = json.loads(schema.metadata[b"geo"])["columns"]["geometry"]["crs"]
-        except (
-            OSError,
-            pa.ArrowException,
-            KeyError,
-            TypeError,
-            ValueError,
-            AttributeError,
-        ) as error:
-            raise SourceError(
-                f"{path} is no table of vectors ({error}): make one with `bharateo embed`"
-            ) from error
-        self.path, self.provenance = path, table_provenance(path)
-        self.lonlat = np.stack([lon.to_numpy(), lat.to_numpy()])
+            outline = schema.field("geometry").type
+            self._crs = CRS(json.loads(schema.metadata[b"geo"])["columns"]["geometry"]["crs"])
+            self.lonlat = np.stack([lon.to_numpy(), lat.to_numpy()]).astype(np.float64)
+        except _NO_TABLE as error:
+            raise self._damaged(error) from error
+        if self._dims < 1 or not pa.types.is_floating(schema.field("vector").type.value_type):
+            raise self._damaged("vector holds no numbers")
+        if not pa.types.is_binary(outline):
+            raise self._damaged("geometry holds no outlines")
+        if not (abs(self.lonlat) <= np.array([[540], [90]])).all():
+            raise self._damaged("lon and lat are not all on Earth")
+        self.provenance = table_provenance(path)
+
+    def _damaged(self, reason: object) -> SourceError:
+        return SourceError(
+            f"{self.path} is no table of vectors ({shortened(str(reason))}): make one with "
+            "`bharateo embed`"
+        )
 
     def chunks(self) -> Iterator[Chunk]:
         """See ``Area``."""
-        start = 0
-        for batch in self._file.iter_batches(_CHUNK_BYTES // (4 * self._dims), columns=["vector"]):
-            flat = batch.column(0).flatten().to_numpy(zero_copy_only=False)
-            vectors = flat.astype(np.float32).reshape(len(batch), -1)
-            yield np.arange(start, start + len(batch)), vectors
+        start, rows = 0, max(_CHUNK_BYTES // (4 * self._dims), 1)
+        batches = self._file.iter_batches(rows, columns=["vector"])
+        while True:
+            try:
+                batch = next(batches, None)
+            except _NO_TABLE as error:
+                raise self._damaged(error) from error
+            if batch is None:
+                break
+            yield np.arange(start, start + len(batch)), self._vectors(batch.column(0))
             start += len(batch)
 
     def vectors(self, places: Int64[np.ndarray, " some"]) -> Float[np.ndarray, "some dim"]:
         """See ``Area``."""
-        flat = self._take(places, ["vector"]).column(0).combine_chunks().flatten()
-        return flat.to_numpy().astype(np.float32).reshape(len(places), -1)
+        return self._vectors(self._take(places, ["vector"]).column(0).combine_chunks())
+
+    def _vectors(self, column: pa.FixedSizeListArray) -> Float[np.ndarray, "some dim"]:
+        flat = column.flatten()
+        if column.null_count or flat.null_count or len(flat) != len(column) * self._dims:
+            raise self._damaged("a row has no vector")
+        numbers = flat.to_numpy(zero_copy_only=False).astype(np.float32)
+        return numbers.reshape(len(column), self._dims)
 
     def rows(self, places: Int64[np.ndarray, " some"]) -> gpd.GeoDataFrame:
         """See ``Area``."""
         names = [name for name in self._file.schema_arrow.names if name != "vector"]
-        frame = self._take(places, names).to_pandas()
-        outlines = gpd.GeoSeries.from_wkb(frame.pop("geometry"), crs=self._crs).to_crs(4326)
+        try:
+            frame = self._take(places, names).to_pandas()
+            outlines = gpd.GeoSeries.from_wkb(frame.pop("geometry"), crs=self._crs).to_crs(4326)
+        except (*_NO_TABLE, shapely.errors.ShapelyError, ProjError) as error:
+            raise self._damaged(error) from error
+        if outlines.is_empty.any() or outlines.isna().any():
+            raise self._damaged("a row has no outline")
         return gpd.GeoDataFrame(frame, geometry=outlines)
 
     def _take(self, places: Int64[np.ndarray, " some"], names: list[str]) -> pa.Table:
@@ -125,7 +156,10 @@ class Table:
         about = self._file.metadata
         ends = np.cumsum([about.row_group(each).num_rows for each in range(about.num_row_groups)])
         groups = np.searchsorted(ends, places, side="right")
-        read = {int(group): self._file.read_row_group(int(group), names) for group in {*groups}}
+        try:
+            read = {int(group): self._file.read_row_group(int(group), names) for group in {*groups}}
+        except _NO_TABLE as error:
+            raise self._damaged(error) from error
         return pa.concat_tables(
             read[int(group)].slice(int(place - ends[group]) + len(read[int(group)]), 1)
             for place, group in zip(places, groups, strict=True)

@@ -28,7 +28,7 @@ from jaxtyping import Shaped
 from pydantic import StringConstraints
 from torch.nn import functional as F
 
-from bharateo.artefacts import checked
+from bharateo.artefacts import checked, read_json
 from bharateo.chips.store import SPLITS
 from bharateo.errors import CorruptRasterError, DatasetError
 from bharateo.raster import RasterFile, open_raster
@@ -253,7 +253,7 @@ _FileName = Annotated[str, StringConstraints(max_length=1000, pattern=r"^[^\x00]
 def _lists(file: Path) -> dict[str, Any]:
     """A JSON object of lists of names."""
     remedy = "it is no JSON object of lists of names: restore it"
-    plain = read_lists(file, DatasetError, remedy)
+    plain = read_json(file, DatasetError, remedy)
     lists: dict[str, Any] = checked(
         dict[str, list[_FileName]], plain, str(file), DatasetError, remedy
     )

@@ -23,6 +23,7 @@ import torch
 
 from bharateo.chips.records import RecordReader
 from bharateo.chips.store import LAYERS, SPLITS, Dataset
+from bharateo.embedding.encoder import FrozenEncoder
 from bharateo.evaluation import probing
 from bharateo.evaluation.evaluate import evaluate
 from bharateo.evaluation.probes import fit_linear, save_probe
@@ -82,12 +83,10 @@ def copied(whole: Path, folder: Path) -> Path:
 # Who reads them
 
 
-def read_dataset(file: Path) -> None:
-    """Everything that is read of a dataset, in the folder of ``file`` or the one above."""
+def read_pixels(file: Path) -> Dataset:
+    """Chips by both readers, and their columns; ``file`` is in the dataset or in its overviews."""
     folder = file.parent if file.parent.name == "dataset" else file.parent.parent
     dataset = Dataset.open(folder)
-    assert len(dataset.chips) == dataset.num_chips
-    places = np.concatenate([dataset.indices(split) for split in SPLITS])
     for name in ("split", "block", "region", "scene", "valid_fraction"):
         assert len(dataset.column(name)) == dataset.num_chips
     chips = np.array([0, dataset.num_chips // 2, dataset.num_chips - 1])
@@ -100,13 +99,21 @@ def read_dataset(file: Path) -> None:
         lies = dataset.layers[name]
         out = np.empty((len(chips), *lies.shape), lies.dtype)
         reader.read(name, chips, zero, zero, out)
-    assert len(places) <= dataset.num_chips
+    return dataset
+
+
+def read_dataset(file: Path) -> None:
+    """Everything that is read of a dataset."""
+    dataset = read_pixels(file)
+    assert len(dataset.chips) == dataset.num_chips
+    assert len(dataset.footprints()) == dataset.num_chips
+    assert sum(len(dataset.indices(split)) for split in SPLITS) == dataset.num_chips
     assert 0 <= majority_class(dataset) < len(BHARATEO_CLASSES)
+    assert all(dataset.geobox(name).shape for name in dataset.regions)
     model_statistics(dataset)
     html.shown(dataset)
     html.regions(dataset)
-    dataset.with_bands(["B02"]).image(0)
-    repr(dataset.statistics.hash)
+    dataset.with_bands(dataset.sensor.band_names[:1]).image(0)
 
 
 def go_on_training(file: Path) -> None:
@@ -129,7 +136,8 @@ def open_run(file: Path) -> None:
     run = Run.open(file.parent)
     config = run.model.config
     image = torch.zeros(1, run.sensor.num_bands, config.chip_px, config.chip_px)
-    run.model.encode(image, torch.ones(1, config.chip_px, config.chip_px, dtype=torch.bool))
+    valid = torch.ones(1, config.chip_px, config.chip_px, dtype=torch.bool)
+    FrozenEncoder.of_run(run).features(image, valid)
     model_card(run)
     run.check(Dataset.open(file.parent.parent / "dataset"))
 
@@ -276,7 +284,7 @@ KINDS: dict[str, tuple[Example, Kind]] = {
     ),
     **{
         f"shard of {name}": (
-            partial(_in, f"dataset/{name}-00000.npy"), Kind(damaged_array, read_dataset, 100, 20)
+            partial(_in, f"dataset/{name}-00000.npy"), Kind(damaged_array, read_pixels, 100, 20)
         )
         for name in LAYERS
     },

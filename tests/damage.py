@@ -26,7 +26,7 @@ from typing import Any
 from bharateo.errors import BharatEOError
 
 MOST_CHARACTERS = 500
-MOST_SECONDS = 10.0
+MOST_SECONDS = 20.0
 MOST_BYTES = 2**31
 """Of address space that a kind may take beyond what its process began with."""
 

@@ -11,9 +11,10 @@ import json
 import random
 import shutil
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pyarrow as pa
@@ -60,9 +61,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     dataset = small_dataset(folder / "dataset", many_bands(2))
     run = pretrain(dataset, CONFIG, folder / "run")
     evaluate(run, dataset, run.path / "evaluation.json")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(probing, "NUM_DRAWS", 2)
-        patch.setattr("bharateo.evaluation.probes.NUM_TREES", 3)
+    with pytest.MonkeyPatch.context() as fewer:
+        fewer.setattr(probing, "NUM_DRAWS", 2)
+        fewer.setattr("bharateo.evaluation.probes.NUM_TREES", 3)
         few = {"budgets": (2, "all"), "features": ("encoder", "band_statistics")}
         probing.probe_run(run, dataset, run.path / "probes.json", **few)
     (run.path / "provenance.json").write_text(json.dumps({"why": "A test.", "place": "nowhere"}))
@@ -127,8 +128,16 @@ def report_and_card(file: Path) -> None:
     """The page and the model card of a run; of its chips none is drawn."""
     files = html.read_run(file.parent)
     dataset = Dataset.open(html._evaluated_dataset(file.parent, files))
-    html.article(files, dataset, [])
+    kept = _maps(file.parent.parent / "dataset")
+    with patch.object(html, "regions", lambda _: kept):
+        html.article(files, dataset, [])
     model_card(Run.open(file.parent))
+
+
+@cache
+def _maps(path: Path) -> dict[str, Any]:
+    """The page's maps, drawn once: they are not of the run."""
+    return html.regions(Dataset.open(path))
 
 
 def open_run(file: Path) -> None:
@@ -308,14 +317,14 @@ KINDS: dict[str, tuple[Example, Kind]] = {
     **{
         f"{name}, report and card": (
             partial(_in, f"run/{name}"),
-            Kind(damaged_lines if name.endswith("l") else damaged_json, report_and_card, 200),
+            Kind(damaged_lines if name.endswith("l") else damaged_json, report_and_card, 80),
         )
         for name in ("history.jsonl", "provenance.json", "evaluation.json", "probes.json",
                      "config.yaml")
     },
     "contract.json": (partial(_in, "run/contract.json"), Kind(damaged_json, open_run, 300)),
     "contract.json, report": (
-        partial(_in, "run/contract.json"), Kind(damaged_json, report_and_card, 150)
+        partial(_in, "run/contract.json"), Kind(damaged_json, report_and_card, 80)
     ),
     "model.safetensors": (
         partial(_without_checksum, "model.safetensors"), Kind(damaged_safetensors, open_run, 300)

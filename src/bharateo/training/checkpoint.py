@@ -39,7 +39,7 @@ from bharateo.artefacts import Record, checked, parse_json, read_json, shortened
 from bharateo.chips.statistics import Statistics
 from bharateo.chips.store import DATASET_FILE, Dataset
 from bharateo.config import Config, ModelConfig, parse_config
-from bharateo.errors import RunError
+from bharateo.errors import ConfigError, RunError
 from bharateo.files import open_file, write_atomically, write_json
 from bharateo.landcover import BHARATEO_CLASSES
 from bharateo.models.heads import build_heads
@@ -130,7 +130,11 @@ class Run:
         """
         path = Path(path)
         contract = read_contract(path)
-        config = parse_config({"model": contract["model"], "heads": contract["heads"]}, str(path))
+        where = str(path / CONTRACT_FILE)
+        try:
+            config = parse_config({key: contract[key] for key in ("model", "heads")}, where)
+        except ConfigError as error:
+            raise RunError(f"{error}; train the run again, or fetch it whole") from error
         bands = len(contract["sensor"]["bands"])
 
         def build() -> nn.ModuleDict:

@@ -27,8 +27,9 @@ from rasterio._err import CPLE_BaseError  # what copying lets through
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
-from bharateo.errors import StorageError
+from bharateo.errors import CorruptRasterError, StorageError
 from bharateo.files import write_text
+from bharateo.formats import open_dataset, open_local
 
 Block = tuple[int, int, Shaped[np.ndarray, "band row col"]]
 """First row, first column, and the stored values from there on."""
@@ -118,9 +119,11 @@ def write_cog(
 def cog_tags(path: Path) -> dict[str, str]:
     """The tags a file was written with; none where there is no such raster."""
     try:
-        with rasterio.open(path) as file:
-            tags: dict[str, str] = file.tags()
-    except RasterioError:
+        opened = open_local(path)
+        tags: dict[str, str] = opened.dataset.tags() if opened else {}
+        if opened:
+            opened.close()
+    except (RasterioError, CorruptRasterError):
         return {}
     return tags
 
@@ -158,10 +161,12 @@ def _check_size(path: Path, geobox: GeoBox, bands: Bands) -> None:
 
 def _check_end(path: Path) -> None:
     """The same of a finished file, whose pixels come last; and see that it is on the disk."""
-    with rasterio.open(path) as file:
-        file.read(1, window=Window(file.width - 1, file.height - 1, 1, 1))
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
+    finished = open_dataset(path, "GTiff", str(path))
+    file = finished.dataset
+    file.read(1, window=Window(file.width - 1, file.height - 1, 1, 1))
+    finished.close()
+    with path.open("rb+") as content:
+        os.fsync(content.fileno())
 
 
 def _categories(names: Iterable[str]) -> str:

@@ -1,7 +1,8 @@
-"""Pixels on a grid; the only module that opens rasters.
+"""Pixels on a grid.
 
-A local file is read by GDAL. A file on a web server is read by HTTP range requests that GDAL
-calls for: the header once when it is opened, then all blocks of a window in one parallel round.
+A local file is read by GDAL; what is let in, and as what, says ``formats``. A file on a web server
+is read by HTTP range requests that GDAL calls for: the header once when it is opened, then all
+blocks of a window in one parallel round.
 """
 
 from __future__ import annotations
@@ -9,28 +10,26 @@ from __future__ import annotations
 import math
 import os
 import threading
-import uuid
-import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from contextvars import Context
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 import rasterio
 from jaxtyping import Bool, Shaped
 from odc.geo.geobox import GeoBox
+from rasterio._err import CPLE_BaseError  # what some calls let through
 from rasterio.abc import MultiByteRangeResourceContainer
 from rasterio.enums import ColorInterp
-from rasterio.errors import RasterioError
+from rasterio.errors import CRSError, RasterioError
 from rasterio.session import DummySession
 from rasterio.windows import Window
 
 from bharateo.errors import BharatEOError, CorruptRasterError
+from bharateo.formats import OPTIONS, Opened, driver_of, open_dataset, open_local
 from bharateo.resample import Method, pixels_under, to_grid
 from bharateo.web import Answer, Damaged, Missing, Web, web_address
 
@@ -61,7 +60,7 @@ class _WebFile(MultiByteRangeResourceContainer):
 
     def __init__(self, web: Web, url: str):
         header = web.get(url, 0, _PAGE_BYTES)
-        self.name = Path(urlsplit(url).path).name
+        self.name = "raster"  # what a server calls it means nothing
         self.num_bytes, self.identity = header.file_bytes, header.identity
         self.failure: BaseException | None = None
         self.max_requests = 1
@@ -196,21 +195,22 @@ _CACHE_BYTES = 16 * 2**20
 default is a twentieth of the machine's memory, for every process."""
 
 _WEB_OPTIONS = {
-    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
+    **OPTIONS,
     # All compressed blocks of a window come in one round, however many they are.
     "GDAL_MAX_RAW_BLOCK_CACHE_SIZE": str(2**31 - 1),
 }
 
 
 @contextmanager
-def _gdal(where: str, web_file: _WebFile | None) -> Iterator[None]:
+def _gdal(
+    where: str, options: Mapping[str, str], web_file: _WebFile | None = None
+) -> Iterator[None]:
     """GDAL set up for reading; what goes wrong in it comes out as this package's errors."""
     trouble: BaseException | None = None
-    options = _WEB_OPTIONS if web_file else {}
     try:
         with rasterio.Env(session=DummySession(), GDAL_CACHEMAX=_CACHE_BYTES, **options):
             yield
-    except RasterioError as error:
+    except (RasterioError, CRSError, CPLE_BaseError) as error:
         trouble = error
     if web_file and web_file.failure:
         trouble = web_file.failure
@@ -238,13 +238,12 @@ class RasterFile:
     def __init__(
         self,
         location: str,
-        dataset: rasterio.DatasetReader,
-        context: Context,
-        identity: Mapping[str, Any],
+        opened: Opened,
         web_file: _WebFile | None = None,
     ):
+        dataset, context = opened.dataset, opened.context
         self.location = location
-        self.identity = dict(identity)
+        self.identity = dict(opened.identity)
         self.shape: tuple[int, int] = dataset.shape
         self.num_bands: int = dataset.count
         self.dtype = np.dtype(dataset.dtypes[0])
@@ -253,9 +252,9 @@ class RasterFile:
         self.band_names = tuple(map(_band_name, dataset.descriptions, dataset.colorinterp))
         self.units = tuple(zip(dataset.scales, dataset.offsets, strict=True))
         self._crs = dataset.crs.to_string() if dataset.crs else None
-        self._affine = dataset.transform
+        self._affine = opened.affine
         self._dataset, self._context, self._web_file = dataset, context, web_file
-        self._close = weakref.finalize(self, context.run, dataset.close)
+        self._opened, self._options, self._close = opened, opened.options, opened.close
         self._lock = threading.Lock()
 
     def read_window(
@@ -273,16 +272,19 @@ class RasterFile:
         """
         where = f"{self.location}, window row {row} col {col} of {height} x {width} px,"
         max_requests = self._num_blocks(row, col, height, width)
-        indexes = None if bands is None else [band + 1 for band in bands]
+        indexes = self._indexes(bands)
         window = Window(col, row, width, height)
         return self._read(where, max_requests, indexes=indexes, window=window)
+
+    def _indexes(self, bands: Sequence[int] | None) -> list[int]:
+        return [band + 1 for band in (range(self.num_bands) if bands is None else bands)]
 
     def _read(
         self, where: str, max_requests: int, **options: Any
     ) -> Shaped[np.ndarray, "band row col"]:
         with self._lock:
             try:
-                with _gdal(where, self._web_file):
+                with _gdal(where, self._options, self._web_file):
                     if self._web_file:
                         self._web_file.max_requests = max_requests
                     values: np.ndarray = self._context.run(self._dataset.read, **options)
@@ -325,15 +327,18 @@ class RasterFile:
         values = self.read_window(rows.start, cols.start, height, width)
         return to_grid(values, self.geobox[rows, cols], geobox, method, nodata)
 
-    def read_thinned(self, step: int) -> Shaped[np.ndarray, "band row col"]:
+    def read_thinned(
+        self, step: float, bands: Sequence[int] | None = None
+    ) -> Shaped[np.ndarray, "band row col"]:
         """The whole raster with about one pixel in ``step`` x ``step``, from its overviews.
 
         Raises:
             CorruptRasterError, UnreachableError: see ``read_window``.
         """
-        height, width = (-(-size // step) for size in self.shape)
-        shape = (self.num_bands, height, width)
-        return self._read(f"{self.location}, thinned {step} times,", 1, out_shape=shape)
+        indexes = self._indexes(bands)
+        shape = (len(indexes), *(math.ceil(size / step) for size in self.shape))
+        where = f"{self.location}, thinned {step:g} times,"
+        return self._read(where, 1, indexes=indexes, out_shape=shape)
 
     def _num_blocks(self, row: int, col: int, height: int, width: int) -> int:
         block_height, block_width = self.block_shape
@@ -358,8 +363,11 @@ def _band_name(description: str | None, colour: ColorInterp) -> str | None:
     return description or (colour.name if named else None)
 
 
-def open_raster(location: str, web: Web | None = None) -> RasterFile | None:
+def open_raster(location: str, web: Web | None = None, vrt: bool = False) -> RasterFile | None:
     """The raster at a local path, http(s) or s3 URL, or None where no such file exists.
+
+    It is a GeoTIFF or JPEG 2000 file, whatever its name says. ``vrt``: a person named the location,
+    so that a local ``.vrt`` may be one (see ``formats``).
 
     A server's 404 is such an answer, and so is S3's own 403, which is what it says of a missing
     key to those who may not list the bucket; any other 403 is a refusal. ``web`` shares
@@ -371,18 +379,11 @@ def open_raster(location: str, web: Web | None = None) -> RasterFile | None:
         ConfigError: the location is a URL of another kind.
     """
     url = web_address(location)
-    return _open_local(Path(location)) if url is None else _open_web(location, url, web or Web())
-
-
-def _open_local(path: Path) -> RasterFile | None:
-    if not path.is_file():
-        return None
-    context = Context()
-    with _gdal(str(path), None):
-        dataset = context.run(rasterio.open, path)
-    status = path.stat()
-    identity = {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
-    return RasterFile(str(path), dataset, context, identity)
+    if url is not None:
+        return _open_web(location, url, web or Web())
+    with _gdal(location, OPTIONS):
+        opened = open_local(Path(location), vrt)
+        return None if opened is None else RasterFile(location, opened)
 
 
 def _open_web(location: str, url: str, web: Web) -> RasterFile | None:
@@ -392,9 +393,9 @@ def _open_web(location: str, url: str, web: Web) -> RasterFile | None:
         return None
     except Damaged as error:
         raise CorruptRasterError(f"{location} is no raster: {error}; fetch it again") from error
-    # rasterio keeps one opener a folder, and keeps it in a context variable: with a folder and a
-    # context of its own, a handle can be used and closed in any thread.
-    path, context = f"{uuid.uuid4().hex}/{web_file.name}", Context()
-    with _gdal(location, web_file):
-        dataset = context.run(rasterio.open, path, opener=web_file)
-    return RasterFile(location, dataset, context, web_file.identity, web_file)
+    driver = driver_of(web_file.read_at(0, 16), location)
+    with _gdal(location, _WEB_OPTIONS, web_file):
+        opened = open_dataset(
+            web_file.name, driver, location, web_file.identity, web_file, _WEB_OPTIONS
+        )
+        return RasterFile(location, opened, web_file)

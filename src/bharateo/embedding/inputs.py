@@ -180,7 +180,7 @@ Unit = tuple[Float[np.ndarray, " band"], Float[np.ndarray, " band"]]
 def _file(
     location: str, sensor: Sensor, reading: Reading, differences: Differences
 ) -> tuple[FilePixels, Unit]:
-    file = open_raster(location)
+    file = open_raster(location, vrt=True)
     if file is None:
         raise SourceError(
             f"{location} does not exist: give the path or URL of a raster, or of a STAC item"

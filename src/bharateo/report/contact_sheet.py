@@ -50,7 +50,7 @@ def _tiles(found: gpd.GeoDataFrame, area: Area) -> list[Tile] | None:
     if dataset := dataset_of(area):
         return _dataset_tiles(found, dataset)
     source = area.provenance.get("source", {})
-    file = open_raster(source["input"]) if "bands_in_file" in source else None
+    file = open_raster(source["input"], vrt=True) if "bands_in_file" in source else None
     return None if file is None else _raster_tiles(found, file, source)
 
 

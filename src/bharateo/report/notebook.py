@@ -16,16 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import rasterio
 from jaxtyping import Bool, Shaped, UInt8
 from jinja2 import Template
 from markupsafe import Markup, escape
-from rasterio.enums import Resampling
-from rasterio.errors import RasterioError
 
 from bharateo.accounting import Accounting
 from bharateo.errors import SourceError
 from bharateo.mapping.map import NODATA, products
+from bharateo.raster import open_raster
 from bharateo.report import html, panels, probes, render
 from bharateo.report.panels import Plate
 
@@ -206,13 +204,12 @@ def _block_of_plates(title: str, plates: Sequence[Plate], record: Mapping[str, A
 
 def _thin(path: str | Path, *bands: int) -> Shaped[np.ndarray, "band row col"]:
     """Bands of a file, counted from 1, thinned to ``MOST_PX`` or with every cell as many pixels."""
-    try:
-        with rasterio.open(path) as file:
-            step = max(1, max(file.shape) / MOST_PX)
-            shape = (len(bands), *(round(side / step) for side in file.shape))
-            values: np.ndarray = file.read(bands, out_shape=shape, resampling=Resampling.nearest)
-    except RasterioError as error:
-        raise SourceError(f"{path} cannot be read ({error}): make the map again") from error
+    file = open_raster(str(path), vrt=True)
+    if file is None:
+        raise SourceError(f"{path} cannot be read (it is gone): make the map again")
+    with file:
+        step = max(1, max(file.shape) / MOST_PX)
+        values = file.read_thinned(step, [band - 1 for band in bands])
     factor = max(1, MOST_PX // max(values.shape))
     return values.repeat(factor, 1).repeat(factor, 2)
 

@@ -71,7 +71,7 @@ class LabelRaster:
 
     def _opened(self) -> RasterFile:
         if self._file is None:
-            self._file = self._checked(open_raster(str(self.path)))
+            self._file = self._checked(open_raster(str(self.path), vrt=True))
         return self._file
 
     def _checked(self, file: RasterFile | None) -> RasterFile:

@@ -110,7 +110,7 @@ def existing(path: Path) -> RasterFile:
     Raises:
         CorruptRasterError: it is gone, or no raster.
     """
-    file = open_raster(str(path))
+    file = open_raster(str(path), vrt=True)
     if file is None:
         raise CorruptRasterError(
             f"{path} does not exist any more: put it back, or build again into another folder"

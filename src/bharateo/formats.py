@@ -1,0 +1,392 @@
+"""Which files are rasters, and what GDAL is let see of them; the only module that opens them.
+
+GDAL reads 150 formats and tells them apart by content. Some are texts that name other files,
+addresses or programs (VRT, WMS, ...), and a file called ``x.tif`` may be one of them: opened by a
+name alone, what a stranger wrote decides which files of this machine are read. So a raster is
+opened as what its first bytes say, GeoTIFF or JPEG 2000, by that driver alone; a VRT only where a
+person names it, and only one whose sources are GeoTIFFs or JPEG 2000 files below its own folder.
+
+Of the files beside a local raster four kinds are read: ``.aux.xml``, ``.msk`` and ``.ovr``, for
+which GDAL sees a folder that holds them and the raster and nothing else, and world files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import uuid
+import warnings
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from contextvars import Context
+from pathlib import Path
+from typing import IO, Any
+from xml.etree import ElementTree
+
+import rasterio
+from affine import Affine
+from rasterio._vsiopener import _opener_registration  # rasterio.open lets go of it too soon
+from rasterio.abc import FileContainer
+from rasterio.errors import NotGeoreferencedWarning
+
+from bharateo.errors import CorruptRasterError
+from bharateo.files import open_file, read_bytes
+
+_SIGNATURES = {
+    b"II*\0": "GTiff",
+    b"MM\0*": "GTiff",
+    b"II+\0": "GTiff",  # BigTIFF
+    b"MM\0+": "GTiff",
+    b"\0\0\0\x0cjP  \r\n\x87\n": "JP2OpenJPEG",
+    b"\xff\x4f\xff\x51": "JP2OpenJPEG",  # a bare codestream
+}
+
+_BESIDE = (".aux.xml", ".msk", ".ovr")
+_WORLD_FILES = (".tfw", ".tifw", ".tiffw", ".j2w", ".jp2w", ".wld")
+
+OPTIONS = {
+    # No file beside a raster is looked for: what may be read of them is in a ``_Folder``.
+    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
+    "GDAL_VRT_ENABLE_PYTHON": "NO",
+}
+"""Of GDAL, for every read."""
+
+MOST_BLOCK_BYTES = 2**28
+"""Of a block with all bands that are stored together: GDAL holds it whole to read one pixel."""
+
+
+class Opened:
+    """An open dataset, and the context and GDAL options that every call of it needs.
+
+    ``identity`` tells this version of the file from another, ``affine`` says where it lies;
+    ``close()`` lets go of the file.
+    """
+
+    def __init__(
+        self,
+        dataset: rasterio.DatasetReader,
+        context: Context,
+        options: Mapping[str, str],
+        identity: Mapping[str, Any],
+        seen_through: ExitStack,
+    ) -> None:
+        self.dataset, self.context = dataset, context
+        self.options, self.identity = options, identity
+        self.affine: Affine = dataset.transform
+        # GDAL must let go of a file before what it reads it through is gone, or the interpreter
+        # dies: also where nobody closes it.
+        self.close = weakref.finalize(self, _close, dataset, context, seen_through)
+
+
+def _close(dataset: rasterio.DatasetReader, context: Context, seen_through: ExitStack) -> None:
+    context.run(dataset.close)
+    context.run(seen_through.close)
+
+
+def driver_of(head: bytes, where: str) -> str:
+    """The GDAL driver for a file that begins with these bytes.
+
+    Raises:
+        CorruptRasterError: it is neither GeoTIFF nor JPEG 2000.
+    """
+    for signature, driver in _SIGNATURES.items():
+        if head.startswith(signature):
+            return driver
+    raise CorruptRasterError(
+        f"{where} cannot be read (it is no raster: neither GeoTIFF nor JPEG 2000, whatever its "
+        "name says); fetch it again, or convert it with gdal_translate IN OUT.tif"
+    )
+
+
+def open_dataset(
+    path: str | Path,
+    driver: str,
+    where: str,
+    identity: Mapping[str, Any] | None = None,
+    opener: FileContainer | None = None,
+    options: Mapping[str, str] = OPTIONS,
+) -> Opened:
+    """A dataset opened by one driver, its header looked at; ``where`` is what errors call it.
+
+    ``opener`` is the folder that GDAL sees in place of the disk: ``path`` is a name in it.
+
+    Raises:
+        RasterioError: GDAL cannot read it.
+        CorruptRasterError: it names other files, or holds what is not read (see ``_check``).
+    """
+    # rasterio keeps openers in a context variable: with a context of its own, a handle can be used
+    # and closed in any thread.
+    context, seen_through = Context(), ExitStack()
+    if opener is not None:
+        # JPEG 2000 is else decoded in threads of GDAL's own, in which openers are not found: blocks
+        # would be missing without a word.
+        options = {**options, "GDAL_NUM_THREADS": "1"}
+    with rasterio.Env(**options):
+        if opener is not None:
+            folder = _opener_registration(f"{uuid.uuid4().hex}/{path}", opener)
+            path = context.run(seen_through.enter_context, folder)
+        try:
+            dataset = context.run(rasterio.open, path, driver=driver)
+        except BaseException:
+            # GDAL's half of a dataset that rasterio failed to make is freed later, no one knows
+            # when, and still reads through the opener then.
+            _HALF_OPENED.append((context, seen_through))
+            raise
+        opened = Opened(dataset, context, options, identity or {}, seen_through)
+        try:
+            context.run(_check, dataset, where)
+        except BaseException:
+            opened.close()
+            raise
+    return opened
+
+
+_HALF_OPENED: list[tuple[Context, ExitStack]] = []
+
+
+def _check(dataset: rasterio.DatasetReader, where: str) -> None:
+    # The one way for a GeoTIFF or JPEG 2000 file to have GDAL open another, by any driver.
+    if dataset.tags(ns="OVERVIEWS"):
+        raise CorruptRasterError(
+            f"{where} names another file as its overviews, and other files are not opened: "
+            "write it anew with gdal_translate IN OUT.tif"
+        )
+    kinds = sorted({*dataset.dtypes})
+    if len(kinds) > 1 or kinds[0].startswith("complex"):
+        what = "complex numbers" if len(kinds) == 1 else f"bands of {' and '.join(kinds)}"
+        raise CorruptRasterError(
+            f"{where} holds {what}, bands of one type of real numbers are read: convert it with "
+            "gdal_translate -ot Float32 IN OUT.tif"
+        )
+    height, width = dataset.block_shapes[0]
+    together = dataset.count if dataset.profile.get("interleave") == "pixel" else 1
+    num_bytes = height * width * together * _item_bytes(kinds[0])
+    if num_bytes > MOST_BLOCK_BYTES:
+        raise CorruptRasterError(
+            f"{where} lies in blocks of {height} x {width} px, {num_bytes >> 20} MiB each, and one "
+            f"pixel costs a whole block; at most {MOST_BLOCK_BYTES >> 20} MiB are read: retile it "
+            "with gdal_translate -co TILED=YES IN OUT.tif"
+        )
+
+
+def _item_bytes(dtype: str) -> int:
+    return max(int("".join(filter(str.isdigit, dtype)) or 64) // 8, 1)
+
+
+# Local files
+
+
+def open_local(path: Path, vrt: bool = False) -> Opened | None:
+    """The raster at a local path, or None where nothing is; ``vrt``: a person named it.
+
+    Raises:
+        RasterioError: GDAL cannot read it.
+        CorruptRasterError: it is no ordinary file, no raster, or one that names other files.
+    """
+    if not os.path.lexists(path):
+        return None
+    if vrt and path.suffix.lower() == ".vrt":
+        return _open_vrt(path)
+    with _ordinary(path) as file:
+        driver = driver_of(file.read(16), str(path))
+        identity: dict[str, Any] = {**_version(os.fstat(file.fileno()))}
+    beside = _beside(path, _BESIDE)
+    world = _beside(path, _WORLD_FILES)
+    identity |= {"beside": {each.name: _version(each.stat()) for each in [*beside, *world]}}
+    for each in beside:
+        if each.suffix in (".msk", ".ovr"):
+            _check_alone(each)
+    if beside:
+        folder = _Folder({each.name: each for each in (path, *beside)})
+        options = {**OPTIONS, "GDAL_DISABLE_READDIR_ON_OPEN": "FALSE"}
+        opened = open_dataset(path.name, driver, str(path), identity, folder, options)
+    else:
+        if not world:
+            del identity["beside"]
+        # Absolute: a relative path could read as an address of GDAL's.
+        opened = open_dataset(path.absolute(), driver, str(path), identity)
+    if world and opened.affine.is_identity:
+        opened.affine = _affine_of(world[0])
+    return opened
+
+
+def _ordinary(path: Path) -> IO[bytes]:
+    try:
+        return open_file(path)
+    except OSError as error:
+        raise CorruptRasterError(
+            f"{path} cannot be read ({error.strerror}): give the path of a raster file"
+        ) from error
+
+
+def _version(status: os.stat_result) -> dict[str, int]:
+    return {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
+
+
+def _beside(path: Path, endings: Iterable[str]) -> list[Path]:
+    """What lies beside a raster and belongs to it; a world file's name has no ``.tif``."""
+    names = [(path.stem if "w" in ending else path.name) + ending for ending in endings]
+    found = [path.with_name(name) for name in names if os.path.lexists(path.with_name(name))]
+    for each in found:
+        _ordinary(each).close()
+    return found
+
+
+def _affine_of(world_file: Path) -> Affine:
+    """What six lines say: the steps of x and y a column, those a row, the first pixel's middle."""
+    try:
+        numbers = [float(line) for line in read_bytes(world_file, 4096).split()]
+        a, d, b, e, x, y = numbers
+    except (OSError, ValueError) as error:
+        raise CorruptRasterError(
+            f"{world_file} is no world file of six numbers ({error}): correct it or take it away"
+        ) from error
+    affine: Affine = Affine(a, b, x, d, e, y) @ Affine.translation(-0.5, -0.5)
+    return affine
+
+
+def _check_alone(path: Path) -> None:
+    """Refuse a mask or overviews that are no GeoTIFF, or name other files: GDAL opens these as
+    whatever they are."""
+    with _ordinary(path) as file:
+        driver = driver_of(file.read(16), str(path))
+    with warnings.catch_warnings():  # it need not say where it lies
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        open_dataset(path.absolute(), driver, str(path)).close()
+
+
+class _Folder(FileContainer):
+    """A folder as GDAL sees it: these files and no others."""
+
+    def __init__(self, files: Mapping[str, Path]) -> None:
+        self._files = dict(files)
+
+    def open(self, path: str, mode: str = "r", **options: Any) -> IO[bytes]:
+        if mode not in ("r", "rb") or not self.isfile(path):
+            raise FileNotFoundError(path)
+        return open_file(self._files[Path(path).name])
+
+    def isfile(self, path: str) -> bool:
+        return Path(path).name in self._files
+
+    def isdir(self, path: str) -> bool:
+        return not self.isfile(path) and "." not in Path(path).name
+
+    def ls(self, path: str) -> list[str]:
+        return list(self._files)
+
+    def mtime(self, path: str) -> int:
+        return int(self._files[Path(path).name].stat().st_mtime)
+
+    def rm(self, path: str) -> None:
+        raise PermissionError(path)
+
+    def size(self, path: str) -> int:
+        return self._files[Path(path).name].stat().st_size
+
+
+# VRT: of its many elements those that lay rasters side by side and say what their numbers mean.
+
+_VRT_BYTES = 2**25
+
+_DROPPED = {
+    "Metadata", "Histograms", "OverviewList", "CategoryNames", "ColorTable",
+    "GDALRasterAttributeTable",
+}  # fmt: skip
+_SOURCES = ("SimpleSource", "ComplexSource", "AveragedSource", "KernelFilteredSource")
+_SOURCE = {
+    "SourceFilename", "SourceBand", "SourceProperties", "SrcRect", "DstRect", "NODATA",
+    "ScaleOffset", "ScaleRatio", "LUT", "UseMaskBand",
+}  # fmt: skip
+_BAND = {
+    "Description", "UnitType", "NoDataValue", "Scale", "Offset", "ColorInterp", "HideNoDataValue",
+    *_SOURCES,
+}  # fmt: skip
+_TAKEN: Mapping[str, set[str]] = {
+    "VRTDataset": {
+        "SRS", "GeoTransform", "BlockXSize", "BlockYSize", "VRTRasterBand", "MaskBand",
+    },
+    "MaskBand": {"VRTRasterBand"},
+    "VRTRasterBand": _BAND,
+    **dict.fromkeys(_SOURCES, _SOURCE),
+}  # fmt: skip
+
+
+def _open_vrt(path: Path) -> Opened:
+    try:
+        content = read_bytes(path, _VRT_BYTES)
+        text = content.decode()
+        if "<!" in text.replace("<!--", ""):  # entities may name files
+            raise _refused(path, "declares things of its own (<!...>)")
+        root = ElementTree.fromstring(text)
+    except (OSError, ValueError, ElementTree.ParseError) as error:
+        raise CorruptRasterError(
+            f"{path} cannot be read as a VRT ({error}): write it anew with gdalbuildvrt"
+        ) from error
+    if root.tag != "VRTDataset":
+        raise _refused(path, f"holds <{root.tag}>, no <VRTDataset>")
+    sources: dict[Path, dict[str, int]] = {}
+    _keep_known(root, path, lambda element: _take_source(element, path, sources))
+    versions = "".join(f"{name} {version}\n" for name, version in sources.items())
+    identity = {
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "sha256 of its sources' names and versions": hashlib.sha256(versions.encode()).hexdigest(),
+    }
+    plain = ElementTree.tostring(root, encoding="unicode")
+    return open_dataset(plain, "VRT", str(path), identity)
+
+
+def _refused(path: Path, what: str) -> CorruptRasterError:
+    return CorruptRasterError(
+        f"{path} {what}; of VRTs those are read that lay GeoTIFFs or JPEG 2000 files below their "
+        "own folder side by side: write it anew with gdalbuildvrt"
+    )
+
+
+def _keep_known(
+    element: ElementTree.Element, path: Path, take_source: Callable[[ElementTree.Element], None]
+) -> None:
+    """Leave of a VRT what is known, and refuse it where more than names and colours would go."""
+    for name, kind in element.attrib.items():
+        if name.lower() == "subclass" and kind != "VRTSourcedRasterBand":  # to GDAL case is one
+            raise _refused(path, f"has a part of the kind {kind}")
+    for child in list(element):
+        if child.tag in _DROPPED:
+            element.remove(child)
+        elif child.tag not in _TAKEN[element.tag]:
+            raise _refused(path, f"has a part <{child.tag}> in <{element.tag}>")
+        elif child.tag in _TAKEN:
+            _keep_known(child, path, take_source)
+        elif len(child):
+            raise _refused(path, f"has parts in <{child.tag}>")
+    if element.tag in _SOURCES:
+        take_source(element)
+
+
+def _take_source(
+    element: ElementTree.Element, vrt: Path, sources: dict[Path, dict[str, int]]
+) -> None:
+    """Give a source its whole path, once it is known to be a raster below the VRT's folder."""
+    names = element.findall("SourceFilename")
+    if len(names) != 1:
+        raise _refused(vrt, f"names {len(names)} files in one source")
+    (name,) = names
+    given = (name.text or "").strip()
+    folder = vrt.resolve().parent
+    file = (folder / given if name.get("relativeToVRT") == "1" else Path(given)).resolve()
+    if not file.is_relative_to(folder):
+        raise _refused(vrt, f"names {given!r}, outside its folder")
+    if file not in sources:
+        with _ordinary(file) as content:
+            driver = driver_of(content.read(16), f"{file}, of {vrt},")
+            sources[file] = _version(os.fstat(content.fileno()))
+        open_dataset(file, driver, str(file)).close()
+    masked = element.find("UseMaskBand") is not None or "mask" in (
+        element.findtext("SourceBand") or ""
+    )
+    mask = file.with_name(f"{file.name}.msk")
+    if masked and os.path.lexists(mask):
+        raise _refused(vrt, f"takes the mask of {file.name} from {mask}, a file beside it")
+    name.text = str(file)
+    name.attrib = {"relativeToVRT": "0"}

@@ -28,6 +28,7 @@ import rasterio
 from affine import Affine
 from rasterio._vsiopener import _opener_registration  # rasterio.open lets go of it too soon
 from rasterio.abc import FileContainer
+from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning
 
 from bharateo.errors import CorruptRasterError
@@ -59,8 +60,8 @@ MOST_BLOCK_BYTES = 2**28
 class Opened:
     """An open dataset, and the context and GDAL options that every call of it needs.
 
-    ``identity`` tells this version of the file from another, ``affine`` says where it lies;
-    ``close()`` lets go of the file.
+    ``identity`` tells this version of the file from another, ``affine`` says where it lies,
+    ``seen_through_opener`` whether GDAL reads it through Python; ``close()`` lets go of the file.
     """
 
     def __init__(
@@ -70,7 +71,9 @@ class Opened:
         options: Mapping[str, str],
         identity: Mapping[str, Any],
         seen_through: ExitStack,
+        seen_through_opener: bool,
     ) -> None:
+        self.seen_through_opener = seen_through_opener
         self.dataset, self.context = dataset, context
         self.options, self.identity = options, identity
         self.affine: Affine = dataset.transform
@@ -133,7 +136,7 @@ def open_dataset(
             # when, and still reads through the opener then.
             _HALF_OPENED.append((context, seen_through))
             raise
-        opened = Opened(dataset, context, options, identity or {}, seen_through)
+        opened = Opened(dataset, context, options, identity or {}, seen_through, opener is not None)
         try:
             context.run(_check, dataset, where)
         except BaseException:
@@ -146,6 +149,13 @@ _HALF_OPENED: list[tuple[Context, ExitStack]] = []
 
 
 def _check(dataset: rasterio.DatasetReader, where: str) -> None:
+    colours = list(dataset.colorinterp)
+    if ColorInterp.alpha in colours[:-1]:
+        raise CorruptRasterError(
+            f"{where} has its alpha as band {colours.index(ColorInterp.alpha) + 1} of "
+            f"{len(colours)}, alpha is the last band: order them with gdal_translate -b 1 ..., or "
+            "take the mark away with gdal_edit.py -colorinterp_N undefined"
+        )
     # The one way for a GeoTIFF or JPEG 2000 file to have GDAL open another, by any driver.
     if dataset.tags(ns="OVERVIEWS"):
         raise CorruptRasterError(

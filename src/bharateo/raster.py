@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import rasterio
@@ -23,7 +24,7 @@ from jaxtyping import Bool, Shaped
 from odc.geo.geobox import GeoBox
 from rasterio._err import CPLE_BaseError  # what some calls let through
 from rasterio.abc import MultiByteRangeResourceContainer
-from rasterio.enums import ColorInterp
+from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import CRSError, RasterioError
 from rasterio.session import DummySession
 from rasterio.windows import Window
@@ -231,8 +232,9 @@ class RasterFile:
     read at a time, each with several requests in flight. After an error it is closed.
 
     What the file says of its bands, one a band: ``band_names`` (their descriptions, else their
-    colours, None where it says neither) and ``units``, (scale, offset) of stored values, (1, 0)
-    where it says nothing.
+    colours, None where it says neither), ``nodata`` (None where it says nothing) and ``units``,
+    (scale, offset) of stored values, (1, 0) where it says nothing. An alpha band says which pixels
+    there are, and is none of the bands.
     """
 
     def __init__(
@@ -245,16 +247,22 @@ class RasterFile:
         self.location = location
         self.identity = dict(opened.identity)
         self.shape: tuple[int, int] = dataset.shape
-        self.num_bands: int = dataset.count
+        self.has_alpha = ColorInterp.alpha in dataset.colorinterp
+        self.num_bands: int = dataset.count - self.has_alpha
         self.dtype = np.dtype(dataset.dtypes[0])
         self.block_shape: tuple[int, int] = dataset.block_shapes[0]
-        self.nodata: float | None = dataset.nodata
-        self.band_names = tuple(map(_band_name, dataset.descriptions, dataset.colorinterp))
-        self.units = tuple(zip(dataset.scales, dataset.offsets, strict=True))
+        of_bands = slice(self.num_bands)
+        self.nodata: tuple[float | None, ...] = dataset.nodatavals[of_bands]
+        names = map(_band_name, dataset.descriptions, dataset.colorinterp)
+        self.band_names = tuple(names)[of_bands]
+        self.units = tuple(zip(dataset.scales, dataset.offsets, strict=True))[of_bands]
         self._crs = dataset.crs.to_string() if dataset.crs else None
         self._affine = opened.affine
         self._dataset, self._context, self._web_file = dataset, context, web_file
         self._opened, self._options, self._close = opened, opened.options, opened.close
+        # Several blocks of JPEG 2000 are decoded in threads of GDAL's own. What goes wrong in them
+        # nobody hears of, and openers are not found there.
+        self._block_by_block = opened.seen_through_opener and dataset.driver == "JP2OpenJPEG"
         self._lock = threading.Lock()
 
     def read_window(
@@ -270,29 +278,105 @@ class RasterFile:
             CorruptRasterError: the file is truncated or damaged there, or changed meanwhile.
             UnreachableError: the server did not answer, also after retries.
         """
-        where = f"{self.location}, window row {row} col {col} of {height} x {width} px,"
-        max_requests = self._num_blocks(row, col, height, width)
-        indexes = self._indexes(bands)
-        window = Window(col, row, width, height)
-        return self._read(where, max_requests, indexes=indexes, window=window)
+        return self._read_pieces(row, col, height, width, self._dataset.read, self._indexes(bands))
+
+    def read_known(
+        self,
+        row: int,
+        col: int,
+        height: int,
+        width: int,
+        bands: Sequence[int] | None = None,
+        nodata: float | None = None,
+    ) -> tuple[Shaped[np.ndarray, "band row col"], Bool[np.ndarray, "band row col"]]:
+        """The stored values of a window as ``read_window`` gives them, and where there are any.
+
+        A pixel of a band is there if it is a finite number other than the band's nodata, and
+        neither a mask (inside the file or beside it) nor an alpha band says that it is not.
+        ``nodata`` stands for what the file says, of all bands.
+
+        Raises:
+            CorruptRasterError, UnreachableError: see ``read_window``.
+        """
+        window, indexes = (row, col, height, width), self._indexes(bands)
+        values = self.read_window(*window, bands)
+        known = np.isfinite(values) if values.dtype.kind == "f" else np.ones(values.shape, bool)
+        for layer, index, there in zip(values, indexes, known, strict=True):
+            said = self.nodata[index - 1] if nodata is None else nodata
+            if said is not None:
+                there &= ~_equal(layer, said)
+        if self.has_alpha:
+            known &= self._read_pieces(*window, self._dataset.read, [self.num_bands + 1]) > 0
+        if self._masked:
+            chosen = indexes if self._masked == "band by band" else indexes[:1]
+            known &= self._read_pieces(*window, self._dataset.read_masks, chosen) > 0
+        return values, known
+
+    @cached_property
+    def says_what_is_there(self) -> bool:
+        """Whether the file has nodata, a mask or an alpha band."""
+        return bool(any(each is not None for each in self.nodata) or self.has_alpha or self._masked)
+
+    @cached_property
+    def _masked(self) -> Literal["", "as a whole", "band by band"]:
+        """Whether there are masks beside nodata and alpha.
+
+        To know this, GDAL looks at all directories of a file: of a COG they are in its header.
+        """
+
+        def look() -> list[list[MaskFlags]]:
+            pages = self._dataset.subdatasets
+            if len(pages) > 1:
+                raise CorruptRasterError(
+                    f"{self.location} holds {len(pages)} images, and which is meant nobody says: "
+                    f"write one to a file of its own with gdal_translate {pages[0]} OUT.tif"
+                )
+            return list(self._dataset.mask_flag_enums[: self.num_bands])
+
+        flags = self._call(f"{self.location}, its masks,", 1, look)
+        if any(each == [] for each in flags):
+            return "band by band"
+        whole = any(MaskFlags.per_dataset in e and MaskFlags.alpha not in e for e in flags)
+        return "as a whole" if whole else ""
 
     def _indexes(self, bands: Sequence[int] | None) -> list[int]:
         return [band + 1 for band in (range(self.num_bands) if bands is None else bands)]
 
-    def _read(
-        self, where: str, max_requests: int, **options: Any
+    def _read_pieces(
+        self,
+        row: int,
+        col: int,
+        height: int,
+        width: int,
+        read: Callable[..., Any],
+        indexes: Sequence[int],
     ) -> Shaped[np.ndarray, "band row col"]:
+        """A window, whole where GDAL can be trusted to read it so, else block by block."""
+        where = f"{self.location}, window row {row} col {col} of {height} x {width} px,"
+        if not self._block_by_block:
+            window, num = Window(col, row, width, height), self._num_blocks(row, col, height, width)
+            values: np.ndarray = self._call(where, num, read, indexes=indexes, window=window)
+            return values
+        pieces = []
+        for rows in _cut(row, height, self.block_shape[0]):
+            parts = []
+            for cols in _cut(col, width, self.block_shape[1]):
+                window = Window.from_slices(rows, cols)
+                parts.append(self._call(where, 1, read, indexes=indexes, window=window))
+            pieces.append(np.concatenate(parts, axis=2))
+        return np.concatenate(pieces, axis=1)
+
+    def _call(self, where: str, max_requests: int, read: Callable[..., Any], **options: Any) -> Any:
         with self._lock:
             try:
                 with _gdal(where, self._options, self._web_file):
                     if self._web_file:
                         self._web_file.max_requests = max_requests
-                    values: np.ndarray = self._context.run(self._dataset.read, **options)
+                    return self._context.run(read, **options)
             except BaseException:
                 # GDAL may have kept blocks that never arrived.
                 self._close()
                 raise
-        return values
 
     @cached_property
     def geobox(self) -> GeoBox:
@@ -309,10 +393,15 @@ class RasterFile:
         return GeoBox(self.shape, self._affine, self._crs)
 
     def read_on(
-        self, geobox: GeoBox, method: Method = "nearest", nodata: float = 0
+        self,
+        geobox: GeoBox,
+        method: Method = "nearest",
+        nodata: float = 0,
+        masked: bool = False,
     ) -> Shaped[np.ndarray, "band row col"]:
         """The stored values on any grid, by nearest neighbour or bilinear.
 
+        With ``masked`` pixels that the file itself says hold nothing become ``nodata`` first.
         ``nodata`` where the file does not reach, and it has no part in bilinear means. Only the
         blocks under the grid are fetched; nothing at all where the file lies elsewhere.
 
@@ -324,7 +413,11 @@ class RasterFile:
         height, width = rows.stop - rows.start, cols.stop - cols.start
         if min(height, width) <= 0:
             return np.full((self.num_bands, *geobox.shape), nodata, self.dtype)
-        values = self.read_window(rows.start, cols.start, height, width)
+        if masked:
+            values, known = self.read_known(rows.start, cols.start, height, width)
+            values[~known] = nodata
+        else:
+            values = self.read_window(rows.start, cols.start, height, width)
         return to_grid(values, self.geobox[rows, cols], geobox, method, nodata)
 
     def read_thinned(
@@ -338,7 +431,10 @@ class RasterFile:
         indexes = self._indexes(bands)
         shape = (len(indexes), *(math.ceil(size / step) for size in self.shape))
         where = f"{self.location}, thinned {step:g} times,"
-        return self._read(where, 1, indexes=indexes, out_shape=shape)
+        values: np.ndarray = self._call(
+            where, 1, self._dataset.read, indexes=indexes, out_shape=shape
+        )
+        return values
 
     def _num_blocks(self, row: int, col: int, height: int, width: int) -> int:
         block_height, block_width = self.block_shape
@@ -355,6 +451,26 @@ class RasterFile:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def _cut(start: int, length: int, block: int) -> Iterator[slice]:
+    """A span cut where blocks end."""
+    end = start + length
+    edges = [start, *range((start // block + 1) * block, end, block), end]
+    return (slice(*each) for each in pairwise(edges))
+
+
+def _equal(
+    values: Shaped[np.ndarray, "row col"], number: float
+) -> Bool[np.ndarray, "row col"] | np.bool:
+    """Where stored values are a number; nowhere if their type cannot hold it."""
+    if values.dtype.kind in "iu":
+        limits = np.iinfo(values.dtype)
+        if not (float(number).is_integer() and limits.min <= number <= limits.max):
+            return np.False_
+        number = int(number)
+    where: np.ndarray = values == number
+    return where
 
 
 def _band_name(description: str | None, colour: ColorInterp) -> str | None:

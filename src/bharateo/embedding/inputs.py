@@ -59,24 +59,29 @@ class FilePixels:
     """Some bands of one raster file."""
 
     def __init__(self, file: RasterFile, places: tuple[int, ...], nodata: float | None) -> None:
+        """``nodata``: what the user says in place of the file."""
         self.file, self.location, self.geobox = file, file.location, file.geobox
         self._places, self._nodata = places, nodata
 
     @property
     def provenance(self) -> Mapping[str, Any]:
-        """The version of the file, where the bands lie in it, counted from 1, and its nodata."""
+        """The version of the file, where the bands lie in it, counted from 1, and its nodata: a
+        list where the bands have different ones.
+        """
         places = [place + 1 for place in self._places]
-        return {**self.file.identity, "bands_in_file": places, "nodata": self._nodata}
+        said = [self.file.nodata[place] for place in self._places]
+        nodata = said if len({*said}) > 1 else said[0]
+        if self._nodata is not None:
+            nodata = self._nodata
+        return {**self.file.identity, "bands_in_file": places, "nodata": nodata}
 
     def read(
         self, row: int, col: int, height: int, width: int
     ) -> tuple[Shaped[np.ndarray, "band row col"], Bool[np.ndarray, "row col"]]:
         """See ``Pixels``."""
-        stored = self.file.read_window(row, col, height, width, self._places)
-        valid = np.isfinite(stored).all(0)
-        if self._nodata is not None:
-            valid &= (stored != self._nodata).all(0)
-        return stored, valid
+        window = row, col, height, width
+        stored, known = self.file.read_known(*window, self._places, self._nodata)
+        return stored, known.all(0)
 
 
 @dataclass(frozen=True)
@@ -186,8 +191,7 @@ def _file(
             f"{location} does not exist: give the path or URL of a raster, or of a STAC item"
         )
     places = band_places(location, file.band_names, sensor, reading.bands, differences)
-    nodata = file.nodata if reading.nodata is None else reading.nodata
-    return FilePixels(file, places, nodata), _unit(file, places, sensor, reading)
+    return FilePixels(file, places, reading.nodata), _unit(file, places, sensor, reading)
 
 
 def _unit(file: RasterFile, places: tuple[int, ...], sensor: Sensor, reading: Reading) -> Unit:

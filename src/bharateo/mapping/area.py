@@ -191,7 +191,7 @@ class Cells:
         for first in range(0, height, rows):
             num = min(rows, height - first)
             stored = self._file.read_window(first, 0, num, width)
-            known = np.isfinite(stored[0]) & (stored[0] != self._file.nodata)
+            known = np.isfinite(stored[0]) & (stored[0] != self._file.nodata[0])
             yield np.flatnonzero(known) + first * width, self._physical(stored[:, known]).T
 
     def vectors(self, places: Int64[np.ndarray, " some"]) -> Float[np.ndarray, "some dim"]:

@@ -78,8 +78,9 @@ def _raster_tiles(found: gpd.GeoDataFrame, file: Any, source: Mapping[str, Any])
 
     def read(rows: slice, cols: slice) -> Look:
         shape = (rows.stop - rows.start, cols.stop - cols.start)
-        stored = file.read_window(rows.start, cols.start, *shape, places).astype(np.float32)
-        return stored, np.isfinite(stored).all(0) & (stored != source["nodata"]).all(0)
+        nodata = None if isinstance(source["nodata"], list) else source["nodata"]
+        stored, known = file.read_known(rows.start, cols.start, *shape, places, nodata)
+        return stored.astype(np.float32), known.all(0)
 
     looks = [_around(each, file.shape, read) for each in pixel_bounds(found.geometry, file.geobox)]
     seen = np.concatenate([pixels[:, known].ravel() for (pixels, known), _ in looks])

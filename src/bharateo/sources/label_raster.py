@@ -20,7 +20,8 @@ class LabelRaster:
     """Land-cover codes from a raster of one band, brought to a grid by nearest neighbour.
 
     ``classes``: code -> class id 0..7; WorldCover's codes if empty. Nodata is what the file says,
-    else 0, unless that is a class; ground that the raster does not reach has no label.
+    else 0, unless that is a class; ground that the raster does not reach, or that its mask or alpha
+    band leaves out, has no label.
 
     Raises:
         ConfigError: the file does not exist, or a class contradicts its nodata.
@@ -36,7 +37,7 @@ class LabelRaster:
         self._lock = threading.Lock()
         with self._lock:
             file = self._opened()
-            self._nodata = as_integer(file.nodata, file.dtype)
+            self._nodata = as_integer(file.nodata[0], file.dtype)
             highest = int(min(np.iinfo(file.dtype).max, 255))
         self.scheme = self._scheme_up_to(highest)
 
@@ -54,7 +55,7 @@ class LabelRaster:
         with self._lock:
             file = self._opened()
             try:
-                codes = file.read_on(geobox, "nearest", fill)[0]
+                codes = file.read_on(geobox, "nearest", fill, masked=True)[0]
             except BaseException:
                 self._file = None  # an error closes it
                 raise

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Shaped
@@ -25,7 +25,7 @@ _SAME_SIZE = 1e-6
 SAME_PLACE_PX = 1e-3
 _OPEN_FILES = 26
 _NOTHING = np.iinfo(np.int32).min
-"""Stands for nodata while pixels of a file that has none are resampled."""
+"""Stands for what is not there while pixels are resampled."""
 
 
 # Reading
@@ -43,11 +43,14 @@ class Part:
 class Files:
     """The rasters below a folder, all of one type; those used last stay open.
 
-    ``nodata`` is the stored value of pixels without data; None: what each file says, or none.
+    ``nodata`` is the stored value of pixels without data, ``declared`` what each file says, and 0 in
+    those that say nothing; None: what each file says, or none. Masks and alpha bands hold anyhow.
     Open files stay behind when it travels to another process. Thread-safe, one read at a time.
     """
 
-    def __init__(self, folder: Path, dtype: str, nodata: float | None) -> None:
+    def __init__(
+        self, folder: Path, dtype: str, nodata: float | Literal["declared"] | None
+    ) -> None:
         self.folder, self.dtype, self.nodata = folder, dtype, nodata
         self._open: OrderedDict[str, RasterFile] = OrderedDict()
         self._lock = threading.Lock()
@@ -83,11 +86,11 @@ class Files:
     def _read(
         self, file: RasterFile, part: Part, geobox: GeoBox
     ) -> tuple[Shaped[np.ndarray, "band row col"], Bool[np.ndarray, "row col"]]:
-        nodata = as_integer(file.nodata if self.nodata is None else self.nodata, file.dtype)
-        stored, there = _on_grid(file, geobox, nodata)
-        bands = list(part.indices)
-        valid = np.all(there[bands], axis=0)
-        return _unsigned(stored[bands], valid, file)
+        nodata = self.nodata
+        if nodata == "declared":
+            nodata = None if file.says_what_is_there else 0
+        stored, there = _on_grid(file, geobox, part.indices, nodata)
+        return _unsigned(stored, np.all(there, axis=0), file)
 
     @contextmanager
     def _opened(self, name: str) -> Iterator[RasterFile]:
@@ -119,23 +122,21 @@ def existing(path: Path) -> RasterFile:
 
 
 def _on_grid(
-    file: RasterFile, geobox: GeoBox, nodata: int | None
+    file: RasterFile, geobox: GeoBox, bands: Sequence[int], nodata: float | None
 ) -> tuple[Shaped[np.ndarray, "band row col"], Bool[np.ndarray, "band row col"]]:
-    """All bands of a file on a grid, and where each holds a value."""
+    """Bands of a file on a grid, and where each holds a value; ``nodata``: see ``read_known``."""
     corner = corner_in(file.geobox, geobox)
     if corner is not None:
-        stored = file.read_window(*corner, *geobox.shape)
-        return stored, np.ones(stored.shape, bool) if nodata is None else stored != nodata
-    if nodata is not None:
-        stored = file.read_on(geobox, "bilinear", nodata)
-        return stored, stored != nodata
+        return file.read_known(*corner, *geobox.shape, bands, nodata)
     rows, cols = pixels_under(file.geobox, geobox)
     height, width = rows.stop - rows.start, cols.stop - cols.start
     if min(height, width) <= 0:
-        shape = (file.num_bands, *geobox.shape)
+        shape = (len(bands), *geobox.shape)
         return np.zeros(shape, file.dtype), np.zeros(shape, bool)
-    window = file.read_window(rows.start, cols.start, height, width).astype(np.int32)
-    wide = to_grid(window, file.geobox[rows, cols], geobox, "bilinear", _NOTHING)
+    stored, there = file.read_known(rows.start, cols.start, height, width, bands, nodata)
+    # Nothing that a file holds is _NOTHING, whatever stands for nodata in it.
+    wide = np.where(there, stored, np.int32(_NOTHING))
+    wide = to_grid(wide, file.geobox[rows, cols], geobox, "bilinear", _NOTHING)
     there = wide != _NOTHING
     return np.where(there, wide, 0).astype(file.dtype), there
 
@@ -150,8 +151,8 @@ def _unsigned(
     if lowest < 0:
         raise CorruptRasterError(
             f"{file.location} holds values down to {lowest}, chips hold 0 to 65535: if that stands "
-            "for no data, give it in data.geotiff.nodata (null: the file's own, "
-            f"{file.nodata}); else shift the values with gdal_translate -ot UInt16 -scale and "
+            "for no data, give it in data.geotiff.nodata (the file's own is "
+            f"{file.nodata[0]}); else shift the values with gdal_translate -ot UInt16 -scale and "
             "set data.geotiff.offset"
         )
     return np.where(valid, stored, 0).astype(np.uint16), valid

@@ -147,14 +147,15 @@ class GeotiffConfig(_Section):
     """Band name -> where it lies, in the order the model gets them."""
     title: str = "GeoTIFF"
     """What reports call the pixels."""
-    scale: Positive = 1.0
-    """Physical value = stored value x ``scale`` + ``offset``."""
-    offset: float = 0.0
-    """See ``scale``."""
+    scale: Positive | None = None
+    """Physical value = stored value x ``scale`` + ``offset``; default: as the files say, or 1."""
+    offset: float | None = None
+    """See ``scale``; default: as the files say, or 0, and 0 beside a ``scale`` that is given."""
     unit: str = "stored value"
     """What the physical values are; a run refuses any other unit."""
-    nodata: float | None = 0
-    """Stored value of pixels without data; ``null``: as the files say, or none."""
+    nodata: float | Literal["declared"] | None = "declared"
+    """Stored value of pixels without data; ``declared``: as the files say, and 0 in those that say
+    nothing; ``null``: as the files say, or none. Masks and alpha bands of the files hold anyhow."""
     standardised: bool = True
     """Whether a model subtracts each band's mean over the train split and divides by its deviation;
     ``false`` for colours in [0, 1]."""

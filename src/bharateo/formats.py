@@ -340,6 +340,7 @@ def _open_vrt(path: Path) -> Opened:
     _keep_known(root, path, lambda element: _take_source(element, path, sources))
     versions = "".join(f"{name} {version}\n" for name, version in sources.items())
     identity = {
+        "size": len(content),
         "sha256": hashlib.sha256(content).hexdigest(),
         "sha256 of its sources' names and versions": hashlib.sha256(versions.encode()).hexdigest(),
     }

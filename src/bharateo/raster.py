@@ -460,14 +460,12 @@ def _cut(start: int, length: int, block: int) -> Iterator[slice]:
     return (slice(*each) for each in pairwise(edges))
 
 
-def _equal(
-    values: Shaped[np.ndarray, "row col"], number: float
-) -> Bool[np.ndarray, "row col"] | np.bool:
+def _equal(values: Shaped[np.ndarray, "row col"], number: float) -> Bool[np.ndarray, "row col"]:
     """Where stored values are a number; nowhere if their type cannot hold it."""
     if values.dtype.kind in "iu":
         limits = np.iinfo(values.dtype)
         if not (float(number).is_integer() and limits.min <= number <= limits.max):
-            return np.False_
+            return np.zeros(values.shape, bool)
         number = int(number)
     where: np.ndarray = values == number
     return where

@@ -345,9 +345,9 @@ def test_blocks_reads_windows_alone(large, label_raster, tmp_path, monkeypatch):
     sizes = []
     read_window = RasterFile.read_window
 
-    def watched(self, row, col, height, width):
+    def watched(self, row, col, height, width, *bands):
         sizes.append(height * width)
-        return read_window(self, row, col, height, width)
+        return read_window(self, row, col, height, width, *bands)
 
     monkeypatch.setattr(RasterFile, "read_window", watched)
     plan = replace(BLOCKS, unit_blocks=(1, 2), min_classes=0)

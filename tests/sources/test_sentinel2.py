@@ -410,6 +410,27 @@ def test_signed_integers_are_read_as_the_same_numbers(harmonised_scene, tmp_path
     np.testing.assert_array_equal(raster.values[0], reflectance[2])
 
 
+@pytest.mark.parametrize("method", ["B04", "B12"])
+def test_negative_stored_numbers_never_become_large_ones(harmonised_scene, tmp_path, method):
+    """Declared as nodata they are no data, also to what is resampled; else the file is refused."""
+    files, _ = harmonised_scene
+    path = copy_of(files, method, tmp_path / "signed.tif", "int16", "EPSG:32643")
+    with rasterio.open(path, "r+") as file:
+        values = file.read()
+        values[:, :8, :8] = -999
+        file.write(values)
+        file.nodata = -999
+    source = with_asset(opened(files, (method,)), method, path)
+    raster = source.read(files.geobox)
+    assert not raster.valid[:7, :7].any()
+    assert raster.values.max() <= values.max()
+    with rasterio.open(path, "r+") as file:
+        file.nodata = 0
+    source = with_asset(opened(files, (method,)), method, path)
+    with pytest.raises(CorruptRasterError, match=r"signed\.tif .*holds -\d+, and stored numbers"):
+        source.read(files.geobox)
+
+
 def test_a_file_without_reference_system_is_named(harmonised_scene, tmp_path):
     files, _ = harmonised_scene
     path = copy_of(files, "B04", tmp_path / "nowhere.tif", "uint16", None)

@@ -81,7 +81,7 @@ class FilePixels:
         """See ``Pixels``."""
         window = row, col, height, width
         stored, known = self.file.read_known(*window, self._places, self._nodata)
-        return stored, known.all(0)
+        return stored, np.all(known, axis=0)
 
 
 @dataclass(frozen=True)

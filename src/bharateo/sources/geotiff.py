@@ -163,13 +163,18 @@ class LargeRasters:
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of itself; ``name`` is its path below the folder."""
+    """What a file says of itself; ``name`` is its path below the folder.
+
+    ``units``, scale and offset, are one a band.
+    """
 
     name: str
     geobox: GeoBox
     num_bands: int
+    has_alpha: bool
     dtype: str
     num_bytes: int
+    units: tuple[tuple[float, float], ...]
 
 
 def geotiff_recipe(data: DataConfig) -> Recipe:
@@ -190,7 +195,8 @@ def geotiff_recipe(data: DataConfig) -> Recipe:
     _check_bands(config, folder, headers, by_band)
     dtype = _one_dtype(folder, headers)
     files = Files(folder.absolute(), dtype, _nodata(config, dtype))
-    plain = _sensor(config, _STORED_AS[dtype])
+    scale, offset = _unit(config, folder, headers, by_band)
+    plain = _sensor(config, _STORED_AS[dtype], scale, offset)
     about = config.title, config.attribution, plain, str(folder), files
     image: ChipFiles | LargeRasters
     if data.plan.strategy == "files":
@@ -205,9 +211,10 @@ def geotiff_recipe(data: DataConfig) -> Recipe:
             Region(name, stack.geobox) for name, stack in zip(_names(stems), stacks, strict=True)
         ]
         image = LargeRasters(*about, tuple(stacks))
+    settings = _settings(config, headers, (scale, offset))
     looked_at = _looked_at(regions, data.plan.size_px)
     image.sensor = replace(plain, composites=_composites(config, image, looked_at))
-    return Recipe("geotiff", regions, image, _labels(data), _settings(config, headers))
+    return Recipe("geotiff", regions, image, _labels(data), settings)
 
 
 def _check_values(config: GeotiffConfig) -> None:
@@ -228,9 +235,10 @@ def _check_values(config: GeotiffConfig) -> None:
                 f"data.geotiff.bands.{name}: band {band.band} and resolution_m "
                 f"{band.resolution_m:g} must be at least 1 and above 0"
             )
-    if not math.isfinite(config.scale) or config.scale == 0 or not math.isfinite(config.offset):
+    scale, offset = config.scale, config.offset
+    if scale == 0 or not all(math.isfinite(each) for each in (scale, offset) if each is not None):
         raise ConfigError(
-            f"data.geotiff.scale {config.scale} and offset {config.offset} make no physical "
+            f"data.geotiff.scale {scale} and offset {offset} make no physical "
             "values: give finite numbers, and a scale other than 0"
         )
     if len(config.composites) > 2:
@@ -332,7 +340,16 @@ def _header(folder: Path, name: str) -> Header:
     with existing(folder / name) as file:
         affine: Affine = file.geobox.affine
         num_bytes = int(file.identity["size"])
-        header = Header(name, file.geobox, file.num_bands, str(file.dtype), num_bytes)
+        header = Header(
+            name,
+            file.geobox,
+            file.num_bands,
+            file.has_alpha,
+            str(file.dtype),
+            num_bytes,
+            file.units,
+        )
+        _ = file.says_what_is_there  # one image, whose mask can be read
     if affine.b or affine.d or affine.a <= 0 or affine.e >= 0:
         how = "rotated (its transform has a shear)" if affine.b or affine.d else "upside down"
         raise SourceError(
@@ -358,10 +375,16 @@ def _check_bands(
         for name in by_band.get(header.name, config.bands):
             number = config.bands[name].band
             if number > header.num_bands:
+                alpha = number == header.num_bands + 1 and header.has_alpha
                 raise ConfigError(
                     f"data.geotiff.bands.{name} is band {number} of {folder / header.name}, which "
-                    f"has {header.num_bands}: correct the number, or leave the file out with a "
-                    "pattern in data.geotiff.path"
+                    + (
+                        "is marked as alpha (where there are pixels), and is no band of an image: "
+                        f"if it is one, run gdal_edit.py -colorinterp_{number} undefined on it"
+                        if alpha
+                        else f"has {header.num_bands}: correct the number, or leave the file out "
+                        "with a pattern in data.geotiff.path"
+                    )
                 )
 
 
@@ -377,13 +400,16 @@ def _one_dtype(folder: Path, headers: Sequence[Header]) -> str:
     return first.dtype
 
 
-def _nodata(config: GeotiffConfig, dtype: str) -> float | None:
-    if config.nodata is not None and as_integer(config.nodata, np.dtype(dtype)) is None:
+def _nodata(config: GeotiffConfig, dtype: str) -> float | Literal["declared"] | None:
+    nodata = config.nodata
+    if nodata is None or isinstance(nodata, str):
+        return nodata
+    if as_integer(nodata, np.dtype(dtype)) is None:
         raise ConfigError(
-            f"data.geotiff.nodata {config.nodata:g} is no value of {dtype}, which the files hold: "
-            "correct it, or null for what the files say"
+            f"data.geotiff.nodata {nodata:g} is no value of {dtype}, which the files hold: "
+            "correct it, or leave it out for what the files say"
         )
-    return config.nodata
+    return nodata
 
 
 # Ready-made chips
@@ -524,7 +550,52 @@ def _check_apart(stacks: Sequence[Stack], size_px: int) -> None:
 # What the numbers mean
 
 
-def _sensor(config: GeotiffConfig, dtype: Literal["uint8", "uint16"]) -> Sensor:
+def _unit(
+    config: GeotiffConfig,
+    folder: Path,
+    headers: Sequence[Header],
+    by_band: Mapping[str, Sequence[str]],
+) -> tuple[float, float]:
+    """Scale and offset, as a pair: what the configuration says, else what the files say.
+
+    Raises:
+        SourceError: the files say different things, and the configuration nothing.
+    """
+    if config.scale is not None or config.offset is not None:
+        return 1.0 if config.scale is None else config.scale, config.offset or 0.0
+    first: tuple[str, tuple[float, float]] | None = None
+    for header in headers:
+        for name in by_band.get(header.name, config.bands):
+            unit = header.units[config.bands[name].band - 1]
+            first = first or (f"band {name} of {header.name}", unit)
+            if unit != first[1]:
+                raise SourceError(
+                    f"{folder / header.name} says scale {unit[0]:g} and offset {unit[1]:g} of band "
+                    f"{name}, and {first[0]} has {first[1][0]:g} and {first[1][1]:g}: a dataset "
+                    "has one; bring the pixels to one with gdal_translate -unscale, or say which "
+                    "holds for all of them in data.geotiff.scale and offset"
+                )
+    scale, offset = first[1] if first else (1.0, 0.0)
+    if scale == 0 or not (math.isfinite(scale) and math.isfinite(offset)):
+        raise SourceError(
+            f"{folder / headers[0].name} says scale {scale:g} and offset {offset:g}, which make no "
+            "physical values: give others in data.geotiff.scale and offset"
+        )
+    return scale, offset
+
+
+def _overridden(headers: Sequence[Header], unit: tuple[float, float]) -> dict[str, str]:
+    """What files say of their scale and offset that the configuration says otherwise."""
+    said = sorted({each for header in headers for each in header.units} - {(1.0, 0.0), unit})
+    if not said:
+        return {}
+    theirs = ", ".join(f"{scale:g} and {offset:g}" for scale, offset in said)
+    return {"scale and offset in files, overridden": theirs}
+
+
+def _sensor(
+    config: GeotiffConfig, dtype: Literal["uint8", "uint16"], scale: float, offset: float
+) -> Sensor:
     """The sensor a configuration describes, as yet without composites."""
     return Sensor(
         name="geotiff",
@@ -533,8 +604,8 @@ def _sensor(config: GeotiffConfig, dtype: Literal["uint8", "uint16"]) -> Sensor:
             Band(name, band.resolution_m, band.wavelength_nm) for name, band in config.bands.items()
         ),
         dtype=dtype,
-        scale=config.scale,
-        offset=config.offset,
+        scale=scale,
+        offset=offset,
         unit=config.unit,
         composites={},
         standardised=config.standardised,
@@ -620,7 +691,9 @@ def _labels(data: DataConfig) -> LabelSource:
     return LabelRaster(Path(config.labels).expanduser(), config.label_classes)
 
 
-def _settings(config: GeotiffConfig, headers: Sequence[Header]) -> dict[str, Any]:
+def _settings(
+    config: GeotiffConfig, headers: Sequence[Header], unit: tuple[float, float]
+) -> dict[str, Any]:
     listed = "".join(f"{header.num_bytes} {header.name}\n" for header in headers)
     return {
         "geotiff": {
@@ -631,6 +704,7 @@ def _settings(config: GeotiffConfig, headers: Sequence[Header]) -> dict[str, Any
             },
             "bands": {name: asdict(band) for name, band in config.bands.items()},
             "nodata": config.nodata,
+            **_overridden(headers, unit),
             "labels": config.labels,
             "label_classes": {str(code): name for code, name in config.label_classes.items()},
         }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,8 +43,8 @@ class Part:
 class Files:
     """The rasters below a folder, all of one type; those used last stay open.
 
-    ``nodata`` is the stored value of pixels without data, ``declared`` what each file says, and 0 in
-    those that say nothing; None: what each file says, or none. Masks and alpha bands hold anyhow.
+    ``nodata`` is the stored value of pixels without data; ``declared``: what each file says, and 0
+    in those that say nothing; None: what each file says, or none. Masks and alpha always hold.
     Open files stay behind when it travels to another process. Thread-safe, one read at a time.
     """
 
@@ -125,20 +125,23 @@ def _on_grid(
     file: RasterFile, geobox: GeoBox, bands: Sequence[int], nodata: float | None
 ) -> tuple[Shaped[np.ndarray, "band row col"], Bool[np.ndarray, "band row col"]]:
     """Bands of a file on a grid, and where each holds a value; ``nodata``: see ``read_known``."""
-    corner = corner_in(file.geobox, geobox)
+    corner, (height, width) = corner_in(file.geobox, geobox), geobox.shape
     if corner is not None:
-        return file.read_known(*corner, *geobox.shape, bands, nodata)
+        return file.read_known(*corner, height, width, bands, nodata)
     rows, cols = pixels_under(file.geobox, geobox)
     height, width = rows.stop - rows.start, cols.stop - cols.start
     if min(height, width) <= 0:
         shape = (len(bands), *geobox.shape)
         return np.zeros(shape, file.dtype), np.zeros(shape, bool)
     stored, there = file.read_known(rows.start, cols.start, height, width, bands, nodata)
-    # Nothing that a file holds is _NOTHING, whatever stands for nodata in it.
-    wide = np.where(there, stored, np.int32(_NOTHING))
-    wide = to_grid(wide, file.geobox[rows, cols], geobox, "bilinear", _NOTHING)
-    there = wide != _NOTHING
-    return np.where(there, wide, 0).astype(file.dtype), there
+    said = {file.nodata[band] for band in bands} if nodata is None else {nodata}
+    nothing = as_integer(said.pop(), file.dtype) if len(said) == 1 else None
+    if nothing is None:  # no value of the type is free to say so
+        stored, nothing = stored.astype(np.int32), _NOTHING
+    stored[~there] = nothing
+    on_grid = to_grid(stored, file.geobox[rows, cols], geobox, "bilinear", nothing)
+    there = on_grid != nothing
+    return np.where(there, on_grid, 0).astype(file.dtype), there
 
 
 def _unsigned(

@@ -252,12 +252,19 @@ class Sentinel2:
                 "unsigned integers: it is another product"
             )
         try:
-            values: np.ndarray = file.read_on(geobox, method, NODATA)[0]
+            signed = file.dtype == np.int16
+            values: np.ndarray = file.read_on(geobox, method, NODATA, masked=signed)[0]
         except BaseException:
             with self._lock:
                 self._files.pop(address, None)  # an error closes it
             raise
-        return values.view(np.uint16) if file.dtype == np.int16 else values
+        if signed and values.min() < 0:
+            raise CorruptRasterError(
+                f"{address} (item {scene.id}, band {band}) holds {values.min()}, and stored "
+                "numbers are 0 to 65535: if that stands for no data, the file must say so (it says "
+                f"{file.nodata[0]}; gdal_edit.py -a_nodata), else choose another catalogue"
+            )
+        return values.astype(np.uint16) if signed else values
 
     def open(self, scene: Scene, band: str) -> RasterFile:
         """The file of one band (or ``SCL``) of a scene, kept open among those used last.

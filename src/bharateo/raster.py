@@ -20,7 +20,9 @@ from typing import Any, Literal
 
 import numpy as np
 import rasterio
+from affine import Affine
 from jaxtyping import Bool, Shaped
+from odc.geo.crs import CRS
 from odc.geo.geobox import GeoBox
 from rasterio._err import CPLE_BaseError  # what some calls let through
 from rasterio.abc import MultiByteRangeResourceContainer
@@ -383,13 +385,21 @@ class RasterFile:
         """The grid of the file.
 
         Raises:
-            CorruptRasterError: the file does not say where on Earth it lies.
+            CorruptRasterError: the file does not say where on Earth it lies, or says elsewhere.
         """
         if self._crs is None:
             raise CorruptRasterError(
                 f"{self.location} has no coordinate reference system, so nobody can tell where it "
                 "lies: assign one (gdal_edit.py -a_srs EPSG:... FILE) or leave the file out"
             )
+        numbers = np.array(self._affine[:6])
+        if not np.isfinite(numbers).all() or self._affine.is_degenerate or self._affine.is_identity:
+            raise CorruptRasterError(
+                f"{self.location} does not say where its pixels lie (its transform is "
+                f"{', '.join(f'{number:g}' for number in numbers)}): give it one (gdal_edit.py "
+                "-a_ullr LEFT TOP RIGHT BOTTOM FILE) or leave the file out"
+            )
+        _check_place(self.location, self._crs, self._affine, self.shape)
         return GeoBox(self.shape, self._affine, self._crs)
 
     def read_on(
@@ -451,6 +461,30 @@ class RasterFile:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def _check_place(location: str, crs: str, affine: Affine, shape: tuple[int, int]) -> None:
+    """Refuse a reference system that is none of Earth's surface, and a place far off it."""
+    height, width = shape
+    try:
+        whole = CRS(crs)
+        if not (whole.geographic or whole.projected):
+            raise CRSError("it is neither geographic nor projected")
+        to_degrees = whole.transformer_to_crs(CRS("EPSG:4326"), always_xy=True)
+    except (ValueError, RuntimeError) as error:  # of pyproj and of odc-geo
+        name = " ".join(crs.split())[:80]
+        raise CorruptRasterError(
+            f"{location} has a reference system that is none of Earth's surface ({name}): assign "
+            "the right one (gdal_edit.py -a_srs EPSG:... FILE) or leave the file out"
+        ) from error
+    corners = [affine @ (col, row) for row in (0, height / 2, height) for col in (0, width)]
+    lon, lat = to_degrees(*np.array(corners).T)
+    if not ((np.abs(lon) <= 540) & (np.abs(lat) <= 91)).any():
+        raise CorruptRasterError(
+            f"{location} lies off the Earth (its first pixel at {affine.c:g}, {affine.f:g} of "
+            f"{' '.join(crs.split())[:80]}): give it the right place (gdal_edit.py -a_ullr LEFT "
+            "TOP RIGHT BOTTOM FILE) or leave the file out"
+        )
 
 
 def _cut(start: int, length: int, block: int) -> Iterator[slice]:

@@ -5,7 +5,7 @@ import os
 import numpy as np
 import pytest
 
-from bharateo.errors import BharatEOError
+from bharateo.errors import BharatEOError, CorruptRasterError
 from bharateo.raster import open_raster
 from bharateo.sources.sample_files import find_sample
 from bharateo.web import Web
@@ -79,3 +79,14 @@ def test_a_window_is_read_where_threads_of_gdal_would_lose_it(folder, monkeypatc
         file = open_raster(f"{server.url}/{name}")
         window = (0, 0, *file.shape)
         np.testing.assert_array_equal(file.read_window(*window), on_disk.read_window(*window))
+
+
+def test_a_damaged_block_on_disk_is_an_error_and_never_pixels(folder, tmp_path):
+    """Of several blocks too, which GDAL would decode in threads that tell nobody."""
+    name = f"{SCENE}_B04.jp2"
+    content = bytearray((folder / name).read_bytes())
+    content[200_000:202_000] = bytes(2000)
+    (tmp_path / name).write_bytes(content)
+    file = open_raster(str(tmp_path / name))
+    with pytest.raises(CorruptRasterError, match="cannot be read"):
+        file.read_window(0, 0, *file.shape)

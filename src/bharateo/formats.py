@@ -31,6 +31,7 @@ from rasterio.abc import FileContainer
 from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning
 
+from bharateo.artefacts import shortened
 from bharateo.errors import CorruptRasterError
 from bharateo.files import open_file, read_bytes
 
@@ -60,8 +61,8 @@ MOST_BLOCK_BYTES = 2**28
 class Opened:
     """An open dataset, and the context and GDAL options that every call of it needs.
 
-    ``identity`` tells this version of the file from another, ``affine`` says where it lies,
-    ``seen_through_opener`` whether GDAL reads it through Python; ``close()`` lets go of the file.
+    ``identity`` tells this version of the file from another, ``affine`` says where it lies;
+    ``close()`` lets go of the file.
     """
 
     def __init__(
@@ -71,9 +72,7 @@ class Opened:
         options: Mapping[str, str],
         identity: Mapping[str, Any],
         seen_through: ExitStack,
-        seen_through_opener: bool,
     ) -> None:
-        self.seen_through_opener = seen_through_opener
         self.dataset, self.context = dataset, context
         self.options, self.identity = options, identity
         self.affine: Affine = dataset.transform
@@ -136,7 +135,7 @@ def open_dataset(
             # when, and still reads through the opener then.
             _HALF_OPENED.append((context, seen_through))
             raise
-        opened = Opened(dataset, context, options, identity or {}, seen_through, opener is not None)
+        opened = Opened(dataset, context, options, identity or {}, seen_through)
         try:
             context.run(_check, dataset, where)
         except BaseException:
@@ -299,6 +298,7 @@ class _Folder(FileContainer):
 # VRT: of its many elements those that lay rasters side by side and say what their numbers mean.
 
 _VRT_BYTES = 2**25
+_NAME_CHARACTERS = 255
 
 _DROPPED = {
     "Metadata", "Histograms", "OverviewList", "CategoryNames", "ColorTable",
@@ -335,7 +335,7 @@ def _open_vrt(path: Path) -> Opened:
             f"{path} cannot be read as a VRT ({error}): write it anew with gdalbuildvrt"
         ) from error
     if root.tag != "VRTDataset":
-        raise _refused(path, f"holds <{root.tag}>, no <VRTDataset>")
+        raise _refused(path, f"holds {shortened(repr(root.tag))}, no <VRTDataset>")
     sources: dict[Path, dict[str, int]] = {}
     _keep_known(root, path, lambda element: _take_source(element, path, sources))
     versions = "".join(f"{name} {version}\n" for name, version in sources.items())
@@ -361,12 +361,12 @@ def _keep_known(
     """Leave of a VRT what is known, and refuse it where more than names and colours would go."""
     for name, kind in element.attrib.items():
         if name.lower() == "subclass" and kind != "VRTSourcedRasterBand":  # to GDAL case is one
-            raise _refused(path, f"has a part of the kind {kind}")
+            raise _refused(path, f"has a part of the kind {shortened(repr(kind))}")
     for child in list(element):
         if child.tag in _DROPPED:
             element.remove(child)
         elif child.tag not in _TAKEN[element.tag]:
-            raise _refused(path, f"has a part <{child.tag}> in <{element.tag}>")
+            raise _refused(path, f"has a part {shortened(repr(child.tag))} in <{element.tag}>")
         elif child.tag in _TAKEN:
             _keep_known(child, path, take_source)
         elif len(child):
@@ -384,10 +384,12 @@ def _take_source(
         raise _refused(vrt, f"names {len(names)} files in one source")
     (name,) = names
     given = (name.text or "").strip()
+    if not given.isprintable() or len(given) > _NAME_CHARACTERS:
+        raise _refused(vrt, f"names {shortened(repr(given))}, which is no name of a file")
     folder = vrt.resolve().parent
     file = (folder / given if name.get("relativeToVRT") == "1" else Path(given)).resolve()
     if not file.is_relative_to(folder):
-        raise _refused(vrt, f"names {given!r}, outside its folder")
+        raise _refused(vrt, f"names {shortened(repr(given))}, outside its folder")
     if file not in sources:
         with _ordinary(file) as content:
             driver = driver_of(content.read(16), f"{file}, of {vrt},")

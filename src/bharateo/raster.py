@@ -264,7 +264,7 @@ class RasterFile:
         self._opened, self._options, self._close = opened, opened.options, opened.close
         # Several blocks of JPEG 2000 are decoded in threads of GDAL's own. What goes wrong in them
         # nobody hears of, and openers are not found there.
-        self._block_by_block = opened.seen_through_opener and dataset.driver == "JP2OpenJPEG"
+        self._block_by_block = dataset.driver == "JP2OpenJPEG"
         self._lock = threading.Lock()
 
     def read_window(
@@ -357,16 +357,19 @@ class RasterFile:
         where = f"{self.location}, window row {row} col {col} of {height} x {width} px,"
         if not self._block_by_block:
             window, num = Window(col, row, width, height), self._num_blocks(row, col, height, width)
-            values: np.ndarray = self._call(where, num, read, indexes=indexes, window=window)
-            return values
-        pieces = []
-        for rows in _cut(row, height, self.block_shape[0]):
-            parts = []
-            for cols in _cut(col, width, self.block_shape[1]):
-                window = Window.from_slices(rows, cols)
-                parts.append(self._call(where, 1, read, indexes=indexes, window=window))
-            pieces.append(np.concatenate(parts, axis=2))
-        return np.concatenate(pieces, axis=1)
+            return np.asarray(self._call(where, num, read, indexes=indexes, window=window))
+
+        def blocks() -> Shaped[np.ndarray, "band row col"]:
+            pieces = [
+                [
+                    read(indexes=indexes, window=Window.from_slices(rows, cols))
+                    for cols in _cut(col, width, self.block_shape[1])
+                ]
+                for rows in _cut(row, height, self.block_shape[0])
+            ]
+            return np.concatenate([np.concatenate(parts, axis=2) for parts in pieces], axis=1)
+
+        return np.asarray(self._call(where, 1, blocks))
 
     def _call(self, where: str, max_requests: int, read: Callable[..., Any], **options: Any) -> Any:
         with self._lock:

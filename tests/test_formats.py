@@ -298,7 +298,7 @@ def test_a_vrt_that_a_person_names_is_read(place):
     values = file.read_window(0, 0, SIDE, SIDE)[0]
     np.testing.assert_array_equal(values, np.repeat([[1] * 32 + [2] * 32], SIDE, 0))
     assert file.band_names == ("red",)
-    assert file.nodata == 0
+    assert file.nodata == (0,)
     before = file.identity
     write_raster(right, np.full((1, SIDE, SIDE), 3, np.uint16), nodata=9)
     assert open_raster(str(place / "x.vrt"), vrt=True).identity != before

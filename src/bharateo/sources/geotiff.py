@@ -576,7 +576,7 @@ def _unit(
                     "holds for all of them in data.geotiff.scale and offset"
                 )
     scale, offset = first[1] if first else (1.0, 0.0)
-    if scale == 0 or not (math.isfinite(scale) and math.isfinite(offset)):
+    if not (0 < scale < math.inf and math.isfinite(offset)):
         raise SourceError(
             f"{folder / headers[0].name} says scale {scale:g} and offset {offset:g}, which make no "
             "physical values: give others in data.geotiff.scale and offset"

@@ -5,12 +5,14 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import bharateo
 from bharateo.chips.records import RecordReader
 from bharateo.chips.store import LAYERS, Dataset
 from bharateo.errors import DatasetError
@@ -46,9 +48,14 @@ def refused(folder, said):
 def test_a_layer_of_python_objects_is_refused_before_a_byte_is_taken_for_one(folder):
     """It ended the interpreter: the shard's bytes became pointers."""
     change(folder, "layers.image.dtype", "O")
+    change(folder, "layers.image.shape_per_chip", [2, 48, 12])  # as many bytes as before
     program = f"from bharateo.chips.store import Dataset; Dataset.open({str(folder)!r}).image(0)[0]"
     ended = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": str(Path(bharateo.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert ended.returncode == 1
     assert "layers.image.dtype: input should be 'uint8' or 'uint16', not 'O'" in ended.stderr

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +47,8 @@ def write_tile(
 ) -> Path:
     """Write a 36000 x 36000 tile with ``parts``: (row, col) in the tile -> native codes there.
 
-    Blocks that nothing is written to take no space and read as nodata.
+    Blocks that nothing is written to take no space and read as nodata. The tiles of a mirror are
+    all that there are: its list of tiles is written anew, and the rest of the world is sea.
     """
     path = root / key(tile, year)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -69,7 +72,31 @@ def write_tile(
     ) as dataset:
         for (row, col), codes in parts.items():
             dataset.write(codes, 1, window=Window(col, row, codes.shape[1], codes.shape[0]))
+    write_grid(root, tiles_at(root, year), year)
     return path
+
+
+GRIDS = {2020: "v100/2020/esa_worldcover_2020_grid.geojson",
+         2021: "v200/2021/esa_worldcover_grid.geojson"}  # fmt: skip
+
+
+def write_grid(root: Path, tiles: Iterable[str], year: int = 2021) -> Path:
+    """Write the product's list of tiles, as the bucket holds it: all others are sea."""
+    features = []
+    for tile in sorted(tiles):
+        west, south = corner(tile)
+        ring = [[west + x, south + y] for x, y in ((0, 0), (3, 0), (3, 3), (0, 3), (0, 0))]
+        features.append({"type": "Feature", "properties": {"ll_tile": tile},
+                         "geometry": {"type": "Polygon", "coordinates": [ring]}})  # fmt: skip
+    path = root / GRIDS[year]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    return path
+
+
+def tiles_at(root: Path, year: int = 2021) -> list[str]:
+    """The tiles that a mirror holds."""
+    return [path.stem.split("_")[-2] for path in (root / key("*", year)).parent.glob("*_Map.tif")]
 
 
 def block_bytes(path: Path, row: int, col: int, height: int, width: int) -> list[int]:

@@ -119,8 +119,9 @@ class Sentinel2Config(_Section):
     """The ``items.json`` of another dataset: its scenes are used and nothing is searched."""
     timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 30.0
     """Patience with one request."""
-    retries: Annotated[int, Field(ge=0, le=1_000)] = 6
-    """How often a request that failed is made again."""
+    retries: Annotated[int, Field(ge=0, le=1_000)] = 24
+    """How often a request that failed is made again, after waits that grow to 20 s: the network may
+    be away for five minutes."""
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,14 @@ class SourceError(BharatEOError):
 
 
 class UnreachableError(SourceError):
-    """A server or folder did not answer, also after retries."""
+    """A server or folder did not answer, also after retries.
+
+    ``reason`` says why in a few words, where a server is the cause. ``withheld``: S3 answered 403,
+    which it does for keys that may not be read and for keys that do not exist.
+    """
+
+    reason = ""
+    withheld = False
 
 
 class CorruptRasterError(SourceError):

@@ -520,9 +520,8 @@ def open_raster(location: str, web: Web | None = None, vrt: bool = False) -> Ras
     It is a GeoTIFF or JPEG 2000 file, whatever its name says. ``vrt``: a person named the location,
     so that a local ``.vrt`` may be one (see ``formats``).
 
-    A server's 404 is such an answer, and so is S3's own 403, which is what it says of a missing
-    key to those who may not list the bucket; any other 403 is a refusal. ``web`` shares
-    connections and the count of traffic between files.
+    A server's 404 is such an answer, and no 403 is, though S3 says it of a missing key to those
+    who may not list the bucket. ``web`` shares connections and the count of traffic between files.
 
     Raises:
         CorruptRasterError: there is a file, but it is no raster.

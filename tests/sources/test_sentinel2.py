@@ -4,7 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import planetary_computer
 import pytest
 import rasterio
 import rasterio.warp
@@ -16,6 +15,7 @@ from odc.geo.geobox import GeoBox
 
 from bharateo.config import Sentinel2Config
 from bharateo.errors import ConfigError, CorruptRasterError, SourceError, UnreachableError
+from bharateo.sources import sentinel2
 from bharateo.sources.sentinel2 import (
     VALID_SCL,
     Offset,
@@ -501,24 +501,17 @@ def test_no_more_files_stay_open_than_a_few_scenes_have(harmonised_scene):
     assert len(source.source._files) <= 26
 
 
-def test_addresses_of_planetary_computer_are_signed_when_read(harmonised_scene, monkeypatch):
+def test_scenes_of_planetary_computer_are_unlocked_when_read(harmonised_scene, monkeypatch):
     files, reflectance = harmonised_scene
-    asked = []
-
-    def sign(url):
-        asked.append(url)
-        return url.replace("unsigned:", "")
-
-    monkeypatch.setattr(planetary_computer, "sign_url", sign)
+    unlocked = []
+    monkeypatch.setattr(sentinel2, "unlock", lambda web, address, *_: unlocked.append(address))
     source = Sentinel2(("B04",), Sentinel2Config("planetary-computer"))
-    scene = replace(
-        opened(files, ("B04",)).scene,
-        signed=True,
-        assets={band: f"unsigned:{files.path(band)}" for band in ("B04", "SCL")},
-    )
+    scene = replace(opened(files, ("B04",)).scene, signed=True)
     np.testing.assert_array_equal(source.at(scene).read(files.geobox).values[0], reflectance[2])
-    assert sorted(asked) == sorted(scene.assets.values())
-    assert opened(files, ("B04",)).scene.signed is False
+    assert sorted(unlocked) == sorted(scene.assets.values())
+    unlocked.clear()
+    opened(files, ("B04",)).read(files.geobox)
+    assert unlocked == []
 
 
 def test_a_source_travels_to_other_processes(harmonised_scene):

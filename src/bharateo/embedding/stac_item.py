@@ -16,11 +16,12 @@ from odc.geo.geobox import GeoBox
 
 from bharateo.config import Sentinel2Config
 from bharateo.embedding.contract import canonical
-from bharateo.errors import ConfigError, ContractError, SourceError, UnreachableError
+from bharateo.errors import ConfigError, ContractError, SourceError
 from bharateo.sensor import SENTINEL2_L2A, Sensor
 from bharateo.sources.sentinel2 import OFFSET_DN, SceneSource, Sentinel2, contradiction
 from bharateo.sources.stac import EARTH_SEARCH, KNOWN, PLANETARY_COMPUTER, Catalogue, scene_of
 from bharateo.training.contract import Differences
+from bharateo.web import Web
 
 
 class ScenePixels:
@@ -184,14 +185,4 @@ def _read_item(location: str) -> Mapping[str, Any]:
 def _text_of(location: str) -> str:
     if "://" not in location:
         return Path(location).read_text("utf-8")
-    from pystac_client.stac_api_io import StacApiIO  # here, since it takes a second to load
-
-    try:
-        text: str = StacApiIO(timeout=30.0).read_text(location)
-    except Exception as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise UnreachableError(
-            f"{location} could not be read: {reason}; check the address and the network "
-            "connection, then run the same command again"
-        ) from error
-    return text
+    return Web().fetch(location).decode("utf-8")

@@ -12,6 +12,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -28,6 +29,7 @@ from bharateo.resample import Method
 from bharateo.sensor import SENTINEL2_L2A, named_bands
 from bharateo.sources import Recipe
 from bharateo.sources.areas import SQUARE_M, sentinel2_regions, tile_bounds, zones_of
+from bharateo.sources.planetary import unlock
 from bharateo.sources.stac import Client, Scene, catalogue_of, occasions
 from bharateo.sources.worldcover import WorldCover
 from bharateo.web import Traffic, Web
@@ -277,7 +279,9 @@ class Sentinel2:
         with self._lock:
             file = self._files.get(address)
         if file is None:
-            file = open_raster(_signed(address) if scene.signed else address, self._web)
+            if scene.signed:
+                unlock(self._web, address, self.config.timeout_s, self.config.retries)
+            file = open_raster(address, self._web)
             if file is None:
                 raise CorruptRasterError(
                     f"{address} (item {scene.id}, band {band}) does not exist, though the "
@@ -287,6 +291,10 @@ class Sentinel2:
             self._files[address] = file
             self._files.move_to_end(address)
         return file
+
+    def interruptible(self) -> AbstractContextManager[None]:
+        """A block in which Ctrl-C ends the waiting of all threads for servers."""
+        return self._web.interruptible()
 
     def close_old(self) -> None:
         """Let go of the files used longest ago."""
@@ -299,13 +307,6 @@ def _square_under(geobox: GeoBox) -> tuple[tuple[int, int], bool]:
     x, y = geobox.affine @ (geobox.shape[1] / 2, geobox.shape[0] / 2)
     north = str(geobox.crs).upper().startswith("EPSG:326")
     return (int(x // SQUARE_M * SQUARE_M), int(y // SQUARE_M * SQUARE_M)), north
-
-
-def _signed(address: str) -> str:
-    import planetary_computer  # here, since it takes a second to load
-
-    signed: str = planetary_computer.sign_url(address)
-    return signed
 
 
 @dataclass(frozen=True)
@@ -345,7 +346,7 @@ class SceneSource:
             values[place] = self.source.read_band(self.scene, band, geobox, "bilinear")
 
         self.source.close_old()
-        with ThreadPoolExecutor(_FILES_AT_ONCE) as threads:
+        with ThreadPoolExecutor(_FILES_AT_ONCE) as threads, self.source.interruptible():
             classes = threads.submit(self.source.read_band, self.scene, "SCL", geobox, "nearest")
             list(threads.map(fill, range(len(bands))))
         valid = np.isin(classes.result(), VALID_SCL)

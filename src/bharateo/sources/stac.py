@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import calendar
 import datetime
+import json
 import re
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
+from urllib.parse import urlencode, urljoin, urlsplit
 
 import shapely
 import shapely.geometry
@@ -21,6 +23,8 @@ from jaxtyping import Float64
 from numpy import ndarray
 
 from bharateo.errors import ConfigError, SourceError, UnreachableError
+from bharateo.network import harmless_headers, led_to
+from bharateo.web import Web
 
 SEASONS = {"rabi": (11, 3), "summer": (4, 6), "kharif": (7, 10)}
 """First and last month of India's cropping seasons; ``summer`` is zaid."""
@@ -300,11 +304,11 @@ class Client:
     """A connection to a catalogue's API, opened when it is first asked."""
 
     def __init__(
-        self, catalogue: Catalogue, collection: str, timeout_s: float = 30.0, retries: int = 6
+        self, catalogue: Catalogue, collection: str, timeout_s: float = 30.0, retries: int = 24
     ) -> None:
         self.catalogue = catalogue
         self.collection = collection
-        self._timeout_s, self._retries = timeout_s, retries
+        self._web = Web(timeout_s, retries, num_parallel=4)
         self._client: Any = None
         self._queries = False
         self._lock = threading.Lock()
@@ -325,9 +329,11 @@ class Client:
                 query={"eo:cloud_cover": {"lte": cloud}} if self._queries else None,
                 limit=100,
             )
-            found = [item for page in search.pages_as_dicts() for item in page["features"]]
-        except UnreachableError:
-            raise
+            found = [
+                _with_whole_hrefs(item, self.catalogue.url)
+                for page in search.pages_as_dicts()
+                for item in page["features"]
+            ]
         except Exception as error:
             raise self._trouble(error) from error
         # Not every API heeds the query: look again.
@@ -342,25 +348,52 @@ class Client:
 
     def _open(self) -> Any:
         import pystac_client  # here, since it takes a second to load
+        from pystac.link import Link
         from pystac_client.stac_api_io import StacApiIO
-        from urllib3 import Retry
 
-        retry = Retry(
-            self._retries,
-            backoff_factor=0.2,
-            backoff_jitter=0.2,
-            status_forcelist=(429, 500, 502, 503, 504),
-            allowed_methods=None,
-            respect_retry_after_header=False,
-        )
-        io = StacApiIO(max_retries=retry, timeout=self._timeout_s)
+        asked = self._asked
+
+        class Asking(StacApiIO):
+            """Asks as everything here does; what it is led to is never a file."""
+
+            def request(
+                self,
+                href: str,
+                method: str | None = None,
+                headers: dict[str, str] | None = None,
+                parameters: dict[str, Any] | None = None,
+            ) -> str:
+                return asked(href, (method or "GET").upper(), headers or {}, parameters or {})
+
+            def read_text(self, source: Any, *args: Any, **kwargs: Any) -> str:
+                if isinstance(source, Link):
+                    return super().read_text(source, *args, **kwargs)
+                return self.request(str(source), *args, **kwargs)
+
         try:
-            return pystac_client.Client.open(self.catalogue.url, stac_io=io)
+            return pystac_client.Client.open(self.catalogue.url, stac_io=Asking(max_retries=None))
         except Exception as error:
             raise self._trouble(error) from error
 
+    def _asked(
+        self, href: str, method: str, headers: Mapping[str, str], parameters: Mapping[str, Any]
+    ) -> str:
+        """What the API answers; links may lead to its own server, not to others unasked."""
+        address = led_to(self.catalogue.url, href, "leads")
+        sent, body = harmless_headers(headers), None
+        if method == "GET":
+            given = {name: value for name, value in parameters.items() if value is not None}
+            if given:
+                query = urlencode(given, doseq=True)
+                address += ("&" if urlsplit(address).query else "?") + query
+        else:
+            sent["Content-Type"], body = "application/json", json.dumps(parameters).encode()
+        return self._web.fetch(address, sent, method, body).decode("utf-8")
+
     def _trouble(self, error: Exception) -> UnreachableError:
-        said = " ".join(str(error).split())
+        if isinstance(error, UnreachableError) and not error.reason:
+            return error
+        said = " ".join(str(getattr(error, "reason", "") or error).split())
         looks_like_html = re.search(r"<(!doctype|html|head|body)", said, re.IGNORECASE)
         reason = (
             "it answers with a web page (HTML), not with STAC"
@@ -372,3 +405,44 @@ class Client:
             "data.sentinel2.catalogue (it is the address of a STAC API's root) and the network "
             "connection, then run the same command again"
         )
+
+
+def _with_whole_hrefs(item: Any, catalogue: str) -> Any:
+    """An item as a server gave it, with the addresses of its assets whole.
+
+    Those that are not whole are completed by the item's own address, as STAC has it, so that they
+    never name a file of this machine. Assets whose address no server may give (``file://``,
+    another driver's) are taken out.
+    """
+    if not (isinstance(item, Mapping) and isinstance(item.get("assets"), Mapping)):
+        return item  # of odd ones ``scene_of`` says more
+    base = _own_address(item, catalogue)
+    whole = {key: _with_whole_href(asset, base) for key, asset in item["assets"].items()}
+    return {**item, "assets": {key: asset for key, asset in whole.items() if asset}}
+
+
+def _own_address(item: Mapping[str, Any], catalogue: str) -> str:
+    """Where an item says it lies, on a web server; else the catalogue."""
+    try:
+        own = next(link["href"] for link in item["links"] if link["rel"] == "self")
+        address = urljoin(catalogue, own)
+        return address if urlsplit(address).scheme in ("http", "https") else catalogue
+    except (StopIteration, KeyError, TypeError, AttributeError, ValueError):
+        return catalogue
+
+
+def _with_whole_href(asset: Any, base: str) -> dict[str, Any] | None:
+    """An asset, or another address of one, if a server may give its address."""
+    try:
+        href = urljoin(base, asset["href"])
+        parts = urlsplit(href)
+    except (KeyError, TypeError, AttributeError, ValueError):
+        return None
+    if parts.scheme not in ("http", "https", "s3") or not parts.hostname or parts.username:
+        return None
+    others = asset.get("alternate")
+    if not isinstance(others, Mapping):
+        return {**asset, "href": href, "alternate": None} if others else {**asset, "href": href}
+    whole = {name: _with_whole_href(other, base) for name, other in others.items()}
+    alternate = {name: other for name, other in whole.items() if other}
+    return {**asset, "href": href, "alternate": alternate}

@@ -6,9 +6,11 @@ read from afar is kept on disk and serves as long as its tiles stay the same, an
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import re
 import threading
 import zipfile
 import zlib
@@ -26,6 +28,8 @@ from jaxtyping import Float64, UInt8
 from odc.geo.geobox import GeoBox
 from odc.geo.overlap import compute_reproject_roi
 
+from bharateo import s3
+from bharateo.artefacts import checked, parse_json, read_json
 from bharateo.errors import (
     ConfigError,
     CorruptRasterError,
@@ -34,7 +38,7 @@ from bharateo.errors import (
     StorageError,
     UnreachableError,
 )
-from bharateo.files import cache_folder, write_atomically
+from bharateo.files import cache_folder, read_bytes, write_atomically, write_json
 from bharateo.landcover import IGNORE, WORLDCOVER, palette
 from bharateo.raster import Raster, RasterFile, open_raster
 from bharateo.regions import (
@@ -57,10 +61,15 @@ from bharateo.regions import (
 from bharateo.resample import to_grid
 from bharateo.sensor import WORLDCOVER_PALETTE
 from bharateo.sources import Recipe
-from bharateo.web import Traffic, Web, web_address
+from bharateo.web import Missing, Traffic, Web, web_address
 
 PUBLIC_ROOT = "https://esa-worldcover.s3.eu-central-1.amazonaws.com"
 """The product's own bucket (AWS Open Data, no sign-in)."""
+
+_LIST_BYTES = 128 * 2**20
+"""More than the list of all tiles has, with their outlines."""
+
+_TILE_NAME = re.compile(r"[NS]\d{2}[EW]\d{3}")
 
 _REMEDY = (
     "point data.worldcover_root or BHARATEO_WORLDCOVER_ROOT at a local copy laid out like the "
@@ -81,6 +90,7 @@ class Edition:
 
     year: int
     version: str
+    grid: str
     citation: str
 
     @property
@@ -91,6 +101,17 @@ class Edition:
     def key(self, tile: str) -> str:
         """The bucket's key of a tile, e.g. of ``N27E075``."""
         return f"{self.folder}/ESA_WorldCover_10m_{self.year}_{self.version}_{tile}_Map.tif"
+
+    @property
+    def grids(self) -> tuple[str, ...]:
+        """The bucket's keys of the list of all tiles, a GeoJSON; both years have the same tiles."""
+        return (self.grid, "v100/2020/esa_worldcover_2020_grid.geojson",
+                "esa_worldcover_grid.geojson")  # fmt: skip
+
+    @property
+    def sea(self) -> str:
+        """Where a mirror may say which tiles are open sea: a text file, one name a line."""
+        return f"{self.version}/{self.year}/sea.txt"
 
     @property
     def attribution(self) -> tuple[str, ...]:
@@ -108,11 +129,13 @@ EDITIONS = {
         Edition(
             2020,
             "v100",
+            "v100/2020/esa_worldcover_2020_grid.geojson",
             "Zanaga et al. 2021, ESA WorldCover 10 m 2020 v100, doi:10.5281/zenodo.5571936",
         ),
         Edition(
             2021,
             "v200",
+            "v200/2021/esa_worldcover_grid.geojson",
             "Zanaga et al. 2022, ESA WorldCover 10 m 2021 v200, doi:10.5281/zenodo.7254221",
         ),
     )
@@ -149,6 +172,7 @@ class WorldCover:
         self._web = web or Web(part_bytes=part_bytes)
         self._cache_path, self._part_bytes = cache, part_bytes
         self._cache = _Cache(_cache_folder(cache)) if web_address(self.root) else None
+        self._list = _TileList(self.root, self.edition, self._web, self._cache)
         self._tiles: OrderedDict[str, RasterFile | None] = OrderedDict()
         self._last: Raster | None = None
         self._lock = threading.Lock()
@@ -184,7 +208,7 @@ class WorldCover:
         Costs one small read a tile. Good for balancing, not for labels.
 
         Raises:
-            UnreachableError, CorruptRasterError, UnknownCodeError: see ``read``.
+            SourceError, UnreachableError, CorruptRasterError, UnknownCodeError: see ``read``.
         """
         col = np.floor((lon + 180) * PIXELS_PER_DEGREE).astype(np.int64) % GLOBE_WIDTH_PX
         row = np.floor((90 - lat) * PIXELS_PER_DEGREE).astype(np.int64)
@@ -192,7 +216,7 @@ class WorldCover:
         tile_of_point = row // TILE_PX * _TILES_AROUND + col // TILE_PX
         numbers = np.unique(tile_of_point)
         names = [tile_of(*divmod(int(number), _TILES_AROUND)) for number in numbers]
-        with ThreadPoolExecutor(_TILES_AT_ONCE) as threads:
+        with ThreadPoolExecutor(_TILES_AT_ONCE) as threads, self._web.interruptible():
             for number, thin in zip(numbers, threads.map(self._thinned, names), strict=True):
                 if thin is not None:
                     here = np.flatnonzero(tile_of_point == number)
@@ -216,13 +240,15 @@ class WorldCover:
     def read(self, geobox: GeoBox) -> Raster:
         """Native codes, uint8 (1, row, col), on any grid by nearest neighbour; read-only.
 
-        Nodata (0) is not valid, and so is everything in tiles that do not exist (open ocean).
+        Nodata (0) is not valid, and so is everything in tiles that the product does not have (open
+        ocean): where a tile is absent the root's list of tiles is asked, see ``_TileList``.
         Windows of the product's own grid are kept in the cache. The provenance names root, version,
         window and the identity of every tile, null for those that do not exist; ``offline`` says
         that the server was out of reach and the pixels are the ones kept from an earlier read.
 
         Raises:
             RegionError: the grid crosses the antimeridian.
+            SourceError: a tile is absent that is no sea, or of which nothing tells.
             UnreachableError: the root did not answer and nothing was kept.
             CorruptRasterError: a tile is damaged or of another product.
             UnknownCodeError: a tile holds a code that the product does not have.
@@ -333,9 +359,21 @@ class WorldCover:
         return self._tiles[tile]
 
     def _open(self, tile: str) -> RasterFile | None:
+        file = self._file(tile)
+        if file is None:
+            self._list.check_sea(tile)
+        return file
+
+    def _file(self, tile: str) -> RasterFile | None:
+        """The tile's file; None where the root has none, for whatever reason."""
         if web_address(self.root) is None:
             _check_folder(self.root, self.edition)
-        file = open_raster(f"{self.root}/{self.edition.key(tile)}", self._web)
+        try:
+            file = open_raster(f"{self.root}/{self.edition.key(tile)}", self._web)
+        except UnreachableError as error:
+            if not error.withheld:
+                raise
+            return None
         expected = (1, (TILE_PX, TILE_PX), np.uint8)
         if file and (file.num_bands, file.shape, file.dtype) != expected:
             file.close()
@@ -349,6 +387,101 @@ class WorldCover:
         _, file = self._tiles.popitem(last=False)
         if file:
             file.close()
+
+
+class _TileList:
+    """Which tiles the product has: tells a tile that is sea from one that is missing.
+
+    By the product's own list, the GeoJSON of its grid that the bucket holds and a mirror may hold,
+    else by what a mirror says is sea (``sea.txt``). Asked for when a tile is absent, once; what
+    came over the network is kept in the cache. Thread-safe.
+    """
+
+    def __init__(self, root: str, edition: Edition, web: Web, cache: _Cache | None) -> None:
+        self._root, self._edition, self._web, self._cache = root, edition, web, cache
+        self._found: tuple[frozenset[str] | None, frozenset[str], str] | None = None
+        self._lock = threading.Lock()
+
+    def check_sea(self, tile: str) -> None:
+        """Refuse an absent tile that is not known to be open sea.
+
+        Raises:
+            SourceError: the product has it, or nothing tells.
+            UnreachableError: the list could not be asked for.
+        """
+        with self._lock:
+            if self._found is None:
+                self._found = self._find()
+            land, sea, where = self._found
+        if tile in sea or (land is not None and tile not in land):
+            return
+        key = self._edition.key(tile)
+        if land is not None:
+            raise SourceError(
+                f"WorldCover tile {tile} is not at {self._root}, or may not be read, though the "
+                f"product has it ({where}): put {key} there, or leave out what touches it"
+            )
+        raise SourceError(
+            f"WorldCover tile {tile} is not at {self._root}, and nothing there tells whether it is "
+            f"missing or open sea: put {key} there, or the list of all tiles "
+            f"({PUBLIC_ROOT}/{self._edition.grid}) as {self._edition.grid}, or, if it is sea, its "
+            f"name into {self._edition.sea}"
+        )
+
+    def _find(self) -> tuple[frozenset[str] | None, frozenset[str], str]:
+        """Tiles on land, None where there is no list; tiles that are sea; where that stands."""
+        kept = self._cache.tiles(self._root, self._edition) if self._cache else None
+        if kept:
+            return kept, frozenset(), self._edition.grid
+        for grid in dict.fromkeys(self._edition.grids):
+            if (content := self._content(grid)) is not None:
+                land = _tiles_in(content, f"{self._root}/{grid}")
+                if self._cache:
+                    self._cache.keep_tiles(self._root, self._edition, land)
+                return land, frozenset(), grid
+        text = (self._content(self._edition.sea) or b"").decode("utf-8", "replace")
+        return None, frozenset(text.split()), self._edition.sea
+
+    def _content(self, key: str) -> bytes | None:
+        location = f"{self._root}/{key}"
+        if web_address(location) is None:
+            try:
+                return read_bytes(Path(location), _LIST_BYTES)
+            except FileNotFoundError:
+                return None
+            except OSError as error:
+                raise SourceError(
+                    f"{location} cannot be read ({error.strerror}): put the list of tiles there"
+                ) from error
+        try:
+            return self._web.get(location, 0, _LIST_BYTES).body
+        except Missing:
+            return None
+        except UnreachableError as error:
+            if not error.withheld:
+                raise
+            return None
+
+
+def _tiles_in(content: bytes, where: str) -> frozenset[str]:
+    """The names of all tiles in the product's grid.
+
+    Raises:
+        SourceError: it is no such list.
+    """
+    remedy = f"fetch it again, e.g. from {PUBLIC_ROOT}"
+    grid = parse_json(content, where, SourceError, remedy)
+    try:
+        names = frozenset(feature["properties"]["ll_tile"] for feature in grid["features"])
+        good = names and all(_TILE_NAME.fullmatch(name) for name in names)
+    except (KeyError, TypeError):
+        good = False
+    if not good:
+        raise SourceError(
+            f"{where} is not the product's list of tiles (GeoJSON with ll_tile, e.g. N27E075): "
+            f"{remedy}"
+        )
+    return names
 
 
 @lru_cache(maxsize=64)
@@ -413,7 +546,8 @@ def reachable(
 
     def ask() -> None:
         try:
-            source._tile(tile)
+            if file := source._file(tile):
+                file.close()
             answer.clear()
         except SourceError as error:
             answer[:] = [f"{str(error).split(';')[0]}."]
@@ -427,7 +561,12 @@ def reachable(
 
 def _resolve_root(root: str | None) -> str:
     root = root or os.environ.get("BHARATEO_WORLDCOVER_ROOT") or PUBLIC_ROOT
-    return (web_address(root) or str(Path(root).expanduser())).rstrip("/")
+    address = web_address(root)
+    if address is None:
+        return str(Path(root).expanduser()).rstrip("/")
+    if address.startswith("s3://") and (place := s3.place_of(address)).is_open:
+        address = place.url
+    return address.rstrip("/")
 
 
 def _edition(year: int) -> Edition:
@@ -500,6 +639,24 @@ class _Cache:
         except (StorageError, OSError) as error:
             return f"not written: {error}"
         return None
+
+    def tiles(self, root: str, edition: Edition) -> frozenset[str] | None:
+        """The product's tiles as a root once listed them; None if that is not kept."""
+        file = self._list_file(root, edition)
+        try:
+            kept = read_json(file, SourceError, "delete it")
+            return frozenset(checked(list[str], kept, str(file), SourceError, "delete it"))
+        except SourceError:
+            return None  # it is fetched anew, as a damaged window is
+
+    def keep_tiles(self, root: str, edition: Edition, tiles: frozenset[str]) -> None:
+        """Keep the product's tiles; where that cannot be done they are asked for the next time."""
+        with contextlib.suppress(StorageError, OSError):
+            write_json(self._list_file(root, edition), sorted(tiles))
+
+    def _list_file(self, root: str, edition: Edition) -> Path:
+        name = _digest({"root": root, "version": f"{edition.version}/{edition.year}"})[:16]
+        return self._folder / f"tiles-{name}.json"
 
     def _place_folder(self, place: Mapping[str, Any]) -> Path:
         window = place["window"]

@@ -9,7 +9,8 @@ from time import monotonic, time
 import pytest
 
 from bharateo import web as web_module
-from bharateo.errors import ConfigError, UnreachableError
+from bharateo.errors import ConfigError, CorruptRasterError, UnreachableError
+from bharateo.network import shown
 from bharateo.raster import open_raster
 from bharateo.web import Web
 from range_server import Faults, RangeServer
@@ -333,3 +334,26 @@ def test_a_bundle_that_is_none_is_named(monkeypatch, tmp_path):
         monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / name))
         with pytest.raises(ConfigError, match=rf"SSL_CERT_FILE .*{name} cannot be read"):
             eager_web().get("https://worldcover.invalid/x", 0, 9)
+
+
+# Secrets.
+
+
+def test_signatures_and_tokens_of_an_address_are_not_shown(tmp_path):
+    signed = {
+        "https://a.org/x.tif?id=7": "https://a.org/x.tif?id=7",
+        "https://a.org/x.tif?X-Amz-Signature=f0&X-Amz-Date=1&id=7": "https://a.org/x.tif?id=7",
+        "https://a.blob.core.windows.net/b/x.tif?st=1&se=2&sp=r&sv=3&sr=c&sig=s%2Fx": (
+            "https://a.blob.core.windows.net/b/x.tif"
+        ),
+        "https://me:hunter2@a.org/x.tif": "https://a.org/x.tif",
+        "https://a.org/x?access_token=t&subscription-key=k&b=1": "https://a.org/x?b=1",
+        "/data/x.tif": "/data/x.tif",
+        "http://[::1": "an address that cannot be read",
+    }
+    assert {address: shown(address) for address in signed} == signed
+    (tmp_path / "x.tif").write_bytes(b"II*\0" + bytes(100))
+    with RangeServer(tmp_path) as server:
+        with pytest.raises(CorruptRasterError, match=r"x\.tif cannot be read") as refused:
+            open_raster(f"{server.url}/x.tif?sig=hunter2", eager_web())
+        assert "hunter2" not in str(refused.value)

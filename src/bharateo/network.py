@@ -28,7 +28,7 @@ REDIRECTS_VARIABLE = "BHARATEO_ALLOW_REDIRECTS"
 _PORTS = {"http": 80, "https": 443}
 _SECRET = re.compile(
     r"x-(amz|goog)-.*|sig|signature|se|sp|sv|st|sr|sk\w+|policy|key-pair-id|expires|awsaccesskeyid"
-    r"|googleaccessid|.*token|.*api_?key|key|password|.*secret|auth.*",
+    r"|googleaccessid|.*token|(.*[-_])?(api)?key|password|.*secret|auth.*",
     re.IGNORECASE,
 )
 

@@ -33,6 +33,7 @@ from rasterio.windows import Window
 
 from bharateo.errors import BharatEOError, CorruptRasterError
 from bharateo.formats import OPTIONS, Opened, driver_of, open_dataset, open_local
+from bharateo.network import shown
 from bharateo.resample import Method, pixels_under, to_grid
 from bharateo.web import Answer, Damaged, Missing, Web, web_address
 
@@ -530,7 +531,7 @@ def open_raster(location: str, web: Web | None = None, vrt: bool = False) -> Ras
     """
     url = web_address(location)
     if url is not None:
-        return _open_web(location, url, web or Web())
+        return _open_web(shown(location), url, web or Web())
     with _gdal(location, OPTIONS):
         opened = open_local(Path(location), vrt)
         return None if opened is None else RasterFile(location, opened)

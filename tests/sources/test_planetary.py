@@ -1,4 +1,4 @@
-"""Planetary Computer's tokens: had in time, renewed, shared; and what is told where there is none."""
+"""Planetary Computer's tokens: had in time, renewed, shared; what is told where there is none."""
 
 import json
 import re

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from bharateo.errors import UnreachableError
+from bharateo.sources import stac
 from bharateo.sources.stac import Client, catalogue_of
 from scripted_server import Reply, answering
 
@@ -26,6 +27,8 @@ def item(href, **links):
 class Api:
     """A STAC API of one or two pages."""
 
+    first_page = "/search"
+
     def __init__(self, *items, to_next=None, to_search="{root}/search"):
         self.items, self.to_next, self.to_search = items, to_next, to_search
 
@@ -37,7 +40,7 @@ class Api:
                       "links": [{"rel": "search", "href": self.to_search.format(root=root),
                                  "type": "application/geo+json", "method": "POST"}]}  # fmt: skip
         else:
-            last = asked.target.endswith("page2") or self.to_next is None
+            last = asked.target != self.first_page or self.to_next is None
             to_next = {} if last else {"rel": "next", "href": self.to_next.format(root=root)}
             record = {"type": "FeatureCollection", "features": list(self.items),
                       "links": [to_next] if to_next else []}  # fmt: skip
@@ -54,6 +57,14 @@ def test_the_next_page_is_fetched_from_the_same_server():
         assert len(asked_of(server)) == 2
     with answering(Api(item("https://x.org/a.tif"), to_next="/page2")) as server:
         assert len(asked_of(server)) == 2
+
+
+def test_pages_that_never_end_are_told(monkeypatch):
+    monkeypatch.setattr(stac, "_MOST_PAGES", 5)
+    with answering(Api(item("https://x.org/a.tif"), to_next="{root}/search")) as server:
+        with pytest.raises(UnreachableError, match="more than 5 pages"):
+            asked_of(server)
+        assert len(server.asked) < 10
 
 
 @pytest.mark.parametrize("what", ["to_next", "to_search"])

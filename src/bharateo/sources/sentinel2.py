@@ -23,6 +23,7 @@ from odc.geo.geobox import GeoBox
 
 from bharateo.config import DataConfig, Sentinel2Config
 from bharateo.errors import CorruptRasterError, SourceError
+from bharateo.network import shown
 from bharateo.raster import Raster, RasterFile, open_raster
 from bharateo.regions import Zone
 from bharateo.resample import Method
@@ -250,8 +251,8 @@ class Sentinel2:
         file = self.open(scene, band)
         if file.dtype not in (np.dtype("uint16"), np.dtype("int16"), np.dtype("uint8")):
             raise CorruptRasterError(
-                f"{address} (item {scene.id}, band {band}) holds {file.dtype}, Sentinel-2 L2A has "
-                "unsigned integers: it is another product"
+                f"{shown(address)} (item {scene.id}, band {band}) holds {file.dtype}, Sentinel-2 "
+                "L2A has unsigned integers: it is another product"
             )
         try:
             signed = file.dtype == np.int16
@@ -284,7 +285,7 @@ class Sentinel2:
             file = open_raster(address, self._web)
             if file is None:
                 raise CorruptRasterError(
-                    f"{address} (item {scene.id}, band {band}) does not exist, though the "
+                    f"{shown(address)} (item {scene.id}, band {band}) does not exist, though the "
                     "catalogue lists it: choose other dates or another catalogue"
                 )
         with self._lock:

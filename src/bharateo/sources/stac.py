@@ -32,6 +32,9 @@ SEASONS = {"rabi": (11, 3), "summer": (4, 6), "kharif": (7, 10)}
 _FULL = 0.98
 """A scene that covers this much of a place covers it."""
 
+_MOST_PAGES = 1000
+"""Pages of 100 items that a question may have; more are a circle."""
+
 _LEAST = 0.05
 """A scene that covers less of a place is not worth its bytes."""
 
@@ -329,11 +332,17 @@ class Client:
                 query={"eo:cloud_cover": {"lte": cloud}} if self._queries else None,
                 limit=100,
             )
-            found = [
-                _with_whole_hrefs(item, self.catalogue.url)
-                for page in search.pages_as_dicts()
-                for item in page["features"]
-            ]
+            found = []
+            for number, page in enumerate(search.pages_as_dicts(), 1):
+                found += [_with_whole_hrefs(item, self.catalogue.url) for item in page["features"]]
+                if number == _MOST_PAGES and any(
+                    link["rel"] == "next" for link in page.get("links", [])
+                ):
+                    raise UnreachableError(
+                        f"the catalogue {self.catalogue.url} answers with more than {_MOST_PAGES} "
+                        "pages for one place and season: check data.sentinel2.catalogue, or ask "
+                        "for fewer days in data.sentinel2.dates"
+                    )
         except Exception as error:
             raise self._trouble(error) from error
         # Not every API heeds the query: look again.
@@ -434,7 +443,10 @@ def _own_address(item: Mapping[str, Any], catalogue: str) -> str:
 def _with_whole_href(asset: Any, base: str) -> dict[str, Any] | None:
     """An asset, or another address of one, if a server may give its address."""
     try:
-        href = urljoin(base, asset["href"])
+        given = asset["href"]
+        if not isinstance(given, str):
+            return None
+        href = urljoin(base, given)
         parts = urlsplit(href)
     except (KeyError, TypeError, AttributeError, ValueError):
         return None

@@ -10,7 +10,6 @@ import pytest
 
 from bharateo import web as web_module
 from bharateo.errors import ConfigError, CorruptRasterError, UnreachableError
-from bharateo.network import shown
 from bharateo.raster import open_raster
 from bharateo.web import Web
 from range_server import Faults, RangeServer
@@ -69,6 +68,12 @@ def test_a_pause_of_minutes_is_survived(folder, monkeypatch):
         assert web.get(f"{server.url}/file", 0, 9).body == CONTENT[:9]
     assert sum(web.waits) > 180
     assert max(web.waits) <= 20.2
+
+
+def test_a_server_that_is_busy_a_dozen_times_is_asked_again(folder):
+    with RangeServer(folder) as server:
+        server.faults = Faults(busy=12)
+        assert eager_web().get(f"{server.url}/file", 0, 9).body == CONTENT[:9]
 
 
 def test_patience_ends_after_minutes_and_says_how_often_it_asked(folder, monkeypatch):
@@ -340,6 +345,8 @@ def test_a_bundle_that_is_none_is_named(monkeypatch, tmp_path):
 
 
 def test_signatures_and_tokens_of_an_address_are_not_shown(tmp_path):
+    from bharateo.network import shown
+
     signed = {
         "https://a.org/x.tif?id=7": "https://a.org/x.tif?id=7",
         "https://a.org/x.tif?X-Amz-Signature=f0&X-Amz-Date=1&id=7": "https://a.org/x.tif?id=7",

@@ -8,12 +8,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from bharateo.config import Sentinel2Config
-from bharateo.errors import SourceError, UnreachableError
+from bharateo.errors import UnreachableError
 from bharateo.sources import planetary
 from bharateo.sources.planetary import unlock
-from bharateo.sources.sentinel2 import Sentinel2
-from bharateo.sources.stac import Scene
 from bharateo.web import Web
 from scripted_server import Reply, answering
 
@@ -135,20 +132,6 @@ def test_no_token_is_a_source_that_cannot_be_reached(monkeypatch, trouble):
         with pytest.raises(UnreachableError, match=r"no token for box/box: .*; check the network"):
             web.get(address, 0, 9)
         assert blobs.asked == []
-
-
-def test_signing_trouble_of_a_scene_is_a_source_error(monkeypatch):
-    """A build counts those and goes on; anything else ends it."""
-    monkeypatch.setenv("PC_SDK_SAS_URL", "http://127.0.0.1:9/token")
-    planetary._token_of.cache_clear()
-    source = Sentinel2(("B04",), Sentinel2Config("planetary-computer", timeout_s=0.5, retries=0))
-    address = "https://account.blob.core.windows.net/box/B04.tif"
-    scene = Scene("s", "c", "by-baseline", True, "2021-01-01T00:00:00Z", 1.0, 32643,
-                  {"type": "Point", "coordinates": [0, 0]}, {"B04": address}, "03.00",
-                  None, {})  # fmt: skip
-    with pytest.raises(SourceError, match="no token for account/box"):
-        source.open(scene, "B04")
-    planetary._token_of.cache_clear()
 
 
 def test_addresses_that_need_no_token_get_none(monkeypatch):

@@ -28,6 +28,7 @@ from bharateo.sources.sentinel2 import (
 from bharateo.sources.stac import Scene, catalogue_of, scene_of
 from l2a_scenes import BANDS, BANDS_20M, SceneFiles, made_up_scene, made_up_scl, write_scene
 from range_server import Faults, RangeServer
+from scripted_server import Reply, answering
 
 # rasterio.warp.reproject is no friend of threads: see test_resample.py.
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
@@ -512,6 +513,25 @@ def test_scenes_of_planetary_computer_are_unlocked_when_read(harmonised_scene, m
     unlocked.clear()
     opened(files, ("B04",)).read(files.geobox)
     assert unlocked == []
+
+
+@pytest.mark.parametrize("reply", [Reply(404), Reply(body=b"<html>")], ids=["404", "a page"])
+def test_trouble_with_a_signature_is_a_source_error(harmonised_scene, monkeypatch, reply):
+    """A build counts those and goes on; anything else ends it."""
+    from planetary_computer.settings import Settings
+
+    files, _ = harmonised_scene
+    address = "https://account.blob.core.windows.net/box/B04.tif"
+    with answering(lambda _: reply) as tokens:
+        monkeypatch.setenv("PC_SDK_SAS_URL", f"{tokens.url}/token")
+        Settings.get.cache_clear()
+        source = Sentinel2(("B04",), Sentinel2Config("planetary-computer", retries=0))
+        assets = dict.fromkeys(("B04", "SCL"), address)
+        scene = replace(opened(files, ("B04",)).scene, signed=True, assets=assets)
+        with pytest.raises(SourceError, match="no token for account/box"):
+            source.open(scene, "B04")
+        assert [asked.target for asked in tokens.asked] == ["/token/account/box"]
+    Settings.get.cache_clear()
 
 
 def test_a_source_travels_to_other_processes(harmonised_scene):

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from bharateo.embedding.stac_item import _with_whole_addresses
 from bharateo.errors import UnreachableError
 from bharateo.sources import stac
 from bharateo.sources.stac import Client, catalogue_of
@@ -137,3 +138,16 @@ def test_other_addresses_of_an_asset_are_held_to_the_same():
         (found,) = asked_of(server)
     others = {"https": {"href": f"{server.url}/red.tif"}}
     assert found["assets"]["red"]["alternate"] == others
+
+
+def test_an_item_at_an_address_names_no_file_and_one_in_a_file_does(tmp_path):
+    hrefs = {"red": "red.tif", "nir": "/private.tif", "blue": "file:/private.tif",
+             "scl": "GTI:/private.tif"}  # fmt: skip
+    wild = {"assets": {key: {"href": href} for key, href in hrefs.items()}}
+    far = _with_whole_addresses(wild, "https://x.org/items/a")["assets"]
+    assert {key: asset["href"] for key, asset in far.items()} == {
+        "red": "https://x.org/items/red.tif", "nir": "https://x.org/private.tif"
+    }  # fmt: skip
+    near = _with_whole_addresses(wild, str(tmp_path / "a.json"))["assets"]
+    assert near["red"]["href"] == str(tmp_path / "red.tif")
+    assert near["nir"]["href"] == "/private.tif"

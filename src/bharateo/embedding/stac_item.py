@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urlsplit
 
 import numpy as np
 from affine import Affine
@@ -19,7 +19,14 @@ from bharateo.embedding.contract import canonical
 from bharateo.errors import ConfigError, ContractError, SourceError
 from bharateo.sensor import SENTINEL2_L2A, Sensor
 from bharateo.sources.sentinel2 import OFFSET_DN, SceneSource, Sentinel2, contradiction
-from bharateo.sources.stac import EARTH_SEARCH, KNOWN, PLANETARY_COMPUTER, Catalogue, scene_of
+from bharateo.sources.stac import (
+    EARTH_SEARCH,
+    KNOWN,
+    PLANETARY_COMPUTER,
+    Catalogue,
+    scene_of,
+    with_whole_hrefs,
+)
 from bharateo.training.contract import Differences
 from bharateo.web import Web
 
@@ -151,17 +158,20 @@ def catalogue_of_item(item: Mapping[str, Any], location: str) -> Catalogue:
     return Catalogue("item", location, like.assets, "by-item")
 
 
-def _with_whole_addresses(item: Mapping[str, Any], location: str) -> dict[str, Any]:
-    """The item with the addresses of its assets completed by its own, as STAC has it."""
-    whole = {key: {**asset, "href": _complete(asset["href"], location)}
-             for key, asset in item["assets"].items()}  # fmt: skip
-    return {**item, "assets": whole}
+def _with_whole_addresses(item: Mapping[str, Any], location: str) -> Mapping[str, Any]:
+    """The item with the addresses of its assets completed by its own, as STAC has it.
 
-
-def _complete(href: str, location: str) -> str:
-    if "://" in href:
-        return href
-    return urljoin(location, href) if "://" in location else str(Path(location).parent / href)
+    Only an item that lies in a file of this machine may name others of its files.
+    """
+    if "://" in location:
+        whole: Mapping[str, Any] = with_whole_hrefs(item, location)
+        return whole
+    folder = Path(location).parent
+    assets = {
+        key: {**asset, "href": href if "://" in (href := asset["href"]) else str(folder / href)}
+        for key, asset in item["assets"].items()
+    }
+    return {**item, "assets": assets}
 
 
 def _read_item(location: str) -> Mapping[str, Any]:

@@ -334,7 +334,10 @@ class Client:
             )
             found = []
             for number, page in enumerate(search.pages_as_dicts(), 1):
-                found += [_with_whole_hrefs(item, self.catalogue.url) for item in page["features"]]
+                found += [
+                    with_whole_hrefs(item, _own_address(item, self.catalogue.url))
+                    for item in page["features"]
+                ]
                 if number == _MOST_PAGES and any(
                     link["rel"] == "next" for link in page.get("links", [])
                 ):
@@ -416,21 +419,20 @@ class Client:
         )
 
 
-def _with_whole_hrefs(item: Any, catalogue: str) -> Any:
+def with_whole_hrefs(item: Any, base: str) -> Any:
     """An item as a server gave it, with the addresses of its assets whole.
 
-    Those that are not whole are completed by the item's own address, as STAC has it, so that they
+    Those that are not whole are completed by the item's own, ``base``, as STAC has it, so that they
     never name a file of this machine. Assets whose address no server may give (``file://``,
     another driver's) are taken out.
     """
     if not (isinstance(item, Mapping) and isinstance(item.get("assets"), Mapping)):
         return item  # of odd ones ``scene_of`` says more
-    base = _own_address(item, catalogue)
     whole = {key: _with_whole_href(asset, base) for key, asset in item["assets"].items()}
     return {**item, "assets": {key: asset for key, asset in whole.items() if asset}}
 
 
-def _own_address(item: Mapping[str, Any], catalogue: str) -> str:
+def _own_address(item: Any, catalogue: str) -> str:
     """Where an item says it lies, on a web server; else the catalogue."""
     try:
         own = next(link["href"] for link in item["links"] if link["rel"] == "self")

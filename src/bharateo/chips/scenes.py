@@ -49,7 +49,7 @@ class Scenes:
                 self.found[index, name] = [s for s in listed if _within(s, self._occasion(name))]
             return
         client = self.source.client()
-        with ThreadPoolExecutor(_QUESTIONS_AT_ONCE) as threads:
+        with ThreadPoolExecutor(_QUESTIONS_AT_ONCE) as threads, client.interruptible():
             answers = threads.map(lambda key: self._kept_or_asked(client, *key), wanted)
             for done, (key, records) in enumerate(zip(wanted, answers, strict=True), 1):
                 self.found[key] = self._scenes(records)

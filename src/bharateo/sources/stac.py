@@ -12,6 +12,7 @@ import json
 import re
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -350,6 +351,10 @@ class Client:
             raise self._trouble(error) from error
         # Not every API heeds the query: look again.
         return [item for item in found if item["properties"].get("eo:cloud_cover", 100.0) <= cloud]
+
+    def interruptible(self) -> AbstractContextManager[None]:
+        """A block in which Ctrl-C ends the waiting of all threads for the catalogue."""
+        return self._web.interruptible()
 
     def _opened(self) -> Any:
         with self._lock:

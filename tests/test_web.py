@@ -11,6 +11,7 @@ import pytest
 from bharateo import web as web_module
 from bharateo.errors import ConfigError, CorruptRasterError, UnreachableError
 from bharateo.raster import open_raster
+from bharateo.sources.worldcover import reachable
 from bharateo.web import Web
 from range_server import Faults, RangeServer
 from scripted_server import Reply, answering
@@ -293,6 +294,12 @@ def test_a_proxy_that_is_none_is_told_without_the_password(monkeypatch, proxy):
     with pytest.raises(ConfigError, match="ALL_PROXY") as refused:
         eager_web().get("http://worldcover.invalid/file", 0, 9)
     assert "hunter2" not in str(refused.value)
+
+
+def test_who_asks_whether_a_server_answers_is_told_of_a_proxy_that_is_none(monkeypatch):
+    monkeypatch.setenv("ALL_PROXY", "socks5://host:1")
+    assert "ALL_PROXY" in eager_web().refusal("http://worldcover.invalid/file")
+    assert "ALL_PROXY" in reachable("http://worldcover.invalid")
 
 
 # Certificates.

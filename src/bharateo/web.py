@@ -193,6 +193,8 @@ class Web:
             response = self._send("GET", url, {}, None)
         except web_errors.HTTPError as error:
             return self._reason(error)
+        except ConfigError as error:  # what the environment says of the way out
+            return str(error)
         response.close()
         return None if response.status < 400 else f"it answered {response.status}"
 

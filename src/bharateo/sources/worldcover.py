@@ -549,7 +549,7 @@ def reachable(
             if file := source._file(tile):
                 file.close()
             answer.clear()
-        except SourceError as error:
+        except (SourceError, ConfigError) as error:
             answer[:] = [f"{str(error).split(';')[0]}."]
 
     # The system's own name look-up heeds no timeout: leave it behind.

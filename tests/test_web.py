@@ -164,6 +164,15 @@ def test_an_interrupt_ends_the_waiting_of_all_threads(folder):
         assert web.get(f"{server.url}/file", 0, 9).body == CONTENT[:9]
 
 
+def test_more_than_was_asked_for_is_not_kept():
+    span = {"Content-Range": f"bytes 0-8/{len(CONTENT)}"}
+    with (
+        answering(lambda _: Reply(206, span, CONTENT)) as server,
+        pytest.raises(UnreachableError, match="long answer of 10 bytes"),
+    ):
+        eager_web(num_retries=1).get(f"{server.url}/file", 0, 9)
+
+
 # Where an answer leads.
 
 

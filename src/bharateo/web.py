@@ -410,10 +410,11 @@ def _retry_after(response: urllib3.BaseHTTPResponse) -> float | None:
 
 
 def _whole_body(response: urllib3.BaseHTTPResponse, num_bytes: int) -> bytes:
-    body = response.read()
-    response.release_conn()
+    body = response.read(num_bytes + 1)  # and not all that a server may send
     if len(body) != num_bytes:
-        raise web_errors.ProtocolError(f"short answer of {len(body)} bytes")
+        much = "short" if len(body) < num_bytes else "long"
+        raise web_errors.ProtocolError(f"{much} answer of {len(body)} bytes")
+    response.release_conn()
     return body
 
 

@@ -10,6 +10,8 @@ from safetensors.torch import load_file
 
 from bharateo.config import MachineConfig
 from bharateo.errors import DivergedError
+from bharateo.models.heads import Batch
+from bharateo.models.patches import Mask
 from bharateo.training import learner
 from bharateo.training.engine import Engine
 from bharateo.training.loop import Trainer, pretrain
@@ -24,6 +26,13 @@ class LaterEngine(Engine):
     @property
     def asynchronous(self):
         return True
+
+
+@pytest.fixture(autouse=True)
+def no_pinned_memory(monkeypatch):
+    """There is none where there is no GPU, and a later engine asks for it."""
+    for kind in (Batch, Mask):
+        monkeypatch.setattr(kind, "pinned", lambda self: self)
 
 
 def later_engine():

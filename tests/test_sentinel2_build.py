@@ -276,8 +276,10 @@ def test_reflectances_do_not_depend_on_how_the_offset_is_stored_and_told(two_fil
         "not harmonised": {"dn": 1000, "baseline": "04.00", "flag": False},
         "old": {"dn": 0, "baseline": "03.01", **planetary},
         "new": {"dn": 1000, "baseline": "05.09", **planetary},
-        "by the item": {"dn": 1000, "baseline": "05.09", "rule": "", "settings": BY_KEYS},
-    }
+        "by the item": {
+            "dn": 1000, "baseline": "05.09", "rule": "", "settings": BY_KEYS, "flag": None,
+        },
+    }  # fmt: skip
     found = {}
     for name, case in cases.items():
         dataset = build_one(two_files, tmp_path / name, **case)
@@ -286,31 +288,6 @@ def test_reflectances_do_not_depend_on_how_the_offset_is_stored_and_told(two_fil
         found[name] = shards(contents(dataset.path))
     for name in cases:
         assert found[name] == found["harmonised"], name
-
-
-@pytest.mark.parametrize(
-    ("dn", "item", "said", "remedy"),
-    [
-        (1000, {"flag": True}, "taken as harmonised", "subtract"),
-        (0, {"flag": False, "baseline": "05.09"}, "1000 is subtracted", "applied"),
-    ],
-)
-def test_a_lying_flag_is_noticed_and_can_be_overruled(
-    two_files, tmp_path, capsys, dn, item, said, remedy
-):
-    honest = build_one(two_files, tmp_path / "honest", 0)
-    capsys.readouterr()
-    fooled = build_one(two_files, tmp_path / "fooled", dn, **item)
-    (warning,) = fooled.info["warnings"]
-    assert said in warning
-    assert warning.startswith(f"scene DN-{dn}: ")
-    assert f"set data.sentinel2.offset to {remedy}" in warning
-    assert f"warning: {warning}" in capsys.readouterr().out
-    assert shards(contents(fooled.path)) != shards(contents(honest.path))
-    mended = build_one(two_files, tmp_path / "mended", dn, **item,
-                       settings=["--set", f"data.sentinel2.offset={remedy}"])  # fmt: skip
-    assert mended.info["warnings"] == []
-    assert shards(contents(mended.path)) == shards(contents(honest.path))
 
 
 # Bands, and what is fetched.

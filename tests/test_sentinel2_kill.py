@@ -143,7 +143,7 @@ def survivors(processes):
 
 def num_units(output):
     with contextlib.suppress(FileNotFoundError):  # they have just gone into shards
-        return len(list(output.glob(".build/units/*/*.json")))
+        return len(list(output.glob(".build/*/units/*/*.json")))
     return 0
 
 

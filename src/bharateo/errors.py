@@ -8,6 +8,7 @@
     ├── SourceError            pixels could not be had
     │   ├── UnreachableError       the server or folder did not answer (after retries)
     │   ├── CorruptRasterError     a file is truncated or is no raster
+    │   ├── ItemError              a catalogue's item cannot be used
     │   ├── UnknownCodeError       a label code the class scheme does not know
     │   └── EmptyRegionError       the region holds no valid pixel
     ├── BuildError             a build cannot go on: too many units failed, or no worker is left
@@ -52,6 +53,19 @@ class UnreachableError(SourceError):
 
 class CorruptRasterError(SourceError):
     """A raster file is truncated or unreadable."""
+
+
+class ItemError(SourceError):
+    """An item of a catalogue cannot be used; ``what`` says in what way, of several like it."""
+
+    MALFORMED = "are not as STAC has them"
+
+    def __init__(self, message: str, what: str = MALFORMED) -> None:
+        super().__init__(message)
+        self.what = what
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        return ItemError, (str(self), self.what)
 
 
 class UnknownCodeError(SourceError):

@@ -195,11 +195,52 @@ def test_an_unfinished_build_is_no_dataset_and_belongs_to_its_plan(tmp_path):
         build(source, PLAN, tmp_path / "d", 0)
     with pytest.raises(DatasetError, match="has not finished: run the same build again"):
         Dataset.open(tmp_path / "d")
-    with pytest.raises(DatasetError, match="seed is 0 there and 1 here"):
-        build(two_regions(), PLAN, tmp_path / "d", 1)
     resumed = two_regions()
     build(resumed, PLAN, tmp_path / "d", 0)
     assert resumed.image.num_reads == 1
+
+
+def test_a_failed_build_leaves_its_folder_to_the_mended_one(tmp_path):
+    build(two_regions(), PLAN, tmp_path / "whole", 1)
+    with pytest.raises(SourceError, match="the line is cut"):
+        build(replace(two_regions(), image=Fails()), PLAN, tmp_path / "d", 0)
+    said: list[str] = []
+    build(two_regions(), PLAN, tmp_path / "d", 1, say=said.append)
+    assert "unfinished build of another plan (seed is 0 there and 1 here): it is set" in said[0]
+    assert contents(tmp_path / "d") == contents(tmp_path / "whole")
+    with pytest.raises(DatasetError, match=r"holds the dataset of another plan .*seed is 1 there"):
+        build(two_regions(), PLAN, tmp_path / "d", 0)
+
+
+def test_a_build_set_aside_goes_on_when_its_command_is_given_again(tmp_path):
+    for seed in (0, 1):
+        with pytest.raises(SourceError, match="the line is cut"):
+            build(replace(two_regions(), image=Fails()), PLAN, tmp_path / "d", seed)
+        with pytest.raises(DatasetError, match="has not finished"):
+            Dataset.open(tmp_path / "d")
+    resumed = two_regions()
+    build(resumed, PLAN, tmp_path / "d", 0)
+    assert resumed.image.num_reads == 1, "one of two regions had been read"
+
+
+def test_parts_of_a_dataset_never_come_from_two_plans(tmp_path, monkeypatch):
+    """One build dies with its shards written, another among its own, and the first goes on."""
+    few = PlanConfig("random", 40, 3, split=None)
+    for seed in (0, 1):
+        build(two_regions(), few, tmp_path / f"whole-{seed}", seed)
+    write_table = building.describe.write_table
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for seed in (0, 1, 0):
+        monkeypatch.setattr(building.describe, "write_table", full)
+        with pytest.raises(StorageError):
+            build(two_regions(), few, tmp_path / "d", seed)
+        assert list((tmp_path / "d").glob("image-*.npy"))
+    monkeypatch.setattr(building.describe, "write_table", write_table)
+    build(two_regions(), few, tmp_path / "d", 1)
+    assert contents(tmp_path / "d") == contents(tmp_path / "whole-1")
 
 
 def test_a_folder_with_other_files_is_left_alone(tmp_path):

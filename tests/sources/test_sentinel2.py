@@ -18,9 +18,11 @@ from bharateo.errors import ConfigError, CorruptRasterError, SourceError, Unreac
 from bharateo.sources import sentinel2
 from bharateo.sources.sentinel2 import (
     VALID_SCL,
+    DarkGround,
     Offset,
     Sentinel2,
     contradiction,
+    dark_ground,
     darkest,
     harmonised,
     offset_of,
@@ -140,24 +142,49 @@ def test_nodata_stays_0_and_darker_than_black_becomes_1():
 # What the darkest pixels say.
 
 
+PLAINS = DarkGround(20_000, 16_000, 9_000, 8_900)
+"""Fields and water, harmonised; then with the offset in, and clear ground without a green leaf."""
+PLAINS_WITH_OFFSET = DarkGround(20_000, 40, 9_000, 12)
+SAND = DarkGround(20_000, 30, 120, 20)
+
+
 @pytest.mark.parametrize(
-    ("dark_dn", "dn", "said"),
+    ("ground", "dn", "said"),
     [
-        (1000.0, 0, "offset of 1000 is still in, then set data.sentinel2.offset to subtract"),
-        (1350.0, 0, "taken as harmonised (why), but its darkest pixels are 1350"),
-        (999.0, 0, None),
-        (120.0, 0, None),
-        (120.0, -1000, "removed already; set data.sentinel2.offset to applied"),
-        (899.0, -1000, "1000 is subtracted (why), but its darkest pixels are 899"),
-        (900.0, -1000, None),
-        (1080.0, -1000, None),
-        (None, 0, None),
-        (None, -1000, None),
+        (PLAINS, 0, None),
+        (PLAINS, -1000, "80.0% of its clear ground is below 900 in a visible band: the offset has"),
+        (PLAINS_WITH_OFFSET, -1000, None),
+        (PLAINS_WITH_OFFSET, 0, "99.9% of its plants and water are at 900 or more in every visibl"),
+        (SAND, 0, None),
+        (SAND, -1000, None),
+        (SAND + PLAINS, -1000, "removed already; set data.sentinel2.offset to applied"),
+        (SAND + PLAINS_WITH_OFFSET, 0, "still in; set data.sentinel2.offset to subtract"),
+        (DarkGround(20_000, 300, 600, 590), -1000, "1000 is subtracted (why), but 1.5% of its"),
+        (DarkGround(20_000, 300, 600, 30), 0, None),
+        (DarkGround(20_000, 300, 600, 30), -1000, None),
+        (DarkGround(400, 400, 400, 400), -1000, None),
+        (DarkGround(400, 0, 400, 0), 0, None),
+        (DarkGround(), 0, None),
+        (DarkGround(), -1000, None),
     ],
 )
-def test_dark_pixels_contradict_an_offset_both_ways(dark_dn, dn, said):
-    found = contradiction(dark_dn, Offset(dn, "05.09", "why"))
+def test_dark_ground_contradicts_an_offset_both_ways(ground, dn, said):
+    found = contradiction(ground, Offset(dn, "05.09", "why"))
     assert found is None if said is None else said in found
+
+
+def test_dark_ground_is_clear_and_dark_in_one_visible_band_at_least():
+    """Every scene class in a strip of its own: shadow and cloud are no evidence."""
+    classes = np.arange(12, dtype=np.uint8).repeat(40)[:, None].repeat(40, 1)
+    valid = np.isin(classes, VALID_SCL)
+    stored = np.full((3, *classes.shape), 2000, np.uint16)
+    stored[1, :, 20:] = 899
+    bands = ("B08", "B02", "B11")
+    assert dark_ground(stored, bands, valid, classes) == DarkGround(500, 250, 200, 100)
+    stored[2, :, :] = 100
+    assert dark_ground(stored, bands, valid, classes) == DarkGround(500, 250, 200, 100)
+    unseen = dark_ground(stored[[0, 2]], ("B08", "B11"), valid, classes)
+    assert unseen == DarkGround(500, 500, 100, 100), "without a visible band water alone is green"
 
 
 def test_the_darkest_is_of_valid_pixels_in_the_darkest_band():
@@ -188,18 +215,21 @@ def real_sites() -> dict[str, np.ndarray]:
     return sites
 
 
-def test_the_real_site_with_the_offset_is_told_from_those_without():
-    sites = real_sites()
-    applied, subtract = (Offset(dn, None, "a guess") for dn in (0, -1000))
-    offset_in = []
-    for name, stored in sites.items():
-        dark = darkest(stored, (stored != 0).all(axis=0))
-        wrong = [contradiction(dark, offset) is not None for offset in (applied, subtract)]
-        assert sum(wrong) == 1, f"{name}: darkest {dark}"
-        if wrong[0]:
-            offset_in.append(name)
-    assert len(sites) == 5
-    assert offset_in == ["433D_629L_3_1"]
+def classes_like(stored: np.ndarray, offset: int) -> np.ndarray:
+    """Plants where reflectances have a vegetation index above 0.4, bare ground elsewhere."""
+    red, nir = stored[2].astype(float) - offset, stored[6].astype(float) - offset
+    return np.where(nir - red > 0.4 * (nir + red), 4, 5).astype(np.uint8)
+
+
+def test_real_sites_are_told_apart_by_their_pixels_and_snow_says_nothing():
+    shown = {}
+    for name, stored in real_sites().items():
+        valid = (stored != 0).all(axis=0)
+        offset = 1000 if name == "433D_629L_3_1" else 0
+        shown[name] = dark_ground(stored, BANDS, valid, classes_like(stored, offset)).offset_dn
+    assert shown.pop("433D_629L_3_1") == -1000
+    assert shown.pop("609U_541L_3_0") is None, "nine tenths of it are white"
+    assert len(shown) == 3 and set(shown.values()) == {0}
 
 
 # Scenes as files.

@@ -1,6 +1,6 @@
 """From a recipe and a plan to a dataset folder; killed at any moment, a rerun goes on.
 
-What is done already is kept in ``.build/`` inside the output folder:
+What is done already is kept in ``.build/`` inside the output folder, in a folder of its plan's own:
 
 1. sites are laid out, from the plan and a look at the labels' overviews, which is kept;
 2. every unit's scene is chosen, from lists that are kept (sources with scenes);
@@ -43,14 +43,13 @@ from bharateo.chips.store import (
     shard_file,
     write_array,
 )
-from bharateo.chips.workers import Job, Workers, run_all
+from bharateo.chips.workers import Bench, Job, Workers, run_all
 from bharateo.config import PlanConfig
 from bharateo.errors import BuildError, ConfigError, EmptyRegionError, SourceError
 from bharateo.files import write_atomically, write_json
 from bharateo.landcover import IGNORE
 from bharateo.sources import Recipe
 from bharateo.sources.sentinel2 import Sentinel2
-from bharateo.sources.stac import Scene
 
 SHARD_BYTES = 64_000_000
 """Most bytes of image in a shard."""
@@ -74,8 +73,9 @@ def build(
     """The dataset of a recipe and a plan, in the folder ``output``.
 
     A folder that holds it already is opened and nothing is read; an unfinished build of the same
-    plan goes on where it stopped, and ends in the same bytes. ``workers`` says who reads, by
-    default this process alone; ``say`` is told in a line what will be read, before it is.
+    plan goes on where it stopped, and ends in the same bytes; one of another plan is set aside.
+    ``workers`` says who reads, by default this process alone; ``say`` is told in a line what will
+    be read, before it is.
 
     Raises:
         ConfigError: a value of the plan is out of range, or a split ends with no chip.
@@ -89,8 +89,9 @@ def build(
     check(recipe.regions, plan, seed)
     wanted = claim.identity(recipe, plan, seed)
     if not (output / DATASET_FILE).exists():
-        with claim.claimed(output, wanted):
-            under_way = _Build(recipe, plan, output, seed, progress or say_nothing, say)
+        with claim.claimed(output, wanted, say) as scratch:
+            told = progress or say_nothing
+            under_way = _Build(recipe, plan, output, scratch, seed, told, say)
             under_way.run(wanted, workers)
     claim.check_same(output, claim.identity_of(read_info(output)), wanted)
     shutil.rmtree(output / BUILD_FOLDER, ignore_errors=True)
@@ -131,16 +132,17 @@ class _Build:
         recipe: Recipe,
         plan: PlanConfig,
         output: Path,
+        scratch: Path,
         seed: int,
         progress: Progress,
         say: Callable[[str], None],
     ) -> None:
         self.recipe, self.plan, self.seed, self.say = recipe, plan, seed, say
-        self.output, self.scratch = output, output / BUILD_FOLDER
+        self.output, self.scratch = output, scratch
         sensor = recipe.image.sensor
         self.units = Scratch(self.scratch, sensor.dtype, sensor.num_bands, plan.size_px)
         self.progress = progress
-        self.scenes: dict[str, Scene] = {}
+        self.scenes: Scenes | None = None
         self.failed: list[dict[str, str]] = []
 
     def run(self, head: Mapping[str, Any], workers: Workers | None) -> None:
@@ -169,8 +171,9 @@ class _Build:
             self.output / CHIPS_FILE,
             lambda file: describe.write_table(file, whole, by_name, self.plan.size_px, sizes),
         )
-        if isinstance(self.recipe.image, Sentinel2):
-            write_json(self.output / ITEMS_FILE, items_record(self.recipe.image, self.scenes))
+        if self.scenes:
+            used = {record["scene"] for record in records}
+            write_json(self.output / ITEMS_FILE, items_record(self.scenes, used))
         description = describe.dataset(
             self.recipe, head, records, regions, shards, self.plan.size_px
         )
@@ -216,17 +219,14 @@ class _Build:
         scenes = Scenes(self.recipe.image, self.recipe.regions, self.scratch / "items")
         keys = dict.fromkeys((unit.region_index, str(unit.occasion)) for unit in units)
         scenes.find(list(keys), lambda done, all_: self.progress(done, all_, "finding scenes"))
+        for line in scenes.complaints():
+            self.say(line)
         assigned = scenes.assign(units)
         if len(assigned) < len(units):
             self.say(
                 f"no scene covers {len(units) - len(assigned)} of {len(units)} reads: left out"
             )
-        if scenes.left_out:
-            self.say(
-                f"{len(scenes.left_out)} items lack a band, e.g. {scenes.left_out[0]}: left out"
-            )
-        used = {unit.scene for unit in assigned}
-        self.scenes = {s.id: s for found in scenes.found.values() for s in found if s.id in used}
+        self.scenes = scenes
         return assigned
 
     # Step 3: units
@@ -239,57 +239,107 @@ class _Build:
         return {index: thin_step(regions[index], OVERVIEW_PX) for index in largest}
 
     def _cut_all(self, layout: SitePlan, units: Sequence[Unit], workers: Workers | None) -> None:
-        """Cut every unit that has not been, and those whose pixels have gone since."""
+        """Cut every unit that has not been, or whose pixels have gone, until its scene will do."""
         whole = any(unit.sites is None for unit in units)
         cutter = Cutter(
             self.recipe.image, self.recipe.landcover, self.plan, layout if whole else None
         )
-        failures: dict[int, SourceError] = {}
-        todo = [index for index in range(len(units)) if not self.units.is_cut(index)]
+        bench, failures = Bench(cutter, self.units), dict[int, SourceError]()
+        num = len(units)
         while True:
-            self._cut_some(cutter, units, todo, workers, failures)
-            todo = self._lost_units(len(units))
+            todo = {
+                index: units[index].scene
+                for index in range(num)
+                if index not in failures and not self.units.is_cut(index)
+            }
+            wrong: dict[str, str] = {}
+            if not todo and self.scenes:
+                todo, wrong = self._other_scenes(self.scenes, num)
+            if not todo:
+                todo = {index: units[index].scene for index in self._lost_units(num)}
+                for index in todo:
+                    self.units.forget(index)
             if not todo:
                 break
-            for index in todo:
-                self.units.forget(index)
+            self._cut_some(bench, units, todo, wrong, workers, failures)
         regions = self.recipe.regions
         self.failed = [
             _failure(units[index], regions[units[index].region_index], error)
             for index, error in sorted(failures.items())
         ]
 
+    def _other_scenes(
+        self, scenes: Scenes, num_units: int
+    ) -> tuple[dict[int, str | None], dict[str, str]]:
+        """Units to read from another scene as well, and the scenes whose offset is wrong."""
+        records = self.units.summaries(num_units)
+        wrong = scenes.contradicted(records)
+        scenes.check_catalogue(wrong, len({name for r in records for name in r["looks"]}))
+        for line in scenes.drop(wrong):
+            self.say(line)
+        found = {r["unit"]: scenes.next_scene(r["unit"], r, wrong) for r in records}
+        return {index: scene for index, scene in found.items() if scene}, wrong
+
     def _cut_some(
         self,
-        cutter: Cutter,
+        bench: Bench,
         units: Sequence[Unit],
-        todo: Sequence[int],
+        todo: Mapping[int, str | None],
+        wrong: Mapping[str, str],
         workers: Workers | None,
         failures: dict[int, SourceError],
     ) -> None:
+        """Cut some units, each from its scene; what was cut of those ``wrong`` before goes."""
         regions, first = self.recipe.regions, next(iter(occasion_names(self.recipe)))
-        jobs = {
-            index: Job(
-                units[index],
-                regions[units[index].region_index].bare(),
-                self.scenes.get(units[index].scene or ""),
-                self._thin.get(units[index].region_index)
-                if units[index].occasion == first
-                else None,
+        of_scene: dict[str, set[int]] = defaultdict(set)
+        read_now: dict[str, list[int]] = defaultdict(list)
+        seen_wrong, num_seen = dict(wrong), len(wrong)
+        jobs = {}
+        for index, scene in todo.items():
+            unit = units[index]
+            of_scene[scene or ""].add(index)
+            thin_px = self._thin.get(unit.region_index) if unit.occasion == first else None
+            there = self.units.is_cut(index)
+            jobs[index] = Job(
+                index,
+                unit,
+                regions[unit.region_index].bare(),
+                self.scenes.by_id[scene] if self.scenes and scene else None,
+                thin_px,
+                instead=there and self.units.record(index)["scene"] in wrong,
             )
-            for index in todo
-        }
         tally = Tally(len(units), len(units) - len(jobs), self.progress)
         attempts = 2 if self.plan.strategy == "blocks" else 1
-        for index, outcome in run_all(cutter, jobs, workers, attempts):
-            if isinstance(outcome, SourceError):
-                failures[index] = outcome
-                self._check_failures(failures, units)
-            else:
-                self.units.keep(index, outcome, jobs[index].region.name, jobs[index].unit.occasion)
+        for index, outcome in run_all(bench, jobs, workers, attempts):
+            if not isinstance(outcome, SourceError):
                 tally.add(outcome)
+            elif self.units.is_cut(index) and not jobs[index].instead:
+                self.units.note_failure(index, str(todo[index]))  # what was read before stays
+            else:
+                failures[index] = outcome
+                if jobs[index].instead:
+                    self.units.forget(index)
+                self._check_failures(failures, units)
             tally.failed = len(failures)
             tally.say("reading")
+            of_scene[todo[index] or ""].discard(index)
+            read_now[todo[index] or ""].append(index)
+            if self.scenes and not of_scene[todo[index] or ""]:
+                num_seen += 1
+                seen_wrong |= self._wrong_now(self.scenes, read_now.pop(todo[index] or ""))
+                self.scenes.check_catalogue(seen_wrong, num_seen)
+
+    def _wrong_now(self, scenes: Scenes, indices: Sequence[int]) -> dict[str, str]:
+        """What is wrong with a scene that was just read whole, by the units read from it.
+
+        Raises:
+            BuildError: nothing can take its place, so that there is no use in going on.
+        """
+        records = [self.units.record(index) for index in indices if self.units.is_cut(index)]
+        wrong = scenes.contradicted(records)
+        for record in records:
+            scenes.next_scene(record["unit"], record, wrong)
+        return wrong
 
     def _check_failures(self, failures: Mapping[int, SourceError], units: Sequence[Unit]) -> None:
         allowed = int(self.plan.max_failed * len(units)) if self.plan.strategy == "blocks" else 0

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from bharateo import __version__
-from bharateo.chips.store import BUILD_FOLDER, DATASET_FILE
+from bharateo.artefacts import read_json
+from bharateo.chips.store import BUILD_FOLDER, CHIPS_FILE, DATASET_FILE, ITEMS_FILE, LAYERS
 from bharateo.config import PlanConfig
 from bharateo.errors import ConfigError, DatasetError, EmptyRegionError
-from bharateo.files import remove_leftovers, take_lock, write_json
+from bharateo.files import remove_leftovers, take_lock, write_json, write_text
 from bharateo.landcover import BHARATEO_CLASSES, IGNORE, ClassScheme
 from bharateo.regions import Region
 from bharateo.sources import Recipe
 
 _PLAN_FILE = "plan.json"
 _LOCK_FILE = "lock"
+_CURRENT_FILE = "current"
+_SHARD_FILE = re.compile(rf"({'|'.join(LAYERS)})-\d{{5,}}\.npy")
+_OVERVIEWS = "overviews"
 _GRID = ("name", "crs", "transform", "shape")
 _MOST_DIFFERENCES = 4
 
@@ -71,11 +77,17 @@ def grid(region: Region) -> dict[str, Any]:
 
 
 @contextmanager
-def claimed(output: Path, wanted: Mapping[str, Any]) -> Iterator[None]:
-    """Hold ``output`` for a build of ``wanted``: mark it as that build's, and keep others out.
+def claimed(
+    output: Path, wanted: Mapping[str, Any], say: Callable[[str], None] = lambda _: None
+) -> Iterator[Path]:
+    """Hold ``output`` for a build of ``wanted`` and keep others out; its working folder.
+
+    An unfinished build of another plan there is set aside, to be gone on with where its command is
+    given again before this one ends; ``say`` is told. What it had written as parts of a dataset
+    goes: a dataset is of one plan.
 
     Raises:
-        DatasetError: the folder holds other files or another build, or is being written to.
+        DatasetError: the folder holds other files, or is being written to.
     """
     _check_ours(output)
     work = output / BUILD_FOLDER
@@ -87,15 +99,50 @@ def claimed(output: Path, wanted: Mapping[str, Any]) -> Iterator[None]:
         take_lock(lock, DatasetError(busy))
         remove_leftovers(output)
         mark = {"code_version": __version__, **wanted}
-        if (work / _PLAN_FILE).exists():
-            check_same(output, json.loads((work / _PLAN_FILE).read_text(encoding="utf-8")), mark)
-        else:
-            write_json(work / _PLAN_FILE, mark)
+        own = work / _name(mark)
+        _make_current(output, own, mark, say)
         try:
-            yield
+            yield own
         except (ConfigError, EmptyRegionError):
-            shutil.rmtree(work)  # this plan can never succeed: leave room for a mended one
+            shutil.rmtree(own)  # this plan can never succeed
+            if not any(work.glob(f"*/{_PLAN_FILE}")):
+                shutil.rmtree(work)
             raise
+
+
+def _name(mark: Mapping[str, Any]) -> str:
+    """The name of a plan's working folder: of all that decides what is read.
+
+    How many failures are allowed does not, so that a build stopped by them goes on with more.
+    """
+    plan = {key: value for key, value in mark["plan"].items() if key != "max_failed"}
+    text = json.dumps({**mark, "plan": plan}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _make_current(
+    output: Path, own: Path, mark: Mapping[str, Any], say: Callable[[str], None]
+) -> None:
+    """Make what lies in the folder beside the working folders that of one plan, or nothing."""
+    current = own.parent / _CURRENT_FILE
+    if not current.exists() or current.read_text(encoding="utf-8") != own.name:
+        others = sorted({file.parent for file in own.parent.glob(f"*/{_PLAN_FILE}")} - {own})
+        if others and not own.exists():
+            there = read_json(others[-1] / _PLAN_FILE, DatasetError, f"delete {own.parent}")
+            say(
+                f"{output} holds an unfinished build of another plan "
+                f"({_differences(there, mark)}): it is set aside until this one ends"
+            )
+        for record in own.parent.glob("*/shard-*.json"):  # first: they say that files are whole
+            record.unlink()
+        for path in output.iterdir():
+            if path.name == _OVERVIEWS:
+                shutil.rmtree(path)
+            elif path.name in (CHIPS_FILE, ITEMS_FILE) or _SHARD_FILE.fullmatch(path.name):
+                path.unlink()
+        write_text(current, own.name)
+    if not (own / _PLAN_FILE).exists():
+        write_json(own / _PLAN_FILE, mark)
 
 
 def _check_ours(output: Path) -> None:
@@ -113,19 +160,23 @@ def check_same(output: Path, there: Mapping[str, Any], wanted: Mapping[str, Any]
     Raises:
         DatasetError: it is not; the message says in what.
     """
+    if said := _differences(there, wanted):
+        raise DatasetError(
+            f"{output} holds the dataset of another plan ({said}): "
+            f"choose another --output, or delete {output} to build it anew"
+        )
+
+
+def _differences(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """In what two plans differ, in a few words; nothing if they do not."""
     old, new = dict(_flat(there)), dict(_flat(wanted))
     keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-    if not keys:
-        return
     said = [
         f"{key} is {json.dumps(old.get(key))} there and {json.dumps(new.get(key))} here"
         for key in keys[:_MOST_DIFFERENCES]
     ]
     more = f" and {len(keys) - len(said)} more" if len(keys) > len(said) else ""
-    raise DatasetError(
-        f"{output} holds the build of another plan ({'; '.join(said)}{more}): "
-        f"choose another --output, or delete {output} to build it anew"
-    )
+    return "; ".join(said) + more
 
 
 def _flat(record: Any, name: str = "") -> Iterator[tuple[str, Any]]:

@@ -56,6 +56,10 @@ class Piece:
     native_counts: dict[int, int]
     num_pixels: int
     num_valid_pixels: int
+    num_sites: int = 0
+    """Squares looked at that have labels enough, whatever the image is like."""
+    num_valid_sites: int = 0
+    """Of these, those with enough valid ground: the chips."""
     overviews: list[tuple[int, int, Layers]] = field(default_factory=list)
     traffic: Traffic = field(default_factory=Traffic)
 
@@ -96,7 +100,7 @@ class Cutter:
             piece.reads.append(
                 {"image": dict(raster.provenance), "landcover": dict(labels.provenance)}
             )
-            for chip in self._usable(unit, sites, layers, window):
+            for chip in self._usable(unit, sites, layers, window, piece):
                 stacks.append(layers.cut(*_inside(chip.site, window)))
                 _describe(columns, chip, raster, window, len(piece.reads) - 1)
             if thin_px:
@@ -132,16 +136,26 @@ class Cutter:
             _require(layers.landcover != IGNORE, "labelled", region, self.landcover, labels)
 
     def _usable(
-        self, unit: Unit, sites: tuple[Site, ...] | None, layers: Layers, window: Window
+        self,
+        unit: Unit,
+        sites: tuple[Site, ...] | None,
+        layers: Layers,
+        window: Window,
+        piece: Piece,
     ) -> list[Chip]:
+        """The chips of a window; what was looked at is counted in ``piece``."""
+
         def measured(site: Site) -> Chip | None:
             part = layers.cut(*_inside(site, window))
+            counts = class_counts(part.landcover)
+            if np.count_nonzero(counts) < self.plan.min_classes:
+                return None
+            piece.num_sites += 1
             num_valid = int(np.count_nonzero(part.valid))
             if num_valid == 0 or num_valid < self.plan.min_valid_fraction * site.size_px**2:
                 return None
-            counts = class_counts(part.landcover)
-            enough = np.count_nonzero(counts) >= self.plan.min_classes
-            return Chip(site, num_valid, counts.tolist()) if enough else None
+            piece.num_valid_sites += 1
+            return Chip(site, num_valid, counts.tolist())
 
         if sites is not None:
             return [chip for site in sites if (chip := measured(site)) is not None]

@@ -27,12 +27,15 @@ _MOST_VALUES = 12
 """Different values of one fact of a region's reads that are listed; more are counted."""
 
 
-def unit_record(index: int, piece: Piece, region: str, occasion: str | None) -> dict[str, Any]:
+def unit_record(
+    index: int, piece: Piece, region: str, occasion: str | None, scene: str | None = None
+) -> dict[str, Any]:
     """What is kept of a unit beside its pixels, as plain JSON."""
     return {
         "unit": index,
         "region": region,
         "occasion": occasion,
+        "scene": scene,
         "num_chips": len(piece.image),
         "splits": dict(Counter(piece.chips["split"])),
         "chips": piece.chips,
@@ -132,6 +135,7 @@ def _columns(
         "baseline": text([offset.get("baseline") for offset in offsets]),
         "offset_dn": pa.array([offset.get("dn") for offset in offsets], pa.int32()),
         "offset_evidence": text([offset.get("evidence") for offset in offsets]),
+        "offset_pixels": text([offset.get("pixels") for offset in offsets]),
         "dark_dn": pa.array([read.get("dark_dn") for read in reads], pa.float64()),
         "geometry": np.concatenate(
             [_footprints(record["chips"], regions[record["region"]], size_px) for record in records]

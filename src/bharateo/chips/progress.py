@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from bharateo.chips.cut import Piece
+from bharateo.chips.scratch import Kept
 from bharateo.web import Traffic
 
 Progress = Callable[[int, int, str], None]
@@ -27,12 +27,12 @@ class Tally:
         self._chips = 0
         self._traffic = Traffic()
 
-    def add(self, piece: Piece) -> None:
+    def add(self, kept: Kept) -> None:
         """Count a unit that is done."""
         self.num_done += 1
-        self._chips += len(piece.image)
-        self._traffic.requests += piece.traffic.requests
-        self._traffic.bytes += piece.traffic.bytes
+        self._chips += kept.num_chips
+        self._traffic.requests += kept.traffic.requests
+        self._traffic.bytes += kept.traffic.bytes
 
     def say(self, what: str) -> None:
         """Tell how far it has come."""

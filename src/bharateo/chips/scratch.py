@@ -1,8 +1,9 @@
-"""What a build keeps of its units until the dataset is whole: ``.build/units``.
+"""What a build keeps of its units until the dataset is whole: ``units`` in its working folder.
 
 Of every unit: ``NNN.pixels``, its layers one after the other as plain numbers, until they are in a
 shard; ``NNN.overview.npz``, its part of the region's overview, if that is wanted; ``NNN.json``, its
-record, written last: it says that the others are there.
+record, written last: it says that the others are there. Whoever cuts a unit writes it, here or
+elsewhere: pixels do not travel.
 """
 
 from __future__ import annotations
@@ -10,22 +11,33 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from bharateo.chips import describe
 from bharateo.chips.cut import Piece
 from bharateo.chips.store import LAYERS
+from bharateo.errors import BuildError
 from bharateo.files import write_atomically, write_json
+from bharateo.sources.sentinel2 import DarkGround
+from bharateo.web import Traffic
+
+
+class Kept(NamedTuple):
+    """What became of a unit, in a few words: the rest is on disk."""
+
+    num_chips: int
+    traffic: Traffic
 
 
 class Scratch:
     """The units of one build on disk; ``dtype``, ``num_bands`` and ``size_px`` are the chips'."""
 
     def __init__(self, folder: Path, dtype: str, num_bands: int, size_px: int) -> None:
-        self.folder = folder
+        self.folder = folder.absolute()  # workers may have started elsewhere
         self._layers = {
             "image": (np.dtype(dtype), (num_bands, size_px, size_px)),
             "landcover": (np.dtype(np.uint8), (size_px, size_px)),
@@ -46,12 +58,39 @@ class Scratch:
         whole = (self.record(unit) for unit in range(num_units) if self.is_cut(unit))
         return [{k: v for k, v in record.items() if k != "chips"} for record in whole]
 
-    def keep(self, unit: int, piece: Piece, region: str, occasion: str | None) -> None:
-        """Write what came of a unit.
+    def keep(
+        self,
+        unit: int,
+        piece: Piece,
+        region: str,
+        occasion: str | None,
+        scene: str | None = None,
+        instead: bool = False,
+    ) -> Kept:
+        """Write what came of a unit, from ``scene`` where the source has several.
+
+        Of what was cut from another scene before the better stays, which is what has more chips;
+        ``instead`` says that what is there must go. The record has a look at every scene cut.
 
         Raises:
             StorageError: the disk is full or refuses.
+            BuildError: the build's folder is not there.
         """
+        if not self.folder.is_dir():
+            raise BuildError(
+                f"{self.folder} is not there for this worker: --output must be a folder that all "
+                "workers share with the machine that builds, under the same path"
+            )
+        kept = Kept(len(piece.image), piece.traffic)
+        before = self.record(unit) if self.is_cut(unit) else None
+        looks = dict(before["looks"]) if before else {}
+        if scene is not None:
+            looks[scene] = _look(piece)
+        if before and not instead and before["num_chips"] >= len(piece.image):
+            write_json(self._file(unit, "json"), before | {"looks": looks})
+            return kept
+        if before:  # a record without its own pixels must never be seen
+            self.forget(unit)
         arrays = [np.ascontiguousarray(getattr(piece, layer)) for layer in LAYERS]
         parts = [array.reshape(-1).view(np.uint8).data for array in arrays]
         write_atomically(
@@ -67,7 +106,15 @@ class Scratch:
                 self._file(unit, "overview.npz"),
                 lambda file: np.savez(file, **thin),
             )
-        write_json(self._file(unit, "json"), describe.unit_record(unit, piece, region, occasion))
+        record = describe.unit_record(unit, piece, region, occasion, scene)
+        write_json(self._file(unit, "json"), record | {"looks": looks})
+        return kept
+
+    def note_failure(self, unit: int, scene: str) -> None:
+        """Note that a unit, cut from another scene, could not be read from this one."""
+        record = self.record(unit)
+        record["looks"][scene] = {"num_sites": 0, "num_valid_sites": 0, "dark_ground": {}}
+        write_json(self._file(unit, "json"), record)
 
     def forget(self, unit: int) -> None:
         """Take a unit for not cut."""
@@ -107,3 +154,13 @@ class Scratch:
 
     def _file(self, unit: int, ending: str) -> Path:
         return self.folder / "units" / f"{unit // 1000:04d}" / f"{unit % 1000:03d}.{ending}"
+
+
+def _look(piece: Piece) -> dict[str, Any]:
+    """What the pixels of a scene turned out to be."""
+    ground = [DarkGround(**read["image"].get("dark_ground", {})) for read in piece.reads]
+    return {
+        "num_sites": piece.num_sites,
+        "num_valid_sites": piece.num_valid_sites,
+        "dark_ground": asdict(sum(ground, start=DarkGround())),
+    }

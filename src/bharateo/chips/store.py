@@ -18,8 +18,8 @@ block, row, col (pixels in the region), x, y (north-west corner in the region's 
 size_px, valid_fraction and labelled_fraction (of all pixels), fraction_<class name> (of labelled
 pixels), majority_class (a name, null without labels); and where the pixels come from, null where a
 source has nothing to say: occasion (season), scene (STAC item or file), datetime, baseline,
-offset_dn (what was added to the stored numbers) with offset_evidence, dark_dn (the darkest stored
-number of what was read with it); then shard, shard_row.
+offset_dn (what was added to the stored numbers) with offset_evidence and offset_pixels (whether the
+pixels agree), dark_dn (the darkest stored number of what was read with it); then shard, shard_row.
 
 No file holds the time of the build, so the same build gives the same bytes.
 """

@@ -2,6 +2,9 @@
 
 Each way takes jobs in order, keeps a bounded number under way, and gives outcomes as they come. A
 worker that dies takes nothing with it but the jobs it had, which are given out again.
+
+Whoever cuts a unit writes its pixels to the build's folder and answers in a few bytes. Workers of a
+cluster must therefore share that folder, and every local folder that is read, under the same paths.
 """
 
 from __future__ import annotations
@@ -17,14 +20,17 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from bharateo.chips.cut import Cutter, Piece
+from bharateo.chips.cut import Cutter
 from bharateo.chips.plan import Unit
-from bharateo.errors import BuildError, SourceError, UnreachableError
+from bharateo.chips.scratch import Kept, Scratch
+from bharateo.errors import BuildError, ConfigError, SourceError, UnreachableError
 from bharateo.machine import num_cores
 from bharateo.memory import return_freed_memory
 from bharateo.regions import Region
+from bharateo.web import web_address
 
 _JOBS_AHEAD = 2
 """Jobs under way for every worker: one that it does, one that waits for it."""
@@ -53,19 +59,41 @@ class Workers:
 class Job(NamedTuple):
     """A unit and what it takes to cut it."""
 
+    number: int
     unit: Unit
     region: Region
     scene: Any
     thin_px: int | None
+    instead: bool = False
+    """Whether what was cut of the unit before must go."""
 
 
-Outcome = Piece | SourceError
+Outcome = Kept | SourceError
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where units are cut and what becomes of them is kept. It travels to other processes."""
+
+    cutter: Cutter
+    scratch: Scratch
+
+    def do(self, job: Job) -> Outcome:
+        """Cut a unit and keep it; a source's own error is an outcome too."""
+        try:
+            piece = self.cutter.cut(job.unit, job.region, job.scene, job.thin_px)
+        except SourceError as error:
+            return error
+        scene = getattr(job.scene, "id", None)
+        return self.scratch.keep(
+            job.number, piece, job.region.name, job.unit.occasion, scene, job.instead
+        )
 
 
 def run_all(
-    cutter: Cutter, jobs: Mapping[int, Job], workers: Workers | None, attempts: int
+    bench: Bench, jobs: Mapping[int, Job], workers: Workers | None, attempts: int
 ) -> Iterator[tuple[int, Outcome]]:
-    """Every job's number with its piece, or with the error of its last attempt.
+    """Every job's number with what was kept, or with the error of its last attempt.
 
     Without ``workers`` this process does it all: other processes import the program that started
     them again, which scripts and notebooks are seldom made for. Errors other than a source's own
@@ -73,11 +101,30 @@ def run_all(
     """
     workers = workers or Workers(processes=1)
     if workers.scheduler:
-        return _with_dask(cutter, jobs, workers.scheduler, attempts)
+        _check_places(bench.cutter, jobs)
+        return _with_dask(bench, jobs, workers.scheduler, attempts)
     num = workers.processes or min(num_cores(), len(jobs) // _UNITS_FOR_ONE)
     if num <= 1 or len(jobs) <= 1:
-        return _one_by_one(cutter, jobs, attempts)
-    return _with_pool(cutter, jobs, num, attempts)
+        return _one_by_one(bench, jobs, attempts)
+    return _with_pool(bench, jobs, num, attempts)
+
+
+def _check_places(cutter: Cutter, jobs: Mapping[int, Job]) -> None:
+    """Refuse what a worker would look for below the folder it happens to have been started in.
+
+    Raises:
+        ConfigError: the root of a source, or a scene's file, is a relative path.
+    """
+    places = [str(getattr(source, "root", "")) for source in (cutter.image, cutter.landcover)]
+    for job in jobs.values():
+        places += getattr(job.scene, "assets", {}).values()
+    for place in places:
+        if place and web_address(place) is None and not Path(place).is_absolute():
+            raise ConfigError(
+                f"{place} is a relative path, which the workers of a scheduler would look for in "
+                f"folders of their own: give the whole path, e.g. {Path(place).absolute()}, of a "
+                "folder that all workers share"
+            )
 
 
 class _Queue:
@@ -97,35 +144,28 @@ class _Queue:
         return outcome
 
 
-def _attempt(cutter: Cutter, job: Job) -> Outcome:
-    try:
-        return cutter.cut(*job)
-    except SourceError as error:
-        return error
-
-
 def _one_by_one(
-    cutter: Cutter, jobs: Mapping[int, Job], attempts: int
+    bench: Bench, jobs: Mapping[int, Job], attempts: int
 ) -> Iterator[tuple[int, Outcome]]:
     queue = _Queue(jobs, attempts)
     while queue.waiting:
         index = queue.waiting.popleft()
-        outcome = queue.outcome(index, _attempt(cutter, jobs[index]))
+        outcome = queue.outcome(index, bench.do(jobs[index]))
         if outcome is not None:
             yield index, outcome
 
 
-# Other processes get the cutter as bytes, once unpickled by each.
+# Other processes get the bench as bytes, once unpickled by each.
 
 
 @lru_cache(maxsize=2)
-def _unpickled(cutter: bytes) -> Cutter:
-    opened: Cutter = pickle.loads(cutter)
+def _unpickled(bench: bytes) -> Bench:
+    opened: Bench = pickle.loads(bench)
     return opened
 
 
-def _remote(cutter: bytes, job: Job) -> Outcome:
-    return _attempt(_unpickled(cutter), job)
+def _remote(bench: bytes, job: Job) -> Outcome:
+    return _unpickled(bench).do(job)
 
 
 def _start_worker() -> None:
@@ -147,9 +187,9 @@ def _new_pool(num: int) -> ProcessPoolExecutor:
 
 
 def _with_pool(
-    cutter: Cutter, jobs: Mapping[int, Job], num: int, attempts: int
+    bench: Bench, jobs: Mapping[int, Job], num: int, attempts: int
 ) -> Iterator[tuple[int, Outcome]]:
-    queue, packed = _Queue(jobs, attempts), pickle.dumps(cutter)
+    queue, packed = _Queue(jobs, attempts), pickle.dumps(bench)
     pool, deaths = _new_pool(num), 0
     under_way: dict[Future[Outcome], int] = {}
     try:
@@ -180,7 +220,7 @@ def _with_pool(
 
 
 def _with_dask(
-    cutter: Cutter, jobs: Mapping[int, Job], scheduler: str, attempts: int
+    bench: Bench, jobs: Mapping[int, Job], scheduler: str, attempts: int
 ) -> Iterator[tuple[int, Outcome]]:
     try:
         from distributed import Client
@@ -198,7 +238,7 @@ def _with_dask(
             "`dask scheduler` prints it, e.g. tcp://10.0.0.1:8786"
         ) from error
     try:
-        yield from _on_cluster(client, cutter, jobs, attempts)
+        yield from _on_cluster(client, bench, jobs, attempts)
     except (FutureCancelledError, CommClosedError) as error:
         raise BuildError(
             f"the Dask scheduler {scheduler} does not answer any more "
@@ -208,12 +248,12 @@ def _with_dask(
 
 
 def _on_cluster(
-    client: Any, cutter: Cutter, jobs: Mapping[int, Job], attempts: int
+    client: Any, bench: Bench, jobs: Mapping[int, Job], attempts: int
 ) -> Iterator[tuple[int, Outcome]]:
     from distributed import as_completed
     from distributed.scheduler import KilledWorker
 
-    queue, packed = _Queue(jobs, attempts), pickle.dumps(cutter)
+    queue, packed = _Queue(jobs, attempts), pickle.dumps(bench)
     with client:
         under_way: dict[Any, int] = {}
         completed = as_completed(loop=client.loop)
@@ -259,8 +299,23 @@ def _on_cluster(
                 outcome = None
             future.release()
             give_out()
+            if isinstance(outcome, Kept):
+                _wait_until_seen(bench.scratch, index)
             if outcome is not None:
                 yield index, outcome
+
+
+def _wait_until_seen(scratch: Scratch, index: int) -> None:
+    """Wait until what a worker says it has written is there: network folders take their time."""
+    give_up_at = time.monotonic() + _PATIENCE_S
+    while not scratch.is_cut(index):
+        if time.monotonic() > give_up_at:
+            raise BuildError(
+                f"a worker has written unit {index} to {scratch.folder}, and it is not there: "
+                "--output must be a folder that all workers share with this machine, under the "
+                "same path"
+            )
+        time.sleep(_LOOK_EVERY_S)
 
 
 def _too_many_deaths() -> BuildError:

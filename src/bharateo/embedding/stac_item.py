@@ -16,9 +16,20 @@ from odc.geo.geobox import GeoBox
 
 from bharateo.config import Sentinel2Config
 from bharateo.embedding.contract import canonical
-from bharateo.errors import ConfigError, ContractError, SourceError
+from bharateo.errors import (
+    ConfigError,
+    ContractError,
+    ItemError,
+    SourceError,
+)
 from bharateo.sensor import SENTINEL2_L2A, Sensor
-from bharateo.sources.sentinel2 import OFFSET_DN, SceneSource, Sentinel2, contradiction
+from bharateo.sources.sentinel2 import (
+    OFFSET_DN,
+    DarkGround,
+    SceneSource,
+    Sentinel2,
+    contradiction,
+)
 from bharateo.sources.stac import (
     EARTH_SEARCH,
     KNOWN,
@@ -42,7 +53,7 @@ class ScenePixels:
     def __init__(self, location: str, source: SceneSource) -> None:
         self.location, self._source = location, source
         self._bands = source.source.sensor.band_names
-        self._darkest: list[float] = []
+        self._ground = DarkGround()
         self.geobox = _grid_10m(source)
 
     @property
@@ -67,22 +78,22 @@ class ScenePixels:
             CorruptRasterError, UnreachableError: a file cannot be read.
         """
         raster = self._source.read(self.geobox[row : row + height, col : col + width])
-        if raster.provenance["dark_dn"] is not None:
-            self._darkest.append(raster.provenance["dark_dn"])
+        self._ground += DarkGround(**raster.provenance["dark_ground"])
         return raster.values, raster.valid
 
     def check_offset(self, differences: Differences) -> None:
-        """Refuse an offset that is subtracted from pixels, read so far, too dark to hold it.
+        """Refuse an offset that the pixels read so far contradict.
+
+        One that was stated is contradicted only where it is subtracted.
 
         Raises:
-            ContractError: it is, and ``unit`` is not allowed to differ.
+            ContractError: they do, and ``unit`` is not allowed to differ.
         """
-        offset, darkest = self._source.offset, min(self._darkest, default=None)
-        wrong = contradiction(darkest, offset) if offset.dn else None
-        if wrong:
-            what = f"{OFFSET_DN} is subtracted from {self.location} ({offset.evidence}), but its "
-            what += f"darkest pixels are {darkest:.0f}: the offset has been removed already"
-            differences.add("unit", what, "add --offset 0")
+        offset, stated = self._source.offset, self._source.source.config.offset != "auto"
+        wrong = contradiction(self._ground, offset)
+        if wrong and (offset.dn or not stated):
+            remedy = "add --offset 0" if offset.dn else f"add --offset {-OFFSET_DN * self.scale:g}"
+            differences.add("unit", f"{wrong.partition(';')[0]} ({self.location})", remedy)
 
 
 def _grid_10m(source: SceneSource) -> GeoBox:
@@ -127,7 +138,9 @@ def open_scene(
     try:
         catalogue = catalogue_of_item(item, location)
         scene = scene_of(_with_whole_addresses(item, location), catalogue, names)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (ItemError, KeyError, TypeError, AttributeError, ValueError) as error:
+        if isinstance(error, ItemError) and error.what != ItemError.MALFORMED:
+            raise
         raise SourceError(
             f"{location} is no STAC item of Sentinel-2 L2A ({error!r}): give the address of one, "
             "e.g. .../collections/sentinel-2-l2a/items/ID"

@@ -49,7 +49,25 @@ Source: Sentinel-2 L2A Algorithm Theoretical Basis Document, table 3."""
 
 DARK_QUANTILE = 0.001
 DARK_BELOW_OFFSET = 900
-"""Real ground always holds something darker than this, in water, shadow or the swir of leaves."""
+"""A stored number that hardly any ground has while the offset is in: a reflectance below -0.01."""
+
+VISIBLE = ("B02", "B03", "B04")
+
+_SHADOW, _VEGETATION, _WATER = 2, 4, 6
+"""Scene classes that say how dark ground must be, or that it need not be ground one sees."""
+
+_ENOUGH = 500
+"""Pixels looked at before anything is said of a scene: of one in sixteen, 0.8 km2."""
+
+_DARK_ANYWHERE = 0.05
+_DARK_GREEN = 0.1
+_NO_DARK_GREEN = 0.02
+"""Shares of pixels below ``DARK_BELOW_OFFSET`` in their darkest visible band. Twenty real scenes
+without the offset have 0.9 and more among plants and water, one with it none; see
+``DarkGround.offset_dn``."""
+
+_NOTHING_LEFT = 0.5
+"""Share of the ground that must not fall below zero, whoever says that 1000 is to be subtracted."""
 
 _THINNED = 4
 _PART_BYTES = 8 * 2**20
@@ -82,13 +100,16 @@ class Offset:
 def offset_of(scene: Scene, policy: str = "auto") -> Offset:
     """What a catalogue's rule says must be added to a scene's stored numbers.
 
-    - ``earth-search``: its files of collection sentinel-2-l2a have the offset removed; the item
-      says so in ``earthsearch:boa_offset_applied``. Its ``raster:bands`` offset is not heeded.
+    - ``earth-search`` (also Digital Earth Africa): files of collection sentinel-2-l2a have the
+      offset removed; the item says so in ``earthsearch:boa_offset_applied``. The offset that it
+      gives its bands is not heeded. Those of sentinel-2-c1-l2a follow ``by-baseline``.
     - ``by-baseline`` (Planetary Computer): files as ESA made them, offset from baseline 04.00 on.
       Never by date: old scenes have been processed anew with new baselines.
-    - ``by-item`` (any other): the offset the item gives its bands, else by baseline.
+    - ``by-item`` (any other): as ``earth-search`` where the item says whether it was removed, else
+      the offset the item gives its bands, else by baseline.
 
-    ``policy`` "applied" or "subtract" overrules it, for files that are known better.
+    ``policy`` "applied" or "subtract" overrules it, for files that are known better. What the
+    pixels say is another matter: see ``contradiction``.
 
     Raises:
         SourceError: the item does not say enough.
@@ -96,7 +117,7 @@ def offset_of(scene: Scene, policy: str = "auto") -> Offset:
     if policy != "auto":
         dn = -OFFSET_DN if policy == "subtract" else 0
         return Offset(dn, scene.baseline, f"data.sentinel2.offset: {policy}")
-    if scene.rule == "earth-search":
+    if scene.rule == "earth-search" or (scene.rule == "by-item" and scene.flag is not None):
         if scene.flag is None:
             return Offset(0, scene.baseline, "Earth Search harmonises; the item is silent")
         if scene.flag:
@@ -104,7 +125,7 @@ def offset_of(scene: Scene, policy: str = "auto") -> Offset:
         return _by_baseline(scene, "earthsearch:boa_offset_applied is false")
     if scene.rule == "by-item" and scene.raster:
         scale, offset = scene.raster.get("scale", 1e-4), scene.raster.get("offset", 0.0)
-        dn = round(offset / scale)
+        dn = round(offset / 1e-4) if np.isfinite(offset) else 1
         if dn not in (0, -OFFSET_DN) or not np.isclose(scale, 1e-4):
             raise SourceError(
                 f"item {scene.id} gives its bands scale {scale} and offset {offset}, Sentinel-2 "
@@ -142,25 +163,94 @@ def harmonised(
     return lifted
 
 
-def contradiction(dark_dn: float | None, offset: Offset) -> str | None:
-    """What speaks against an offset in a scene's darkest pixels, None if nothing does.
+@dataclass(frozen=True)
+class DarkGround:
+    """Pixels counted to tell whether the offset is in: counts of parts of a scene add up.
 
-    ``dark_dn`` is the stored number of the darkest thousandth in the darkest band.
+    Clear ground is valid and no shadow; green ground is the plants and water in it. Each is
+    counted whole, and where its darkest visible band is below ``DARK_BELOW_OFFSET``. Without a
+    visible band the darkest of all bands counts, and green ground is water alone.
     """
-    if dark_dn is None:
+
+    num_clear: int = 0
+    num_clear_dark: int = 0
+    num_green: int = 0
+    num_green_dark: int = 0
+
+    def __add__(self, other: DarkGround) -> DarkGround:
+        return DarkGround(
+            self.num_clear + other.num_clear,
+            self.num_clear_dark + other.num_clear_dark,
+            self.num_green + other.num_green,
+            self.num_green_dark + other.num_green_dark,
+        )
+
+    @property
+    def dark_share(self) -> float:
+        """Share of clear ground that is dark."""
+        return self.num_clear_dark / max(self.num_clear, 1)
+
+    @property
+    def dark_green_share(self) -> float:
+        """Share of green ground that is dark."""
+        return self.num_green_dark / max(self.num_green, 1)
+
+    @property
+    def offset_dn(self) -> int | None:
+        """What must be added by the pixels alone: 0 or -1000; None where they do not tell.
+
+        While the offset is in, a number below 900 is a reflectance below -0.01: noise over a few
+        pixels. Without it plants and water are there, nearly all. Sand, snow and rock tell nothing
+        either way.
+        """
+        seen, green_seen = self.num_clear >= _ENOUGH, self.num_green >= _ENOUGH
+        if (seen and self.dark_share >= _DARK_ANYWHERE) or (
+            green_seen and self.dark_green_share >= _DARK_GREEN
+        ):
+            return 0
+        return -OFFSET_DN if green_seen and self.dark_green_share < _NO_DARK_GREEN else None
+
+
+def dark_ground(
+    stored: UInt16[np.ndarray, "band row col"],
+    bands: Sequence[str],
+    valid: Bool[np.ndarray, "row col"],
+    classes: UInt8[np.ndarray, "row col"],
+) -> DarkGround:
+    """The dark ground of a read, of one pixel in sixteen; ``bands`` are the names of ``stored``."""
+    thin = slice(None, None, _THINNED)
+    clear = valid[thin, thin] & (classes[thin, thin] != _SHADOW)
+    seen = [place for place, name in enumerate(bands) if name in VISIBLE]
+    green_classes = (_VEGETATION, _WATER) if seen else (_WATER,)
+    dark = stored[seen or slice(None), thin, thin].min(axis=0) < DARK_BELOW_OFFSET
+    green = clear & np.isin(classes[thin, thin], green_classes)
+    return DarkGround(*(int(np.count_nonzero(each)) for each in (
+        clear, clear & dark, green, green & dark,
+    )))  # fmt: skip
+
+
+def contradiction(ground: DarkGround, offset: Offset) -> str | None:
+    """What speaks against an offset in a scene's pixels, None if nothing does."""
+    shown = ground.offset_dn
+    if shown is None or shown == offset.dn:
         return None
-    if offset.dn == 0 and dark_dn >= OFFSET_DN:
+    if shown:
         return (
-            f"taken as harmonised ({offset.evidence}), but its darkest pixels are {dark_dn:.0f}: "
-            "either the offset of 1000 is still in, then set data.sentinel2.offset to subtract, "
-            "or nothing here is dark (sand, cloud)"
+            f"taken as harmonised ({offset.evidence}), but {1 - ground.dark_green_share:.1%} of "
+            f"its plants and water are at {DARK_BELOW_OFFSET} or more in every visible band: the "
+            "offset of 1000 is still in; set data.sentinel2.offset to subtract"
         )
-    if offset.dn != 0 and dark_dn < DARK_BELOW_OFFSET:
-        return (
-            f"1000 is subtracted ({offset.evidence}), but its darkest pixels are {dark_dn:.0f}: "
-            "the offset has been removed already; set data.sentinel2.offset to applied"
-        )
-    return None
+    return (
+        f"1000 is subtracted ({offset.evidence}), but {ground.dark_share:.1%} of its clear ground "
+        f"is below {DARK_BELOW_OFFSET} in a visible band: the offset has been removed already; "
+        "set data.sentinel2.offset to applied"
+    )
+
+
+def leaves_nothing(ground: DarkGround, offset: Offset) -> bool:
+    """Whether most ground would fall below zero: no knowledge of the files can mean that."""
+    enough = ground.num_clear >= _ENOUGH
+    return offset.dn != 0 and enough and ground.dark_share >= _NOTHING_LEFT
 
 
 def darkest(
@@ -333,8 +423,9 @@ class SceneSource:
 
         20 m bands come to 10 m by bilinear, the scene classification by nearest neighbour. A pixel
         is valid where every band holds data and the classification says land, water or snow. The
-        provenance holds the offset with its evidence, the darkest stored number and, where the two
-        contradict each other, a ``warning``.
+        provenance holds the offset with its evidence, what the pixels say to it (``agree``,
+        ``disagree``, or ``undecided`` where nothing is green), the counts of dark ground, the
+        darkest stored number and, where pixels disagree, a ``warning``.
 
         Raises:
             CorruptRasterError, UnreachableError: see ``Sentinel2.read_band``.
@@ -354,19 +445,27 @@ class SceneSource:
         for band_values in values:
             valid &= band_values != NODATA
         dark = darkest(values, valid)
+        names = self.source.sensor.band_names
+        ground = dark_ground(values, names, valid, classes.result())
         for band in values:
             band[:] = harmonised(band, self.offset)
-        return Raster(values, valid, geobox, self._provenance(dark))
+        return Raster(values, valid, geobox, self._provenance(dark, ground))
 
-    def _provenance(self, dark: float | None) -> dict[str, Any]:
+    def _provenance(self, dark: float | None, ground: DarkGround) -> dict[str, Any]:
+        shown = ground.offset_dn
+        agreement = "agree" if shown == self.offset.dn else "disagree"
         found: Mapping[str, Any] = {
             "item": self.scene.id,
             "datetime": self.scene.datetime,
             "cloud_cover": self.scene.cloud_cover,
-            "offset": asdict(self.offset),
+            "offset": {
+                **asdict(self.offset),
+                "pixels": "undecided" if shown is None else agreement,
+            },
             "dark_dn": dark,
+            "dark_ground": asdict(ground),
         }
-        warning = contradiction(dark, self.offset)
+        warning = contradiction(ground, self.offset)
         return {**found, "warning": f"scene {self.scene.id}: {warning}"} if warning else {**found}
 
 
@@ -390,6 +489,7 @@ def sentinel2_recipe(data: DataConfig) -> Recipe:
             "seasons": list(data.sentinel2.seasons),
             "max_cloud": data.sentinel2.max_cloud,
             "offset": data.sentinel2.offset,
+            "assets": dict(data.sentinel2.assets) if data.sentinel2.assets else None,
         },
         "zones": {zone.name: _digest(zone) for zone in zones},
     }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import calendar
 import datetime
 import json
+import math
 import re
 import threading
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,12 +19,16 @@ from functools import cached_property
 from typing import Any
 from urllib.parse import urlencode, urljoin, urlsplit
 
+import numpy as np
 import shapely
+import shapely.affinity
 import shapely.geometry
 from jaxtyping import Float64
 from numpy import ndarray
+from pydantic import ConfigDict, Field
 
-from bharateo.errors import ConfigError, SourceError, UnreachableError
+from bharateo.artefacts import Record, checked
+from bharateo.errors import ConfigError, ItemError, SourceError, UnreachableError
 from bharateo.network import harmless_headers, led_to
 from bharateo.web import Web
 
@@ -38,6 +43,15 @@ _MOST_PAGES = 1000
 
 _LEAST = 0.05
 """A scene that covers less of a place is not worth its bytes."""
+
+_TILE_KM2 = 109.8**2
+"""Ground of a whole tile. Source: Sentinel-2 Products Specification Document, tiling grid."""
+
+_TRUSTED = 0.95
+"""An outline that promises no more ground than this share of what the item says it holds is
+believed: outlines are drawn with few corners."""
+
+_KM_PER_DEGREE = 111.2
 
 
 @dataclass(frozen=True)
@@ -80,15 +94,40 @@ PLANETARY_COMPUTER = Catalogue(
     signed=True,
 )
 
-KNOWN = {each.name: each for each in (EARTH_SEARCH, PLANETARY_COMPUTER)}
+COPERNICUS = Catalogue(
+    "copernicus",
+    "https://stac.dataspace.copernicus.eu/v1",
+    {
+        band: f"{band}_{'10m' if band in ('B02', 'B03', 'B04', 'B08') else '20m'}"
+        for band in _OWN_KEYS
+    },
+    "by-item",
+)
+
+DIGITAL_EARTH_AFRICA = Catalogue(
+    "digital-earth-africa",
+    "https://explorer.digitalearth.africa/stac",
+    _OWN_KEYS,
+    "earth-search",
+)
+"""Its collection ``s2_l2a`` holds Element 84's files."""
+
+KNOWN = {
+    each.name: each for each in (EARTH_SEARCH, PLANETARY_COMPUTER, COPERNICUS, DIGITAL_EARTH_AFRICA)
+}
+
+_KEEPS_OFFSET = "sentinel-2-c1-l2a"
+"""Earth Search's collection of files as ESA made them; the others are harmonised."""
 
 
 def catalogue_of(name: str, assets: Mapping[str, str] | None = None) -> Catalogue:
-    """A known catalogue by its name, or any other by its URL, with its own asset keys if given.
+    """A known catalogue by its name or its URL, or any other by its URL, with its own asset keys
+    if given.
 
-    A catalogue by URL follows its items' own scale and offset (``raster:bands``), else their
-    processing baseline; one that answers with Earth Search's or Planetary Computer's items should
-    be read under that name with ``url`` in its place: ``earth-search=https://...``.
+    Any other follows what its items say of themselves: whether the offset has been removed, else
+    their scale and offset, else their processing baseline. Where one answers with the items of a
+    known catalogue but is silent on these, it is read under that name with ``url`` in its place:
+    ``earth-search=https://...``.
 
     Raises:
         ConfigError: it is neither.
@@ -103,6 +142,10 @@ def catalogue_of(name: str, assets: Mapping[str, str] | None = None) -> Catalogu
             f"data.sentinel2.catalogue {name!r} is not known: give {', '.join(KNOWN)}, or the URL "
             "of a STAC API with a band map in data.sentinel2.assets"
         )
+    for known in KNOWN.values():
+        if urlsplit(name).hostname == urlsplit(known.url).hostname:
+            keys = {**known.assets, **(assets or {})}
+            return Catalogue(known.name, name, keys, known.rule, known.signed)
     return Catalogue(name, name, {**_OWN_KEYS, **(assets or {})}, "by-item")
 
 
@@ -203,11 +246,31 @@ class Scene:
     """``earthsearch:boa_offset_applied``."""
     raster: Mapping[str, float]
     """``scale`` and ``offset`` that the item gives its bands, if any."""
+    nodata_percent: float | None = None
+    """How much of the tile holds no pixel, where the item says so."""
 
     @cached_property
     def outline(self) -> shapely.Geometry:
-        """Where the scene holds pixels, in degrees."""
-        return shapely.geometry.shape(self.geometry)
+        """Where the scene holds pixels, in degrees, -180 to 180.
+
+        Raises:
+            SourceError: the geometry is none.
+        """
+        return _outline(self.geometry, f"scene {self.id}")
+
+    @cached_property
+    def believed(self) -> float:
+        """The share of its outline that the scene can fill with pixels, by what it says of nodata.
+
+        Outlines are often those of the whole tile, whatever the tile holds.
+        """
+        if self.nodata_percent is None:
+            return 1.0
+        latitude = math.radians(self.outline.centroid.y)
+        promised_km2 = self.outline.area * _KM_PER_DEGREE**2 * max(math.cos(latitude), 1e-3)
+        held_km2 = _TILE_KM2 * (1 - self.nodata_percent / 100)
+        share = min(held_km2 / promised_km2, 1.0)
+        return 1.0 if share >= _TRUSTED else share
 
     def to_json(self) -> dict[str, Any]:
         """The scene as plain JSON."""
@@ -218,87 +281,290 @@ class Scene:
         """The scene that ``to_json`` wrote.
 
         Raises:
-            SourceError: a field is missing or unknown.
+            SourceError: a field is missing, unknown or of another type.
         """
-        try:
-            return cls(**record)
-        except TypeError as error:
-            raise SourceError(f"stored scene is incomplete or unknown: {error}") from error
+        where = "stored scene is incomplete or unknown"
+        remedy = "use the items.json of a dataset as it was written"
+        scene = checked(cls, record, where, SourceError, remedy)
+        if unknown := [name for name in record if name not in cls.__dataclass_fields__]:
+            raise SourceError(f"{where}: {', '.join(unknown)}; {remedy}")
+        _ = scene.outline
+        return scene
+
+
+# Items, of any catalogue and version of STAC
+
+
+class _Part(Record):
+    """What is used of a STAC item; the rest may be whatever it is."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class _Numbers(_Part):
+    """How stored numbers become physical ones, in the words of STAC 1.0 and 1.1."""
+
+    scale: float | None = None
+    offset: float | None = None
+    raster_scale: float | None = Field(None, alias="raster:scale")
+    raster_offset: float | None = Field(None, alias="raster:offset")
+
+    def said(self) -> dict[str, float]:
+        """Scale and offset, of those that are given."""
+        scale = self.scale if self.raster_scale is None else self.raster_scale
+        offset = self.offset if self.raster_offset is None else self.raster_offset
+        given = {"scale": scale, "offset": offset}
+        return {name: value for name, value in given.items() if value is not None}
+
+
+class _Place(_Part):
+    href: str
+
+
+class _Alternates(_Part):
+    https: _Place | None = None
+
+
+class _Grid(_Part):
+    """A grid's reference system, in the words of the projection extension 1 and 2."""
+
+    code: str | None = Field(None, alias="proj:code")
+    number: int | None = Field(None, alias="proj:epsg")
+
+    @property
+    def epsg(self) -> int | None:
+        digits = str(self.code or self.number or "").upper().removeprefix("EPSG:")
+        return int(digits) if digits.isdecimal() else None
+
+
+class _Asset(_Grid, _Numbers):
+    href: str
+    alternate: _Alternates | None = None
+    bands: tuple[_Numbers, ...] | None = None
+    raster_bands: tuple[_Numbers, ...] | None = Field(None, alias="raster:bands")
+
+    @property
+    def address(self) -> str:
+        """Where the file is fetched: over https where the first address is of another kind."""
+        scheme = urlsplit(self.href).scheme
+        if scheme in ("http", "https", "file", "") or not (self.alternate and self.alternate.https):
+            return self.href
+        return self.alternate.https.href
+
+    def numbers(self) -> dict[str, float]:
+        """Scale and offset of its first band: what is said of the band beats the asset's."""
+        of_band: dict[str, float] = {}
+        for bands in (self.bands, self.raster_bands):
+            of_band |= bands[0].said() if bands else {}
+        return {**self.said(), **of_band}
+
+
+class _Properties(_Grid):
+    when: str | None = Field(None, alias="datetime")
+    start: str | None = Field(None, alias="start_datetime")
+    platform: str | None = None
+    constellation: str | None = None
+    cloud_cover: float | None = Field(None, alias="eo:cloud_cover", ge=0, le=100)
+    grid: str | None = Field(None, alias="grid:code")
+    baseline: str | None = Field(None, alias="s2:processing_baseline")
+    first_baseline: str | None = Field(None, alias="sentinel:processing_baseline")
+    version: str | None = Field(None, alias="processing:version")
+    flag: bool | None = Field(None, alias="earthsearch:boa_offset_applied")
+    first_flag: bool | None = Field(None, alias="sentinel:boa_offset_applied")
+    nodata: float | None = Field(None, alias="s2:nodata_pixel_percentage", ge=0, le=100)
+    coverage: float | None = Field(None, alias="sentinel:data_coverage", ge=0, le=100)
+
+    @property
+    def nodata_percent(self) -> float | None:
+        if self.nodata is not None or self.coverage is None:
+            return self.nodata
+        return 100 - self.coverage
+
+
+class _Item(_Part):
+    id: str
+    collection: str | None = None
+    geometry: Mapping[str, Any] | None
+    properties: _Properties
+    assets: Mapping[str, Any]
 
 
 def scene_of(item: Mapping[str, Any], catalogue: Catalogue, bands: Sequence[str]) -> Scene:
-    """The scene that a STAC item describes.
+    """The scene that a STAC item describes, of STAC 0.9, 1.0 or 1.1.
 
     Raises:
-        SourceError: the item lacks the asset of a band.
+        ItemError: the item lacks the asset of a band, or cannot be used for another reason.
     """
-    assets, properties = item["assets"], item["properties"]
-    addresses = {}
+    name = item.get("id") if isinstance(item, Mapping) else None
+    where = f"item {name} of {catalogue.url}"
+    remedy = "it cannot be used: choose other dates or another catalogue"
+    known = checked(_Item, item, where, ItemError, remedy)
+    properties = known.properties
+    _check_product(properties, where)
+    addresses, numbers = {}, {}
     for band in (*bands, "SCL"):
-        key = catalogue.assets.get(band, band)
-        if key not in assets:
-            raise SourceError(
-                f"item {item['id']} of {catalogue.url} has no asset {key!r} for band {band} (it "
-                f"has {', '.join(sorted(assets))}): name the right key in data.sentinel2.assets, "
-                "or leave the band out of data.bands"
+        key = _key(band, known.assets, catalogue)
+        if key not in known.assets:
+            raise ItemError(
+                f"{where} has no asset {key!r} for band {band} (it has "
+                f"{', '.join(sorted(known.assets))}): name the right key in "
+                "data.sentinel2.assets, or leave the band out of data.bands",
+                "lack a band",
             )
-        addresses[band] = assets[key]["href"]
-    first = assets[catalogue.assets.get(bands[0], bands[0])]
-    raster = (first.get("raster:bands") or first.get("bands") or [{}])[0]
+        asset = checked(_Asset, known.assets[key], f"{where}, asset {key!r}", ItemError, remedy)
+        addresses[band] = asset.address
+        if band != "SCL":
+            numbers[key] = asset.numbers()
+    if len({tuple(sorted(each.items())) for each in numbers.values()}) > 1:
+        told = "; ".join(f"{key}: {value}" for key, value in numbers.items())
+        raise ItemError(
+            f"{where} gives its bands different scales and offsets ({told}): set "
+            "data.sentinel2.offset to applied or subtract, or choose other dates",
+            "give their bands different units",
+        )
+    first = checked(_Grid, known.assets[_key(bands[0], known.assets, catalogue)], where,
+                    ItemError, remedy)  # fmt: skip
+    if known.geometry is None:
+        raise ItemError(f"{where} has no geometry; {remedy}", "have no geometry")
+    _outline(known.geometry, where)
+    keeps_offset = catalogue.rule == "earth-search" and known.collection == _KEEPS_OFFSET
+    flag = properties.first_flag if properties.flag is None else properties.flag
     return Scene(
-        item["id"],
+        known.id,
         catalogue.url,
-        catalogue.rule,
+        "by-baseline" if keeps_offset else catalogue.rule,
         catalogue.signed,
-        properties["datetime"],
-        float(properties.get("eo:cloud_cover", 100.0)),
-        _epsg(properties),
-        item["geometry"],
+        _moment(properties, where),
+        100.0 if properties.cloud_cover is None else properties.cloud_cover,
+        properties.epsg or first.epsg or _epsg_of_tile(properties.grid),
+        dict(known.geometry),
         addresses,
-        _baseline(properties),
-        properties.get("earthsearch:boa_offset_applied"),
-        {
-            name: float(raster.get(name, raster.get(f"raster:{name}")))
-            for name in ("scale", "offset")
-            if raster.get(name, raster.get(f"raster:{name}")) is not None
-        },
+        properties.baseline or properties.first_baseline or properties.version,
+        flag,
+        next(iter(numbers.values())),
+        properties.nodata_percent,
     )
 
 
-def _epsg(properties: Mapping[str, Any]) -> int | None:
-    code = str(properties.get("proj:code") or properties.get("proj:epsg") or "")
-    digits = code.upper().removeprefix("EPSG:")
-    return int(digits) if digits.isdigit() else None
+def _check_product(properties: _Properties, where: str) -> None:
+    """Other satellites have bands of the same names."""
+    for said in (properties.platform, properties.constellation):
+        if said is not None and not said.lower().replace("_", "-").startswith("sentinel-2"):
+            raise ItemError(
+                f"{where} is of {said}, not of Sentinel-2: choose a collection of Sentinel-2 L2A "
+                "in data.sentinel2.collection",
+                "are of another satellite",
+            )
 
 
-def _baseline(properties: Mapping[str, Any]) -> str | None:
-    for name in ("s2:processing_baseline", "processing:version"):
-        if properties.get(name) is not None:
-            return str(properties[name])
-    return None
+def _key(band: str, assets: Mapping[str, Any], catalogue: Catalogue) -> str:
+    """The key of a band's asset; a catalogue that nobody knows may name them in any known way."""
+    key = catalogue.assets.get(band, band)
+    if catalogue.rule != "by-item" or key != band or key in assets:
+        return key
+    return next((k for each in KNOWN.values() if (k := each.assets[band]) in assets), key)
+
+
+def _moment(properties: _Properties, where: str) -> str:
+    """When the scene was taken, in UTC."""
+    text = properties.when or properties.start
+    try:
+        moment = datetime.datetime.fromisoformat(text or "")
+    except ValueError:
+        raise ItemError(
+            f"{where} has datetime {text!r}, which is no time: choose other dates or another "
+            "catalogue",
+            "do not say when they were taken",
+        ) from None
+    if text and text.endswith("Z"):
+        return text
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)
+    return moment.astimezone(datetime.UTC).isoformat().replace("+00:00", "Z")
+
+
+def _epsg_of_tile(grid: str | None) -> int | None:
+    """The UTM zone of a tile such as ``MGRS-43RGM``."""
+    tile = re.fullmatch(r"MGRS-(\d{1,2})([C-HJ-NP-X])[A-Z]{2}", grid or "")
+    return int(tile[1]) + (32600 if tile[2] >= "N" else 32700) if tile else None
+
+
+def _outline(geometry: Mapping[str, Any], where: str) -> shapely.Geometry:
+    """A GeoJSON geometry as the polygons it means, in -180 to 180.
+
+    Outlines that cross themselves are mended, and those that cross the antimeridian cut there.
+    """
+    problem = f"{where} has a geometry that is no outline: choose other dates or another catalogue"
+    try:
+        shape = shapely.geometry.shape(geometry)
+        if not np.isfinite(shapely.get_coordinates(shape)).all():
+            raise ValueError("a coordinate is no number")
+        unwound = shapely.union_all([_unwound(part) for part in getattr(shape, "geoms", [shape])])
+    except (shapely.errors.ShapelyError, ValueError, TypeError, KeyError, LookupError,
+            AttributeError) as error:  # fmt: skip
+        raise ItemError(f"{problem} ({error})", "have a geometry that is no outline") from error
+    if not unwound.area > 0:
+        raise ItemError(problem, "have a geometry that is no outline")
+    west, south, east, north = unwound.bounds
+    if west < -540 or east > 540 or south < -90 or north > 90:
+        raise ItemError(problem, "have a geometry that is no outline")
+    return shape if shape.is_valid and west >= -180 and east <= 180 else in_range(unwound)
+
+
+def _unwound(polygon: shapely.Geometry) -> shapely.Geometry:
+    """A valid polygon whose longitudes run on past 180 where they jump from 180 to -180."""
+    west, _, east, _ = polygon.bounds
+    if east - west > 180 and west >= -180 and east <= 180:
+        polygon = shapely.transform(polygon, _positive)
+    if not polygon.is_valid:
+        polygon = shapely.make_valid(polygon)
+    return polygon
+
+
+def _positive(points: Float64[ndarray, "point 2"]) -> Float64[ndarray, "point 2"]:
+    points = points.copy()
+    points[:, 0] %= 360
+    return points
+
+
+def in_range(shape: shapely.Geometry) -> shapely.Geometry:
+    """A shape whose longitudes may run past 180, cut at the antimeridian."""
+    west, _, east, _ = shape.bounds
+    if west >= -180 and east <= 180:
+        return shape
+    parts = [
+        shapely.affinity.translate(shape.intersection(shapely.box(x - 180, -90, x + 180, 90)), -x)
+        for x in (-360, 0, 360)
+    ]
+    return shapely.union_all(parts)
 
 
 def choose(scenes: Sequence[Scene], footprint: shapely.Geometry, epsg: int | None) -> Scene | None:
-    """The scene to take of a place: it covers the place, on the same grid, with the least cloud.
+    """The first of ``ranked``; None where no scene covers a twentieth of the place."""
+    return next(iter(ranked(scenes, footprint, epsg)), None)
 
-    ``footprint`` is in degrees. Of equals the newest processing, then the earliest date. None
-    where no scene covers a twentieth of it.
+
+def ranked(scenes: Sequence[Scene], footprint: shapely.Geometry, epsg: int | None) -> list[Scene]:
+    """The scenes of a place, best first: they cover it, on the same grid, with the least cloud.
+
+    ``footprint`` is in degrees. Cover is what the outline promises, less what the item's own
+    nodata takes from it. Of equals the newest processing, then the earliest date. Without those
+    that cover less than a twentieth.
     """
-
-    def rank(scene: Scene) -> tuple[Any, ...]:
+    footprint = in_range(footprint)
+    found = []
+    for scene in scenes:
         share = scene.outline.intersection(footprint).area / footprint.area
+        if round(share, 2) < _LEAST:
+            continue
+        share *= scene.believed
         covered = 1.0 if share >= _FULL else round(share, 2)
         other_grid = epsg is not None and scene.epsg not in (None, epsg)
         numbers = re.findall(r"\d+", scene.baseline or "")
         baseline = tuple(-int(part) for part in numbers) or (1,)  # unknown comes last
-        return (
-            -covered, other_grid, scene.cloud_cover, baseline, scene.datetime, scene.id,
-        )  # fmt: skip
-
-    ranked = sorted((rank(scene), index) for index, scene in enumerate(scenes))
-    if not ranked or -ranked[0][0][0] < _LEAST:
-        return None
-    return scenes[ranked[0][1]]
+        found.append((
+            (-covered, other_grid, scene.cloud_cover, baseline, scene.datetime, scene.id), scene,
+        ))  # fmt: skip
+    return [scene for _, scene in sorted(found, key=lambda each: each[0])]
 
 
 # Asking
@@ -320,7 +586,8 @@ class Client:
     def items(
         self, bounds: Sequence[float] | Float64[ndarray, "4"], first: str, last: str, cloud: float
     ) -> list[dict[str, Any]]:
-        """All items within bounds (west, south, east, north) and days, with at most that cloud.
+        """All items within bounds (west, south, east, north) and days, less those that say they
+        have more than that cloud.
 
         Raises:
             UnreachableError: the API did not answer, also after retries, or not as a STAC API.
@@ -328,7 +595,7 @@ class Client:
         try:
             search = self._opened().search(
                 collections=[self.collection],
-                bbox=[float(value) for value in bounds],
+                bbox=_bbox(bounds),
                 datetime=f"{first}T00:00:00Z/{last}T23:59:59Z",
                 query={"eo:cloud_cover": {"lte": cloud}} if self._queries else None,
                 limit=100,
@@ -350,7 +617,7 @@ class Client:
         except Exception as error:
             raise self._trouble(error) from error
         # Not every API heeds the query: look again.
-        return [item for item in found if item["properties"].get("eo:cloud_cover", 100.0) <= cloud]
+        return [item for item in found if not _is_cloudier(item, cloud)]
 
     def interruptible(self) -> AbstractContextManager[None]:
         """A block in which Ctrl-C ends the waiting of all threads for the catalogue."""
@@ -465,3 +732,16 @@ def _with_whole_href(asset: Any, base: str) -> dict[str, Any] | None:
     whole = {name: _with_whole_href(other, base) for name, other in others.items()}
     alternate = {name: other for name, other in whole.items() if other}
     return {**asset, "href": href, "alternate": alternate}
+
+
+def _is_cloudier(item: Any, most: float) -> bool:
+    """Whether an item says that it has more cloud; of odd ones ``scene_of`` says more."""
+    properties = item.get("properties") if isinstance(item, Mapping) else None
+    cloud = properties.get("eo:cloud_cover") if isinstance(properties, Mapping) else None
+    return isinstance(cloud, int | float) and cloud > most
+
+
+def _bbox(bounds: Sequence[float] | Float64[ndarray, "4"]) -> list[float]:
+    """Bounds as STAC has them: east is less than west across the antimeridian."""
+    west, south, east, north = (float(value) for value in bounds)
+    return [west, south, east - 360 if east > 180 else east, north]

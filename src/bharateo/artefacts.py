@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -72,13 +73,21 @@ def checked(
     """
     try:
         text = json.dumps(value)
-        return TypeAdapter(kind).validate_json(text, strict=True)
+        plain: Any = kind  # a type is hashable, which mypy does not know
+        found: Artefact = _adapter(plain).validate_json(text, strict=True)
     except ValidationError as trouble:
         raise error(f"{where}: {first_misfit(trouble)}; {remedy}") from trouble
     except (TypeError, ValueError, RecursionError) as trouble:
         raise error(
             f"{where} holds what cannot be: {shortened(str(trouble))}; {remedy}"
         ) from trouble
+    return found
+
+
+@lru_cache(maxsize=64)
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    """What checks a type; making one takes milliseconds, and catalogues have items by thousands."""
+    return TypeAdapter(kind)
 
 
 def first_misfit(trouble: ValidationError) -> str:

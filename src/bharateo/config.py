@@ -99,8 +99,9 @@ class Sentinel2Config(_Section):
     """Which Sentinel-2 L2A scenes, from which catalogue."""
 
     catalogue: str = "earth-search"
-    """``earth-search``, ``planetary-computer``, or the URL of any STAC API (see ``assets``);
-    ``earth-search=URL`` reads a copy of that catalogue by the same rules."""
+    """``earth-search``, ``planetary-computer``, ``copernicus``, ``digital-earth-africa``, or the
+    URL of any STAC API (see ``assets``); ``earth-search=URL`` reads a copy of that catalogue by the
+    same rules."""
     collection: str = "sentinel-2-l2a"
     """The catalogue's name of the product."""
     assets: Mapping[str, str] | None = None

@@ -449,7 +449,7 @@ def scene_of(item: Mapping[str, Any], catalogue: Catalogue, bands: Sequence[str]
 def _check_product(properties: _Properties, where: str) -> None:
     """Other satellites have bands of the same names."""
     for said in (properties.platform, properties.constellation):
-        if said is not None and not said.lower().replace("_", "-").startswith("sentinel-2"):
+        if said is not None and not re.match(r"s(entinel)?[ _-]?2", said, re.IGNORECASE):
             raise ItemError(
                 f"{where} is of {said}, not of Sentinel-2: choose a collection of Sentinel-2 L2A "
                 "in data.sentinel2.collection",

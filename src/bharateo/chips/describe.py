@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 from typing import IO, Any
 
 import numpy as np
@@ -22,6 +23,8 @@ from bharateo.regions import Region
 from bharateo.sources import Recipe
 
 _ROWS_AT_ONCE = 20_000
+
+_SIDES = ("xmin", "ymin", "xmax", "ymax")
 
 _MOST_VALUES = 12
 """Different values of one fact of a region's reads that are listed; more are counted."""
@@ -60,8 +63,9 @@ def write_table(
 ) -> None:
     """Write the GeoParquet file of the chips of whole unit records; ``store`` lists its columns.
 
-    Written in groups of rows, so that memory does not grow with the number of chips.
-    Source: GeoParquet specification 1.0.0.
+    Written in groups of rows, so that memory does not grow with the number of chips. ``bbox`` lets
+    readers pass over groups of rows that lie elsewhere.
+    Source: GeoParquet specification 1.1.0, bounding box covering.
     """
     import pyarrow as pa  # here, since opening a finished dataset has no need of it
     import pyarrow.parquet as pq
@@ -74,9 +78,11 @@ def write_table(
         shard = np.searchsorted(ends, chip, side="right")
         first = ends[shard] - np.asarray(shard_sizes)[shard]
         outlines = columns.pop("geometry")
+        bounds = dict(zip(_SIDES, shapely.bounds(outlines).T, strict=True))
         rows = pa.table({
             "chip": chip, **columns, "shard": shard, "shard_row": chip - first,
-            "geometry": outlines,
+            "geometry": pa.array(shapely.to_wkb(outlines), pa.binary()),
+            "bbox": pa.StructArray.from_arrays([*map(pa.array, bounds.values())], [*bounds]),
         })  # fmt: skip
         if writer is None:
             writer = pq.ParquetWriter(file, rows.schema.with_metadata({"geo": _geo_metadata()}))
@@ -131,7 +137,9 @@ def _columns(
         **_shares(np.array(every("class_counts")), np.array(every("num_valid")), size_px**2),
         "occasion": text(of_record("occasion")),
         "scene": text([read.get("item") for read in reads]),
-        "datetime": text([read.get("datetime") for read in reads]),
+        "datetime": pa.array(
+            [_moment(read.get("datetime")) for read in reads], pa.timestamp("us", "UTC")
+        ),
         "baseline": text([offset.get("baseline") for offset in offsets]),
         "offset_dn": pa.array([offset.get("dn") for offset in offsets], pa.int32()),
         "offset_evidence": text([offset.get("evidence") for offset in offsets]),
@@ -139,8 +147,12 @@ def _columns(
         "dark_dn": pa.array([read.get("dark_dn") for read in reads], pa.float64()),
         "geometry": np.concatenate(
             [_footprints(record["chips"], regions[record["region"]], size_px) for record in records]
-        ).tolist(),
+        ),
     }
+
+
+def _moment(text: str | None) -> datetime | None:
+    return datetime.fromisoformat(text) if text else None
 
 
 def _shares(counts: np.ndarray, num_valid: np.ndarray, area: int) -> dict[str, Any]:
@@ -163,7 +175,7 @@ def _shares(counts: np.ndarray, num_valid: np.ndarray, area: int) -> dict[str, A
 
 
 def _footprints(chips: Mapping[str, Any], region: Region, size_px: int) -> np.ndarray:
-    """The outline of every chip in degrees as WKB, its north-west corner in -180..180."""
+    """The outline of every chip in degrees, its north-west corner in -180..180."""
     a, b, c, d, e, f = (~region.geobox.affine)[:6]
     x, y = np.array(chips["x"]), np.array(chips["y"])
     first = np.stack([a * x + b * y + c, d * x + e * y + f], axis=1)
@@ -172,7 +184,7 @@ def _footprints(chips: Mapping[str, Any], region: Region, size_px: int) -> np.nd
     lonlat = to_lonlat(region.geobox, corners.reshape(-1, 2).T)
     corners = lonlat.T.reshape(-1, 4, 2)
     corners[..., 0] -= 360 * np.floor((corners[:, :1, 0] + 180) / 360)
-    return np.asarray(shapely.to_wkb(shapely.polygons(corners)), dtype=object)
+    return np.asarray(shapely.polygons(corners), dtype=object)
 
 
 def _geo_metadata() -> str:
@@ -180,9 +192,10 @@ def _geo_metadata() -> str:
         "encoding": "WKB",
         "geometry_types": ["Polygon"],
         "crs": pyproj.CRS("EPSG:4326").to_json_dict(),
+        "covering": {"bbox": {side: ["bbox", side] for side in _SIDES}},
     }
     return json.dumps(
-        {"version": "1.0.0", "primary_column": "geometry", "columns": {"geometry": geometry}}
+        {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": geometry}}
     )
 
 

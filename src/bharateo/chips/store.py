@@ -3,7 +3,8 @@
 ::
 
     dataset.json            what everything is; written last, so a folder with it is complete
-    chips.parquet           GeoParquet, one row a chip: footprint (EPSG:4326) and the columns below
+    chips.parquet           GeoParquet 1.1, one row a chip: footprint (EPSG:4326) with its bbox, and
+                            the columns below
     image-00000.npy         (chip, band, row, col), the sensor's stored values, 0 where invalid
     landcover-00000.npy     (chip, row, col) uint8 class ids, 255 where there is no label
     valid-00000.npy         (chip, row, ceil(col / 8)) uint8, np.packbits along columns
@@ -17,7 +18,7 @@ Columns of ``chips.parquet``: chip (0, 1, ...), region, zone (of the area, if it
 block, row, col (pixels in the region), x, y (north-west corner in the region's reference system),
 size_px, valid_fraction and labelled_fraction (of all pixels), fraction_<class name> (of labelled
 pixels), majority_class (a name, null without labels); and where the pixels come from, null where a
-source has nothing to say: occasion (season), scene (STAC item or file), datetime, baseline,
+source has nothing to say: occasion (season), scene (STAC item or file), datetime (UTC), baseline,
 offset_dn (what was added to the stored numbers) with offset_evidence and offset_pixels (whether the
 pixels agree), dark_dn (the darkest stored number of what was read with it); then shard, shard_row.
 

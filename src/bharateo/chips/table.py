@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 FOOTPRINT = "geometry"
+_OUTLINES = (FOOTPRINT, "bbox")
 
 _NEEDED = ("chip", "region", "split", "block", "row", "col", "size_px", "valid_fraction")
 """Columns that whoever asks for all of them counts on."""
@@ -35,7 +36,7 @@ _MOST_CHARACTERS = 1000
 class _Rule:
     """What a column may hold. ``known`` are the texts it may hold, ``equal`` its very values."""
 
-    kind: Literal["number", "whole", "text"] = "number"
+    kind: Literal["number", "whole", "text", "moment"] = "number"
     low: float = -1e12
     high: float = 1e12
     known: Collection[str] | None = None
@@ -56,13 +57,13 @@ class ChipTable:
         self._info = info
 
     def column(self, name: str) -> Shaped[np.ndarray, " chip"]:
-        """One column; text is str or None."""
+        """One column; text is str or None, a moment ``datetime64`` in UTC."""
         return self._checked(name, self._open())
 
     def columns(self) -> dict[str, Shaped[np.ndarray, " chip"]]:
         """All columns without the footprints, in the file's order."""
         opened = self._open()
-        names = [name for name in opened.schema_arrow.names if name != FOOTPRINT]
+        names = [name for name in opened.schema_arrow.names if name not in _OUTLINES]
         names += [name for name in _NEEDED if name not in names]  # which is refused by name
         return {name: self._checked(name, opened) for name in names}
 
@@ -131,14 +132,18 @@ class ChipTable:
             "number": pa.types.is_integer(kind) or pa.types.is_floating(kind),
             "whole": pa.types.is_integer(kind),
             "text": pa.types.is_string(kind) or pa.types.is_large_string(kind),
+            "moment": pa.types.is_timestamp(kind),
         }
+        fits["moment"] |= fits["text"]  # in tables of older versions
         if rule is None:
             return _texts(column)[0] if fits["text"] else column.to_numpy()
         if not fits[rule.kind]:
             raise self._damaged(name, f"is {shortened(str(kind))}, no {rule.kind}")
         if column.null_count and not rule.nullable:
             raise self._damaged(name, "has rows without a value")
-        if rule.kind == "text":
+        if rule.kind == "moment" and not fits["text"]:
+            return column.to_numpy()
+        if rule.kind in ("text", "moment"):
             values, texts = _texts(column)
             for text in texts:
                 if len(text) > _MOST_CHARACTERS or (
@@ -172,7 +177,7 @@ class ChipTable:
         if name.endswith("_fraction") or name.startswith("fraction_"):
             return _Rule(low=0, high=1)
         class_names = {each["name"] for each in info["class_scheme"]["classes"]}
-        optional = ("zone", "occasion", "scene", "datetime", "baseline", "offset_evidence")
+        optional = ("zone", "occasion", "scene", "baseline", "offset_evidence", "offset_pixels")
         rules = {
             "region": _Rule("text", known={region["name"] for region in info["regions"]}),
             "split": _Rule("text", known=SPLITS),
@@ -185,6 +190,7 @@ class ChipTable:
             "size_px": _Rule("whole", equal=info["chip"]["size_px"]),
             "offset_dn": _Rule(nullable=True),
             "dark_dn": _Rule(nullable=True),
+            "datetime": _Rule("moment", nullable=True),
             **{each: _Rule("text", nullable=True) for each in optional},
         }
         return rules.get(name)

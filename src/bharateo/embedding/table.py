@@ -43,13 +43,19 @@ class Rows:
         outlines = shapely.to_wkb(shapely.polygons(np.moveaxis(self.outlines, 0, 2)))
         return pa.table(
             {
-                **{name: pa.array(values) for name, values in self.places.items()},
+                **{name: _column(values) for name, values in self.places.items()},
                 "lon": self.lonlat[0],
                 "lat": self.lonlat[1],
                 "vector": pa.FixedSizeListArray.from_arrays(flat, dims),
                 "geometry": pa.array(outlines, pa.binary()),
             }
         )
+
+
+def _column(values: Any) -> pa.Array:
+    """Moments are in UTC, which numpy cannot say."""
+    moments = getattr(values, "dtype", np.dtype(object)).kind == "M"
+    return pa.array(values, pa.timestamp("us", "UTC")) if moments else pa.array(values)
 
 
 def corners(

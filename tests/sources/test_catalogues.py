@@ -6,6 +6,7 @@ and habits; ids, places and numbers are nobody's.
 
 import copy
 import json
+import random
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,10 +14,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import shapely
 
+from bharateo.artefacts import parse_json
 from bharateo.config import Sentinel2Config
 from bharateo.errors import ItemError, SourceError, UnreachableError
 from bharateo.sources.sentinel2 import Sentinel2, offset_of
 from bharateo.sources.stac import Scene, catalogue_of, choose, in_range, ranked, scene_of
+from damage import damaged_json
 
 RING = [[75.0, 28.0], [76.1, 28.0], [76.1, 28.99], [75.0, 28.99], [75.0, 28.0]]
 TILE = {"type": "Polygon", "coordinates": [RING]}
@@ -429,6 +432,25 @@ def test_an_items_own_nodata_counts_where_its_outline_promises_more():
         "SWATH", "CLOUDIER", "EMPTY",
     ]  # fmt: skip
     assert swath.believed == 1.0 and empty.believed == pytest.approx(0.03, abs=0.005)
+
+
+@pytest.mark.parametrize("name", ["Earth Search, harmonised", "Copernicus Data Space", "STAC 0.9"])
+def test_an_item_damaged_in_any_way_is_used_or_refused_in_a_line(name):
+    item, catalogue, *_ = CATALOGUES[name]
+    content, known = json.dumps(item).encode(), catalogue_of(catalogue)
+    place, refused = shapely.box(75.1, 28.1, 75.2, 28.2), 0
+    for seed in range(400):
+        damaged = damaged_json(random.Random(seed), content)
+        try:
+            scene = scene_of(parse_json(damaged, "item", SourceError, "leave it"), known, TEN)
+            offset_of(scene)
+        except SourceError as error:
+            assert len(str(error)) < 2_000 and "\n" not in str(error)
+            refused += 1
+        else:
+            assert len(ranked([scene], place, 32643)) <= 1
+            assert Scene.from_json(json.loads(json.dumps(scene.to_json()))) == scene
+    assert 40 < refused < 390
 
 
 # A catalogue that answers oddly.

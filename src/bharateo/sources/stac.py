@@ -27,7 +27,7 @@ from jaxtyping import Float64
 from numpy import ndarray
 from pydantic import ConfigDict, Field
 
-from bharateo.artefacts import Record, checked
+from bharateo.artefacts import Record, checked, shortened
 from bharateo.errors import ConfigError, ItemError, SourceError, UnreachableError
 from bharateo.network import harmless_headers, led_to
 from bharateo.web import Web
@@ -52,6 +52,9 @@ _TRUSTED = 0.95
 believed: outlines are drawn with few corners."""
 
 _KM_PER_DEGREE = 111.2
+
+_SHOWN = 300
+"""Characters of what an item has that an error lists."""
 
 
 @dataclass(frozen=True)
@@ -346,7 +349,7 @@ class _Asset(_Grid, _Numbers):
     @property
     def address(self) -> str:
         """Where the file is fetched: over https where the first address is of another kind."""
-        scheme = urlsplit(self.href).scheme
+        scheme = self.href.partition(":")[0] if "://" in self.href else ""
         if scheme in ("http", "https", "file", "") or not (self.alternate and self.alternate.https):
             return self.href
         return self.alternate.https.href
@@ -382,7 +385,7 @@ class _Properties(_Grid):
 
 
 class _Item(_Part):
-    id: str
+    id: str = Field(min_length=1, max_length=_SHOWN)
     collection: str | None = None
     geometry: Mapping[str, Any] | None
     properties: _Properties
@@ -396,7 +399,7 @@ def scene_of(item: Mapping[str, Any], catalogue: Catalogue, bands: Sequence[str]
         ItemError: the item lacks the asset of a band, or cannot be used for another reason.
     """
     name = item.get("id") if isinstance(item, Mapping) else None
-    where = f"item {name} of {catalogue.url}"
+    where = f"item {shortened(str(name))} of {catalogue.url}"
     remedy = "it cannot be used: choose other dates or another catalogue"
     known = checked(_Item, item, where, ItemError, remedy)
     properties = known.properties
@@ -407,7 +410,7 @@ def scene_of(item: Mapping[str, Any], catalogue: Catalogue, bands: Sequence[str]
         if key not in known.assets:
             raise ItemError(
                 f"{where} has no asset {key!r} for band {band} (it has "
-                f"{', '.join(sorted(known.assets))}): name the right key in "
+                f"{', '.join(sorted(known.assets))[:_SHOWN]}): name the right key in "
                 "data.sentinel2.assets, or leave the band out of data.bands",
                 "lack a band",
             )
@@ -418,7 +421,7 @@ def scene_of(item: Mapping[str, Any], catalogue: Catalogue, bands: Sequence[str]
     if len({tuple(sorted(each.items())) for each in numbers.values()}) > 1:
         told = "; ".join(f"{key}: {value}" for key, value in numbers.items())
         raise ItemError(
-            f"{where} gives its bands different scales and offsets ({told}): set "
+            f"{where} gives its bands different scales and offsets ({told[:_SHOWN]}): set "
             "data.sentinel2.offset to applied or subtract, or choose other dates",
             "give their bands different units",
         )
@@ -451,8 +454,8 @@ def _check_product(properties: _Properties, where: str) -> None:
     for said in (properties.platform, properties.constellation):
         if said is not None and not re.match(r"s(entinel)?[ _-]?2", said, re.IGNORECASE):
             raise ItemError(
-                f"{where} is of {said}, not of Sentinel-2: choose a collection of Sentinel-2 L2A "
-                "in data.sentinel2.collection",
+                f"{where} is of {shortened(said)}, not of Sentinel-2: choose a collection of "
+                "Sentinel-2 L2A in data.sentinel2.collection",
                 "are of another satellite",
             )
 
@@ -472,8 +475,8 @@ def _moment(properties: _Properties, where: str) -> str:
         moment = datetime.datetime.fromisoformat(text or "")
     except ValueError:
         raise ItemError(
-            f"{where} has datetime {text!r}, which is no time: choose other dates or another "
-            "catalogue",
+            f"{where} has datetime {shortened(repr(text))}, which is no time: choose other dates "
+            "or another catalogue",
             "do not say when they were taken",
         ) from None
     if text and text.endswith("Z"):
@@ -501,7 +504,9 @@ def _outline(geometry: Mapping[str, Any], where: str) -> shapely.Geometry:
         unwound = shapely.union_all([_unwound(part) for part in getattr(shape, "geoms", [shape])])
     except (shapely.errors.ShapelyError, ValueError, TypeError, KeyError, LookupError,
             AttributeError) as error:  # fmt: skip
-        raise ItemError(f"{problem} ({error})", "have a geometry that is no outline") from error
+        raise ItemError(
+            f"{problem} ({shortened(str(error))})", "have a geometry that is no outline"
+        ) from error
     if not unwound.area > 0:
         raise ItemError(problem, "have a geometry that is no outline")
     west, south, east, north = unwound.bounds

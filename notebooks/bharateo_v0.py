@@ -315,8 +315,9 @@ bharateo.show_reconstructions(run, dataset)
 # - **bilinear fill**: visible patches, smeared across the gaps.
 #
 # Dots are scores on test ground, bars the 95 % **interval**: how far the score could be off by
-# the luck of which ground was held out. Whole blocks are drawn anew a thousand times, since the
-# patches of one block resemble each other and are not as much evidence as they are many.
+# the luck of which ground was held out. Whole blocks are drawn anew two thousand times, since the
+# patches of one block resemble each other and are not as much evidence as they are many. Fewer than
+# five test blocks are too few to say how far: there are dots alone.
 
 # %%
 bharateo.show_scores(run)

@@ -101,9 +101,9 @@ bharateo.show_regions(dataset)
 # <details><summary>Answer</summary>
 #
 # It makes it hard in a way that has nothing to do with land cover: some test blocks are hazier
-# than all that was trained on. Among four test blocks two bad ones weigh much, and that is what
-# the wide intervals below say. The pipeline for Sentinel-2 leaves clouded pixels out by the
-# product's own cloud mask; this old sample has none.
+# than all that was trained on. Among four test blocks two bad ones weigh much, and no honest
+# interval can be had from so few: the scores below have none. The pipeline for Sentinel-2 leaves
+# clouded pixels out by the product's own cloud mask; this old sample has none.
 #
 # </details>
 
@@ -202,14 +202,15 @@ bharateo.show_probes(probes)
 #
 # </details>
 #
-# **Question 5.** The bars overlap. May I say which is better?
+# **Question 5.** One line lies above the other. May I say which is better?
 #
 # <details><summary>Answer</summary>
 #
-# Not from overlapping bars, in either direction: both features were tested on the same ground,
-# and when the ground is hard, it is hard for both. What counts is the interval of the
-# *difference*, on the same blocks and the same draws of labels. The sentences printed above are
-# about that difference.
+# Not from four blocks of test ground: with so few there is no interval that could be trusted.
+# With more blocks there are bars, and overlapping bars would not settle it either, since both
+# features are tested on the same ground, and when it is hard, it is hard for both. What counts
+# then is the interval of the *difference*, on the same blocks and the same draws of labels, and
+# `bharateo evaluate --probe` prints it.
 #
 # </details>
 

@@ -29,7 +29,7 @@ METRICS = [
     "esa_balanced_acc_masked",
     "esa_macro_f1_masked",
 ]
-SCORES = {*METRICS, *(f"{name}_ci95" for name in METRICS), "confusion_masked"}
+SCORES = {*METRICS, *(f"{name}_ci95" for name in METRICS), "confusion_masked", "no_interval"}
 PREDICTORS = ["majority", "nearest_visible", "mean_colour", "bilinear"]
 
 
@@ -80,7 +80,9 @@ def test_the_conditions_of_the_evaluation_are_written(run, reflectance_dataset, 
     assert record["dataset"]["name"] == reflectance_dataset.info["name"]
     assert record["dataset"]["fingerprint"] == run.contract["dataset"]["fingerprint"]
     assert (record["chip_px"], record["patch_px"], record["mask_ratio"]) == (32, 8, 0.75)
-    assert record["bootstrap"] == {"unit": "block", "resamples": 1000, "level": 0.95}
+    assert record["bootstrap"] == {
+        "unit": "block", "resamples": 2000, "level": 0.95, "least_blocks": 5
+    }  # fmt: skip
 
 
 def test_evaluating_twice_gives_the_same_bytes(run, reflectance_dataset, tmp_path, monkeypatch):

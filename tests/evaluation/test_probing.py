@@ -10,11 +10,12 @@ from sklearn.metrics import balanced_accuracy_score, f1_score
 from bharateo.chips.store import Dataset
 from bharateo.errors import ConfigError, ContractError, RegionError
 from bharateo.evaluation import probe_table, probing
+from bharateo.evaluation.comparison import Scores
 from bharateo.evaluation.features import Features
+from bharateo.evaluation.intervals import resampled_blocks
 from bharateo.evaluation.probe_table import (
     Predictions,
     Row,
-    Scores,
     by_block,
     level_record,
     text_tables,
@@ -256,7 +257,19 @@ def test_one_block_has_no_interval(ground):
     labels, block, missed = ground
     record = scored((labels, np.full_like(block, "b"), missed), labels)
     assert record["levels"]["patch"]["results"][0]["macro_f1"]["ci95"] is None
-    assert "cannot be judged" in verdict(record, "patch", "linear", "all")
+    said = verdict(record, "patch", "linear", "all")
+    assert "cannot be judged against band statistics" in said
+    assert "No interval: too few blocks: 1" in said
+
+
+def test_a_class_of_one_block_is_named_where_it_leaves_no_interval(ground):
+    labels, block, missed = ground
+    labels[:25] = np.where(missed[:25], 5, labels[:25])
+    record = scored((labels, block, missed), labels)
+    result = record["levels"]["patch"]["results"][0]
+    assert result["macro_f1"]["ci95"] is None and result["accuracy"]["ci95"]
+    assert result["per_class"]["water"]["num_blocks"] == 1
+    assert "water lies in one block only" in verdict(record, "patch", "linear", "all")
 
 
 def test_intervals_cover_the_draws_of_the_labels_too(ground):
@@ -267,7 +280,7 @@ def test_intervals_cover_the_draws_of_the_labels_too(ground):
     unlike = by_block(labels, np.stack([wrong_in(labels, each) for each in spread]), number, 40)
 
     def width(cells):
-        low, high = Scores.of(cells, 0).record(0, 40)["accuracy"]["ci95"]
+        low, high = Scores.of(cells, resampled_blocks(40, 0)).ci95("accuracy")
         return high - low
 
     assert width(unlike) > 1.5 * width(alike)
@@ -457,13 +470,3 @@ def test_what_pretraining_saw_is_said(record):
     assert "pretrained with land-cover labels" in probe_table.explained(record)
     unseen = record | {"pretraining_heads": {"pixels": 1.0}}
     assert "pretrained with land-cover labels" not in probe_table.explained(unseen)
-
-
-def test_intervals_from_few_blocks_are_said_to_be_narrow(record):
-    said = "From fewer than 10 blocks intervals are too narrow."
-    assert (said in probe_table.explained(record)) == (
-        record["levels"]["patch"]["examples"]["test"]["num_blocks"] < 10
-    )
-    test = {"test": {"num_examples": 9, "num_blocks": 4}, "train": {"num_examples": 9}}
-    few = record | {"levels": {"patch": {"examples": test}}}
-    assert said in probe_table.explained(few)

@@ -1,4 +1,5 @@
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -68,6 +69,38 @@ def test_the_scale_of_a_dimension_does_not_matter(places):
     scaled = precision_at(features((told + 3) * 10.0 ** np.arange(-4, 4), labels, block), k=5)
     for name, score in scaled.items():
         assert score.precision == pytest.approx(plain[name].precision, abs=0.02)
+
+
+def test_the_asking_patchs_own_block_does_not_count_where_few_lie_elsewhere():
+    """29 alike in one block and three others elsewhere: of 20 asked for there are three."""
+    block = np.array([0] * 29 + [1] * 3)
+    labels = np.array([0] * 29 + [0, 1, 1])
+    told = np.eye(3)[labels] + np.random.default_rng(0).normal(size=(32, 3)) * 0.1
+    tree = precision_at(features(told, labels, block), k=20)["tree"]
+    # 29 find a tree among three; the last one finds 20 trees of 20.
+    assert tree.precision == pytest.approx((29 * 1 / 3 + 1) / 30)
+    assert tree.neighbours == 3
+    assert precision_at(features(told, labels, block), k=2)["tree"].neighbours == 2
+
+
+def test_few_blocks_have_no_interval_and_few_neighbours_are_shown():
+    block, labels = np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1])
+    told = np.random.default_rng(0).normal(size=(4, 3))
+    found = precision_at(features(told, labels, block), k=20)
+    assert found["tree"].ci95 is None
+    assert found["tree"].no_interval == "too few blocks: 2 of them, an interval needs 5"
+    shown = {name: asdict(score) for name, score in found.items()}
+    _, rows = retrieval_rows({"k": 20, "scores": {"encoder": shown}})
+    assert rows[0][3] == f"{found['tree'].precision:.3f} of 2"
+
+
+def test_a_constant_dimension_adds_nothing(places):
+    """Not even the rounding of its mean, blown up."""
+    labels, block, rng = places
+    told = (np.eye(8)[labels] + rng.normal(size=(NUM_PLACES, 8))).astype(np.float32)
+    constant = np.full((NUM_PLACES, 3), 7123.4567, np.float32)
+    plain = precision_at(features(told, labels, block), k=5)
+    assert precision_at(features(np.hstack([told, constant]), labels, block), k=5) == plain
 
 
 def test_a_single_block_is_refused(places):

@@ -26,8 +26,16 @@ def test_a_difference_whose_interval_spans_zero_may_be_chance():
     assert "beyond chance" not in text
 
 
-def test_few_blocks_make_intervals_rough():
-    assert "from 4 blocks they are rough" in findings.verdict(split_scores(num_blocks=4))
+def test_metrics_without_an_interval_are_named_with_the_reason():
+    scores = split_scores()
+    assert findings.no_intervals(scores) == []
+    scores["model"]["no_interval"] = {"esa_macro_f1_masked": "water lies in one block only"}
+    assert findings.no_intervals(scores) == [
+        "no interval of Macro F1, masked (water lies in one block only)"
+    ]
+    reason = "too few blocks: 4 of them, an interval needs 5"
+    scores["model"]["no_interval"] = {metric.key: reason for metric in findings.METRICS}
+    assert findings.no_intervals(scores) == [f"no interval ({reason})"]
 
 
 def test_without_intervals_chance_is_not_excluded():

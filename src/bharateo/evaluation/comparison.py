@@ -1,86 +1,120 @@
 """Scores of several trainings of a cell, beside those of the base cell, with intervals.
 
-An interval covers both the ground (blocks are drawn with replacement) and the training (so are
-seeds). Few seeds drawn with replacement vary too little, by (n - 1) / n in variance, so a draw's
-deviation from the mean over all seeds is widened by the root of n / (n - 1). Source: Efron and
-Tibshirani 1993, "An Introduction to the Bootstrap", section 5.3 (the plug-in variance).
-Cells are paired: a draw takes the same blocks and the same seeds of both.
+An interval covers both the ground (blocks are resampled) and the repeats: trainings with other
+seeds, or draws of the labels. Cells are paired: they share their resamples, and a difference is
+taken repeat by repeat.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int64
 
-from bharateo.evaluation.scores import LEVEL, NUM_RESAMPLES, class_metrics
+from bharateo.evaluation.intervals import interval, resampled_blocks, why_none
+from bharateo.evaluation.scores import CLASS_MEANS, class_metrics, one_block_classes
+from bharateo.landcover import BHARATEO_CLASSES
 
 METRICS = ("accuracy", "balanced_accuracy", "macro_f1")
 
-Confusions = Int64[np.ndarray, "seed block true predicted"]
-"""Counts of (true, predicted) classes of a cell, for every seed and every block of ground."""
+Confusions = Int64[np.ndarray, "repeat block true predicted"]
+"""Counts of (true, predicted) classes of a cell, for every repeat and every block of ground."""
+
+CLASS_NAMES = tuple(each.name for each in BHARATEO_CLASSES)
 
 
-def compared(cells: Mapping[str, Confusions], base: str, seed: int = 0) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Scores:
+    """Every metric for every repeat, and the same on resampled ground.
+
+    ``num_blocks`` are those with examples; ``one_block`` the classes that lie in one of them only.
+    """
+
+    whole: Mapping[str, Float[np.ndarray, " repeat"]]
+    resampled: Mapping[str, Float[np.ndarray, "resample repeat"]]
+    num_blocks: int
+    one_block: tuple[str, ...]
+    unit: str = "block"
+
+    @classmethod
+    def of(
+        cls,
+        cells: Confusions,
+        times: Int64[np.ndarray, "resample block"],
+        classes: Sequence[str] = CLASS_NAMES,
+        unit: str = "block",
+    ) -> Scores:
+        """The scores of confusion matrices; ``times`` says how often resamples take each block."""
+        whole = cells.sum(1)
+        # As floats, which are exact up to 2**53, the product takes a tenth of the time.
+        resampled = np.tensordot(times.astype(float), cells.astype(float), (1, 1))
+        return cls(
+            class_metrics(whole),
+            class_metrics(resampled, whole),
+            int(cells[0].any((1, 2)).sum()),
+            one_block_classes(cells[0], classes),
+            unit,
+        )
+
+    def minus(self, other: Scores) -> Scores:
+        """Differences; a row of one repeat stands against every repeat of the other."""
+        return Scores(
+            {name: self.whole[name] - other.whole[name] for name in METRICS},
+            {name: self.resampled[name] - other.resampled[name] for name in METRICS},
+            min(self.num_blocks, other.num_blocks),
+            tuple(sorted({*self.one_block, *other.one_block})),
+            self.unit,
+        )
+
+    def mean(self, metric: str) -> float:
+        """A metric's mean over the repeats."""
+        return float(self.whole[metric].mean())
+
+    def ci95(self, metric: str) -> list[float] | None:
+        """Its interval over ground and repeats, None where none can hold."""
+        if self.no_interval(metric):
+            return None
+        bounds = interval(self.whole[metric], self.resampled[metric], self.num_blocks)
+        return list(bounds) if bounds else None
+
+    def no_interval(self, metric: str) -> str | None:
+        """Why it has no interval, None where it has one."""
+        one_block = self.one_block if metric in CLASS_MEANS else ()
+        return why_none(self.num_blocks, one_block, self.unit)
+
+
+def compared(
+    cells: Mapping[str, Confusions],
+    base: str,
+    seed: int = 0,
+    classes: Sequence[str] = CLASS_NAMES,
+    unit: str = "block",
+) -> dict[str, Any]:
     """Every cell's scores and their differences to the base cell's, as plain JSON by cell.
 
-    All cells hold the same seeds and the same blocks, in the same order.
+    All cells hold the same seeds and the same blocks, in the same order. ``classes`` are the
+    names of the matrices' classes, ``unit`` what a block is called.
     """
-    num_seeds, num_blocks = cells[base].shape[:2]
-    rng = np.random.default_rng(seed)
-    blocks = rng.multinomial(num_blocks, np.full(num_blocks, 1 / num_blocks), NUM_RESAMPLES)
-    seeds = rng.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), NUM_RESAMPLES)
-    whole = {name: class_metrics(counts.sum(1)) for name, counts in cells.items()}
-    times = blocks.astype(np.float64)  # products of integers are slow
-    drawn = {
-        name: class_metrics(np.tensordot(times, counts.astype(np.float64), (1, 1)))
-        for name, counts in cells.items()
-    }
-    return {
-        name: {
-            metric: _scores(whole[name][metric], drawn[name][metric], seeds)
-            | _difference(
-                whole[name][metric] - whole[base][metric],
-                drawn[name][metric] - drawn[base][metric],
-                seeds,
-            )
+    times = resampled_blocks(cells[base].shape[1], seed)
+    scores = {name: Scores.of(counts, times, classes, unit) for name, counts in cells.items()}
+    found: dict[str, Any] = {}
+    for name, own in scores.items():
+        difference = own.minus(scores[base])
+        found[name] = {
+            metric: {
+                "mean": own.mean(metric),
+                "ci95": own.ci95(metric),
+                "per_seed": own.whole[metric].tolist(),
+                "against_base": difference.mean(metric),
+                "against_base_ci95": difference.ci95(metric),
+                "no_interval": difference.no_interval(metric),
+            }
             for metric in METRICS
         }
-        for name in cells
-    }
-
-
-def _scores(
-    whole: Float[np.ndarray, " seed"],
-    drawn: Float[np.ndarray, "draw seed"],
-    seeds: Int64[np.ndarray, "draw seed"],
-) -> dict[str, Any]:
-    return {
-        "mean": float(whole.mean()),
-        "ci95": interval(drawn, seeds),
-        "per_seed": whole.tolist(),
-    }
-
-
-def _difference(whole: np.ndarray, drawn: np.ndarray, seeds: np.ndarray) -> dict[str, Any]:
-    return {"against_base": float(whole.mean()), "against_base_ci95": interval(drawn, seeds)}
-
-
-def interval(
-    drawn: Float[np.ndarray, "draw seed"], seeds: Int64[np.ndarray, "draw seed"]
-) -> list[float]:
-    """The 95 % interval of the mean over seeds, of ``drawn`` values of resampled ground.
-
-    ``seeds`` says how often each draw took each seed.
-    """
-    num_seeds = drawn.shape[1]
-    mean = drawn.mean(1)
-    deviation = (seeds * drawn).sum(1) / num_seeds - mean
-    widened = mean + deviation * (num_seeds / max(num_seeds - 1, 1)) ** 0.5
-    low, high = np.quantile(widened, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return [float(low), float(high)]
+    return found
 
 
 def header(factors: Sequence[str]) -> list[str]:
@@ -108,9 +142,9 @@ def rows(record: Mapping[str, Any]) -> list[list[str]]:
     return table
 
 
-def shown(value: float, ci95: Sequence[float], sign: str = "") -> str:
-    """A number with its interval."""
-    return f"{value:{sign}.3f} [{ci95[0]:{sign}.3f}, {ci95[1]:{sign}.3f}]"
+def shown(value: float, ci95: Sequence[float] | None, sign: str = "") -> str:
+    """A number with its interval, where it has one."""
+    return f"{value:{sign}.3f}" + (f" [{ci95[0]:{sign}.3f}, {ci95[1]:{sign}.3f}]" if ci95 else "")
 
 
 def markdown(record: Mapping[str, Any]) -> str:
@@ -125,11 +159,16 @@ def explained(record: Mapping[str, Any]) -> str:
     """What the numbers of the table are, in a few sentences."""
     seeds, probe = record["seeds"], record["probe"]
     one = "one seed, so the intervals cover the ground alone" if len(seeds) == 1 else ""
+    reasons = {
+        score["no_interval"]: None for cell in record["cells"] for score in cell["scores"].values()
+    }
+    without = "; ".join(filter(None, reasons))
     return (
         f"Frozen features of {len(record['cells'])} trainings "
         f"({one or f'each with {len(seeds)} seeds'}), probed patch by patch: a linear probe on "
         f"{probe['num_train']:,} labelled patches of the train split, its regularisation chosen on "
         f"val, scored on {probe['num_test']:,} patches in {probe['num_blocks']} blocks of test "
-        "ground. In brackets: 95 % intervals over blocks and seeds, drawn with replacement. "
-        "Differences to the base are paired by seed and block."
+        "ground. In brackets: 95 % intervals over resampled blocks, and over seeds by Student's "
+        "t. Differences to the base are paired by seed and block."
+        + (f" Where there is no interval: {without}." if without else "")
     )

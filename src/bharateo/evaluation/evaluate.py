@@ -11,9 +11,8 @@ from torch import Tensor
 
 from bharateo.chips.store import SPLITS, Dataset
 from bharateo.evaluation.baselines import BASELINES, Prediction, Seen, look
+from bharateo.evaluation.intervals import LEAST_BLOCKS, LEVEL, NUM_RESAMPLES
 from bharateo.evaluation.scores import (
-    LEVEL,
-    NUM_RESAMPLES,
     BlockSums,
     against,
     confusion,
@@ -56,7 +55,12 @@ def evaluate(
         "chip_px": run.contract["chip_px"],
         "patch_px": run.contract["patch_px"],
         "mask_ratio": run.contract["mask_ratio"],
-        "bootstrap": {"unit": "block", "resamples": NUM_RESAMPLES, "level": LEVEL},
+        "bootstrap": {
+            "unit": "block",
+            "resamples": NUM_RESAMPLES,
+            "level": LEVEL,
+            "least_blocks": LEAST_BLOCKS,
+        },
         "splits": {
             split: _split_record(run, dataset, split, on_batch)
             for split in SPLITS

@@ -322,7 +322,7 @@ def evaluate_task(
         cells[MAJORITY] = np.repeat(
             _majority(features["encoder"], len(task.classes)), len(cells["encoder"]), 0
         )
-        scores[probe][str(budget)] = compared(cells, "encoder")
+        scores[probe][str(budget)] = compared(cells, "encoder", classes=task.classes, unit="chip")
     record = {
         "schema_version": SCHEMA_VERSION,
         "run": {"path": str(run.path), "dataset": run.contract["dataset"]["fingerprint"]},

@@ -2,7 +2,7 @@
 
 Every row is a set of confusion matrices, one for each draw of the labels and each block of test
 ground, so that scores, intervals and differences are sums of them. Intervals cover the blocks and
-the draws, both drawn with replacement, alike for all rows: differences are paired.
+the draws, blocks being resampled alike for all rows: differences are paired.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float, Int64, Shaped
 
-from bharateo.evaluation.comparison import METRICS, Confusions, interval
+from bharateo.evaluation.comparison import METRICS, Confusions, Scores
 from bharateo.evaluation.features import Features
-from bharateo.evaluation.scores import NUM_RESAMPLES, class_metrics
+from bharateo.evaluation.intervals import resampled_blocks
 from bharateo.landcover import BHARATEO_CLASSES, NUM_CLASSES
 
 Budget = int | Literal["all"]
@@ -27,8 +27,6 @@ SUBJECT = "encoder"
 """The features that all others are compared with."""
 
 MAJORITY = "majority"
-FEW_BLOCKS = 10
-"""Below this a percentile bootstrap of blocks gives intervals that are too narrow."""
 
 
 @dataclass(frozen=True)
@@ -52,45 +50,6 @@ class Predictions:
 
 
 Results = Mapping[tuple[Row, Budget], Predictions]
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Every metric of a row for every draw of labels, and the same on resampled ground."""
-
-    whole: Mapping[str, Float[np.ndarray, " draw"]]
-    resampled: Mapping[str, Float[np.ndarray, "resample draw"]]
-
-    @classmethod
-    def of(cls, cells: Confusions, seed: int) -> Scores:
-        """The scores of confusion matrices by draw and block."""
-        num_blocks = cells.shape[1]
-        rng = np.random.default_rng(seed)
-        blocks = rng.multinomial(num_blocks, np.full(num_blocks, 1 / num_blocks), NUM_RESAMPLES)
-        # As floats, which are exact up to 2**53, the product takes a tenth of the time.
-        resampled = np.tensordot(blocks.astype(float), cells.astype(float), (1, 1))
-        return cls(class_metrics(cells.sum(1)), class_metrics(resampled))
-
-    def minus(self, other: Scores) -> Scores:
-        """Differences; a row of one draw stands against every draw of the other."""
-        return Scores(
-            {name: self.whole[name] - other.whole[name] for name in METRICS},
-            {name: self.resampled[name] - other.resampled[name] for name in METRICS},
-        )
-
-    def record(self, seed: int, num_blocks: int) -> dict[str, Any]:
-        """Mean over draws, its interval (None from one block), and every draw, by metric."""
-        num_draws = len(self.whole[METRICS[0]])
-        rng = np.random.default_rng([seed, num_draws])
-        draws = rng.multinomial(num_draws, np.full(num_draws, 1 / num_draws), NUM_RESAMPLES)
-        return {
-            name: {
-                "mean": float(self.whole[name].mean()),
-                "ci95": interval(self.resampled[name], draws) if num_blocks > 1 else None,
-                "per_draw": self.whole[name].tolist(),
-            }
-            for name in METRICS
-        }
 
 
 def by_block(
@@ -117,15 +76,16 @@ def level_record(
     cells = {
         key: by_block(test.labels, made.classes, block, num_blocks) for key, made in results.items()
     }
-    scores = {key: Scores.of(counts, seed) for key, counts in cells.items()}
+    times = resampled_blocks(num_blocks, seed)
+    scores = {key: Scores.of(counts, times) for key, counts in cells.items()}
     return {
         "results": [
             {
                 **_named(row, budget),
                 "num_labels": made.num_labels.tolist(),
                 "chosen": made.chosen.tolist() if row.probe != MAJORITY else None,
-                **scores[row, budget].record(seed, num_blocks),
-                **_per_class(cells[row, budget].sum(1)),
+                **_record(scores[row, budget]),
+                **_per_class(cells[row, budget]),
             }
             for (row, budget), made in results.items()
         ],
@@ -133,11 +93,24 @@ def level_record(
             {
                 **_named(subject, budget),
                 "baseline": {"features": row.features, "probe": row.probe},
-                **scores[subject, budget].minus(scores[row, budget]).record(seed, num_blocks),
+                **_record(scores[subject, budget].minus(scores[row, budget])),
             }
             for subject, budget, row in _pairs(results)
         ],
         "zones": _zones(test, results, zone, fewest, seed),
+    }
+
+
+def _record(scores: Scores, *, per_draw: bool = True) -> dict[str, Any]:
+    """Mean over draws, its interval or why it has none, and every draw, by metric."""
+    return {
+        metric: {
+            "mean": scores.mean(metric),
+            "ci95": scores.ci95(metric),
+            "no_interval": scores.no_interval(metric),
+            **({"per_draw": scores.whole[metric].tolist()} if per_draw else {}),
+        }
+        for metric in METRICS
     }
 
 
@@ -165,8 +138,12 @@ def _pairs(results: Results) -> list[tuple[Row, Budget, Row]]:
     ]
 
 
-def _per_class(cells: Int64[np.ndarray, "draw true predicted"]) -> dict[str, Any]:
-    """Scores of every class that occurs, means over draws; the confusion summed over draws."""
+def _per_class(by_block: Confusions) -> dict[str, Any]:
+    """Scores of every class that occurs, means over draws, with the blocks it lies in; the
+    confusion summed over draws.
+    """
+    num_blocks = (by_block[0].sum(-1) > 0).sum(0)
+    cells = by_block.sum(1)
     support, taken = cells.sum(2), cells.sum(1)
     right = np.diagonal(cells, axis1=1, axis2=2)
     present = np.flatnonzero(support[0])
@@ -177,6 +154,7 @@ def _per_class(cells: Int64[np.ndarray, "draw true predicted"]) -> dict[str, Any
                 "recall": float((right[:, i] / support[:, i]).mean()),
                 "precision": float((right[:, i] / np.maximum(taken[:, i], 1)).mean()),
                 "support": int(support[0, i]),
+                "num_blocks": int(num_blocks[i]),
             }
             for i in present
         },
@@ -194,14 +172,18 @@ def _zones(
         there = np.flatnonzero(zone.astype(str) == name)
         own = test.take(there)
         block, num_blocks = _numbered(own.block)
+        times = resampled_blocks(num_blocks, seed)
         zones[str(name)] = {
             "num_examples": len(there),
             "num_blocks": num_blocks,
             "results": [
                 {
                     **_named(row, budget),
-                    **_zone_scores(
-                        by_block(own.labels, made.classes[:, there], block, num_blocks), seed
+                    **_record(
+                        Scores.of(
+                            by_block(own.labels, made.classes[:, there], block, num_blocks), times
+                        ),
+                        per_draw=False,
                     ),
                 }
                 for (row, budget), made in results.items()
@@ -209,16 +191,6 @@ def _zones(
             ],
         }
     return {"budget": last, "fewest_examples": fewest, "per_zone": zones} | _worst(zones, fewest)
-
-
-def _zone_scores(cells: Confusions, seed: int) -> dict[str, Any]:
-    """Means over draws with their intervals, where there is more than one block."""
-    num_blocks = cells.shape[1]
-    if num_blocks > 1:
-        record = Scores.of(cells, seed).record(seed, num_blocks)
-        return {name: {key: record[name][key] for key in ("mean", "ci95")} for name in METRICS}
-    values = class_metrics(cells.sum(1))
-    return {name: {"mean": float(values[name].mean()), "ci95": None} for name in METRICS}
 
 
 def _worst(zones: Mapping[str, Any], fewest: int) -> dict[str, Any]:
@@ -306,16 +278,21 @@ def verdict(record: Mapping[str, Any], level: str, probe: str, budget: Budget) -
     where there is nothing to compare.
     """
     found: dict[str, list[str]] = {}
+    reasons: dict[str, None] = {}
     for difference in record["levels"][level]["differences"]:
         if (difference["probe"], difference["budget"]) == (probe, budget):
             by = [f"{_shown(difference[m], '+')} {name}" for m, name in METRIC_NAMES.items()]
             baseline = row_name(**difference["baseline"])
             outcome = _outcome(*(difference[metric]["ci95"] for metric in METRIC_NAMES))
+            reasons |= {difference[m].get("no_interval"): None for m in METRIC_NAMES}
             found.setdefault(outcome, []).append(f"{baseline} ({', '.join(by)})")
     if not found:
         return ""
     said = "; ".join(f"{outcome} {', '.join(some)}" for outcome, some in found.items())
-    return f"{level}, {PROBE_NAMES[probe]}, {budget_name(budget)}: the encoder {said}."
+    why = "; ".join(filter(None, reasons))
+    return f"{level}, {PROBE_NAMES[probe]}, {budget_name(budget)}: the encoder {said}." + (
+        f" No interval: {why}." if why else ""
+    )
 
 
 def sentences(record: Mapping[str, Any]) -> list[str]:
@@ -332,7 +309,7 @@ def _outcome(*intervals: Sequence[float] | None) -> str:
     """Judged on all metrics together: won or lost is what is won or lost on every one."""
     known = [ci95 for ci95 in intervals if ci95 is not None]
     if len(known) < len(intervals):
-        return "cannot be judged on one block of ground against"
+        return "cannot be judged against"
     if all(low > 0 for low, _ in known):
         return "beats"
     return (
@@ -350,15 +327,12 @@ def explained(record: Mapping[str, Any]) -> str:
         f"{found['examples']['test']['num_blocks']:,} blocks"
         for level, found in record["levels"].items()
     )
-    num_blocks = [found["examples"]["test"]["num_blocks"] for found in record["levels"].values()]
-    rough = 1 < min(num_blocks, default=0) < FEW_BLOCKS
     seen = "landcover" in record["pretraining_heads"] and record["own_dataset"]
     return (
         f"Probes of frozen features on held-out ground ({sizes}). Budgets are drawn "
         f"{record['draws_per_budget']} times, all labels are at most "
         f"{record['most']['train_examples']:,} examples; settings are chosen on the val split. In "
         "brackets: 95 % intervals over blocks of ground and draws; differences are paired."
-        + (f" From fewer than {FEW_BLOCKS} blocks intervals are too narrow." if rough else "")
         + (" The encoder was pretrained with land-cover labels of the train split." if seen else "")
     )
 

@@ -20,6 +20,7 @@ from pydantic import ConfigDict, Field, StringConstraints
 
 from bharateo.artefacts import Record, checked, parse_json, shortened
 from bharateo.errors import DatasetError
+from bharateo.evaluation.scores import macro_f1
 from bharateo.files import open_file, write_atomically
 from bharateo.landcover import NUM_CLASSES
 
@@ -240,16 +241,6 @@ def standardisation(
     std = features.std(0, dtype=np.float64)
     std[std < _CONSTANT] = 1
     return mean.astype(features.dtype), std.astype(features.dtype)
-
-
-def macro_f1(
-    true: Int64[np.ndarray, " example"], predicted: Int64[np.ndarray, " example"]
-) -> float:
-    """F1 averaged over the classes that occur in ``true``."""
-    from sklearn.metrics import f1_score
-
-    present = np.unique(true)
-    return float(f1_score(true, predicted, labels=present, average="macro", zero_division=0))
 
 
 def _best_on_validation(

@@ -39,6 +39,7 @@ from bharateo.evaluation.features import (
     Features,
     extract,
 )
+from bharateo.evaluation.intervals import LEAST_BLOCKS, LEVEL, NUM_RESAMPLES
 from bharateo.evaluation.probe_table import (
     MAJORITY,
     Budget,
@@ -57,7 +58,6 @@ from bharateo.evaluation.probes import (
     fit_linear,
     fit_nearest,
 )
-from bharateo.evaluation.scores import LEVEL, NUM_RESAMPLES
 from bharateo.evaluation.zones import Zoning
 from bharateo.files import read_bytes, write_atomically, write_json
 from bharateo.landcover import BHARATEO_CLASSES
@@ -268,6 +268,7 @@ class _Job:
             "intervals": {
                 "level": LEVEL,
                 "resamples": NUM_RESAMPLES,
+                "least_blocks": LEAST_BLOCKS,
                 "over": "blocks of test ground, and draws of the labels",
             },
         }  # fmt: skip

@@ -1,7 +1,8 @@
 """Search, scored: of the patches most like a patch, how many are of its class?
 
 Patches ask among those of the same split, and none of the asking patch's own block of ground
-counts, so that what is found lies elsewhere. Features are standardised over all of them and
+counts, so that what is found lies elsewhere. Where fewer lie elsewhere than are asked for, all of
+them count. Features are standardised over all of them and
 compared by cosine, as ``search`` does.
 """
 
@@ -17,7 +18,9 @@ from jaxtyping import Float
 from bharateo.chips.store import Dataset
 from bharateo.errors import DatasetError
 from bharateo.evaluation.features import MAKERS, Features, extract
-from bharateo.evaluation.scores import LEVEL, resample
+from bharateo.evaluation.intervals import ground_interval, why_none
+from bharateo.evaluation.probes import standardisation
+from bharateo.evaluation.scores import resample
 from bharateo.landcover import BHARATEO_CLASSES
 from bharateo.training.checkpoint import Run
 
@@ -31,8 +34,9 @@ _QUERIES_AT_ONCE = 64
 class Precision:
     """Mean share of a class among the ``k`` nearest patches of patches of that class.
 
-    ``chance`` is the share of the class among all patches they could have found; ``ci95`` by
-    bootstrap over the blocks of the asking patches, None where they are all of one block.
+    ``chance`` is the share of the class among all patches they could have found; ``ci95`` is over
+    the blocks of the asking patches, None where ``no_interval`` says why. ``neighbours`` is the
+    fewest that any of them found: less than ``k`` where fewer lie on other blocks.
     """
 
     precision: float
@@ -40,6 +44,8 @@ class Precision:
     chance: float
     num_queries: int
     num_blocks: int
+    neighbours: int
+    no_interval: str | None
 
 
 def precision_at(
@@ -72,33 +78,34 @@ def _of_class(
     unit: np.ndarray, right: np.ndarray, block: np.ndarray, asking: np.ndarray, k: int
 ) -> Precision:
     elsewhere = block[asking][:, None] != block
+    most = min(k, len(block))
     hits = np.empty(len(asking))
     for start in range(0, len(asking), _QUERIES_AT_ONCE):
         some = slice(start, start + _QUERIES_AT_ONCE)
         similarity = np.where(elsewhere[some], unit[asking[some]] @ unit.T, -np.inf)
-        nearest = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
-        hits[some] = right[nearest].mean(1)
+        nearest = np.argpartition(-similarity, most - 1, axis=1)[:, :most]
+        counted = np.take_along_axis(elsewhere[some], nearest, 1)
+        hits[some] = (right[nearest] & counted).sum(1) / counted.sum(1)
     chance = (elsewhere & right).sum(1) / elsewhere.sum(1)
     blocks = np.unique(block[asking])
     sums = np.array([[hits[block[asking] == b].sum(), (block[asking] == b).sum()] for b in blocks])
-    return Precision(
-        float(hits.mean()), _interval(sums), float(chance.mean()), len(asking), len(blocks)
-    )
-
-
-def _interval(sums: Float[np.ndarray, "block 2"]) -> tuple[float, float] | None:
-    if len(sums) < 2:
-        return None
     drawn = resample(sums, f"precision/{len(sums)}")
-    tail = (1 - LEVEL) / 2
-    low, high = np.quantile(drawn[:, 0] / drawn[:, 1], [tail, 1 - tail])
-    return float(low), float(high)
+    return Precision(
+        float(hits.mean()),
+        ground_interval(drawn[:, 0] / drawn[:, 1], len(blocks)),
+        float(chance.mean()),
+        len(asking),
+        len(blocks),
+        min(k, int(elsewhere.sum(1).min())),
+        why_none(len(blocks)),
+    )
 
 
 def _standardised_directions(
     values: Float[np.ndarray, "example dim"],
 ) -> Float[np.ndarray, "example dim"]:
-    scaled = (values - values.mean(0)) / np.maximum(values.std(0), 1e-6)
+    mean, std = standardisation(values)
+    scaled = (values - mean) / std
     unit: np.ndarray = scaled / np.maximum(np.linalg.norm(scaled, axis=1, keepdims=True), 1e-6)
     return unit
 
@@ -133,14 +140,16 @@ def retrieval_rows(record: Mapping[str, Any]) -> tuple[list[str], list[list[str]
     names = list(record["scores"])
     rows: list[list[str]] = []
     for each, first in record["scores"][names[0]].items():
-        cells = [_shown(record["scores"][name][each]) for name in names]
+        cells = [_shown(record["scores"][name][each], record["k"]) for name in names]
         rows.append([each, f"{first['num_queries']}", f"{first['chance']:.3f}", *cells])
     head: Sequence[str] = ["class", "queries", "chance", *names]
     return [name.replace("_", " ") for name in head], rows
 
 
-def _shown(score: Mapping[str, Any]) -> str:
-    interval = score["ci95"]
-    return f"{score['precision']:.3f}" + (
-        f" ({interval[0]:.3f}-{interval[1]:.3f})" if interval else ""
+def _shown(score: Mapping[str, Any], k: int) -> str:
+    interval, few = score["ci95"], score["neighbours"] < k
+    return (
+        f"{score['precision']:.3f}"
+        + (f" ({interval[0]:.3f}-{interval[1]:.3f})" if interval else "")
+        + (f" of {score['neighbours']}" if few else "")
     )

@@ -7,18 +7,18 @@ resampling them one by one would give intervals that are too narrow.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int64, Shaped
 
-from bharateo.landcover import NUM_CLASSES
+from bharateo.evaluation.intervals import ground_interval, resampled_blocks, why_none
+from bharateo.landcover import BHARATEO_CLASSES, NUM_CLASSES
 
-NUM_RESAMPLES = 1000
-LEVEL = 0.95
+CLASS_MEANS = ("balanced_accuracy", "macro_f1", "esa_balanced_acc_masked", "esa_macro_f1_masked")
+"""Metrics that are means over classes."""
 
 _FIELDS = ("smooth_l1", "absolute", "scalars", "cross_entropy", "labelled")
 _CELLS = NUM_CLASSES**2
@@ -66,92 +66,140 @@ def confusion(
 
 def class_metrics(
     cells: Shaped[np.ndarray, "*lead true predicted"],
+    whole: Shaped[np.ndarray, "*tail true predicted"] | None = None,
 ) -> dict[str, Float[np.ndarray, "*lead"]]:
     """Accuracy, balanced accuracy and macro-F1 of confusion matrices of any number of classes.
 
-    Means over classes are over those that occur; what is taken for another one counts as missed.
+    Means are over the classes that occur as true ones; what is taken for another class counts as
+    missed. Of resampled ground ``whole`` is the matrix of all of it (its axes are the last of
+    ``cells``): its classes are those of the mean, and a class that a resample lacks keeps the value
+    it has there, so that every resample measures the same thing.
     """
-    recall = _recall(cells)
+    whole = cells if whole is None else whole
+    present = whole.sum(-1) > 0
+    here = cells.sum(-1) > 0
+    recall = np.where(here, _recall(cells), _recall(whole))
+    f1 = np.where(here, _f1(cells), _f1(whole))
     return {
         "accuracy": _accuracy(cells),
-        "balanced_accuracy": _mean_of_defined(recall),
-        "macro_f1": _mean_of_defined(np.where(np.isnan(recall), np.nan, _f1(cells))),
+        "balanced_accuracy": _ratio(np.where(present, recall, 0).sum(-1), present.sum(-1)),
+        "macro_f1": _ratio(np.where(present, f1, 0).sum(-1), present.sum(-1)),
     }
 
 
+def macro_f1(
+    true: Int64[np.ndarray, " example"], predicted: Int64[np.ndarray, " example"]
+) -> float:
+    """F1 averaged over the classes that occur in ``true``; class ids from 0, without a limit."""
+    num_classes = int(max(true.max(), predicted.max())) + 1
+    pairs = np.bincount(true * num_classes + predicted, minlength=num_classes**2)
+    return float(class_metrics(pairs.reshape(num_classes, num_classes))["macro_f1"])
+
+
+def one_block_classes(
+    cells: Shaped[np.ndarray, "block true predicted"], classes: Sequence[str]
+) -> tuple[str, ...]:
+    """Names of the true classes that lie in a single block."""
+    num_blocks = (cells.sum(-1) > 0).sum(0)
+    return tuple(name for name, num in zip(classes, num_blocks, strict=True) if num == 1)
+
+
 def metrics(
-    sums: Float[np.ndarray, "*lead sum"], weights: Mapping[str, float]
+    sums: Float[np.ndarray, "*lead sum"],
+    weights: Mapping[str, float],
+    whole: Float[np.ndarray, " sum"] | None = None,
 ) -> dict[str, Float[np.ndarray, "*lead"]]:
     """Every metric of one row of sums, or of many at once; NaN where there is nothing to measure.
 
-    ``weights`` are the heads' weights in ``loss``.
+    ``weights`` are the heads' weights in ``loss``; ``whole`` is the row of all ground, for means
+    over classes of resampled ground (see ``class_metrics``).
     """
     named = {name: sums[..., i] for i, name in enumerate(_FIELDS)}
-    cells = sums[..., len(_FIELDS) :].reshape(*sums.shape[:-1], 2, NUM_CLASSES, NUM_CLASSES)
-    masked, visible = cells[..., 0, :, :], cells[..., 1, :, :]
+    masked, visible = _cells(sums)
     smooth_l1 = _ratio(named["smooth_l1"], named["scalars"])
     cross_entropy = _ratio(named["cross_entropy"], named["labelled"])
     loss = np.zeros_like(smooth_l1)
     for head, value in (("pixels", smooth_l1), ("landcover", cross_entropy)):
         loss += weights[head] * value if head in weights else 0.0
-    recall, f1 = _recall(masked), _f1(masked)
+    by_class = class_metrics(masked, None if whole is None else _cells(whole)[0])
     return {
         "loss": loss,
         "rec_smooth_l1": smooth_l1,
         "esa_ce": cross_entropy,
         "masked_mae": _ratio(named["absolute"], named["scalars"]),
         "esa_acc": _accuracy(masked + visible),
-        "esa_acc_masked": _accuracy(masked),
+        "esa_acc_masked": by_class["accuracy"],
         "esa_acc_visible": _accuracy(visible),
-        "esa_balanced_acc_masked": _mean_of_defined(recall),
-        "esa_macro_f1_masked": _mean_of_defined(f1),
+        "esa_balanced_acc_masked": by_class["balanced_accuracy"],
+        "esa_macro_f1_masked": by_class["macro_f1"],
     }
 
 
 def report(table: Table, weights: Mapping[str, float], key: str) -> dict[str, Any]:
-    """Metrics of a set of blocks with 95 % block-bootstrap intervals, as plain JSON.
+    """Metrics of a set of blocks with 95 % intervals over the blocks, as plain JSON.
 
     ``key`` seeds the resampling, so that the same blocks give the same intervals and all
-    predictors are resampled alike.
+    predictors are resampled alike. ``no_interval`` says which measured metrics have none, and why.
     """
-    values = metrics(table.sum(0), weights)
-    spread = metrics(resample(table, key), weights) if len(table) > 1 else {}
-    record: dict[str, Any] = {}
-    for name, value in values.items():
-        record[name] = _number(value)
-        record[f"{name}_ci95"] = _interval(spread.get(name))
-    cells = table.sum(0)[len(_FIELDS) : len(_FIELDS) + _CELLS]
-    record["confusion_masked"] = cells.astype(int).reshape(NUM_CLASSES, NUM_CLASSES).tolist()
-    return record
+    whole = table.sum(0)
+    record = _with_intervals(
+        metrics(whole, weights),
+        metrics(resample(table, key), weights, whole),
+        metrics(table, weights),
+        one_block_classes(_cells(table)[0], [each.name for each in BHARATEO_CLASSES]),
+    )
+    return record | {"confusion_masked": _cells(whole)[0].astype(int).tolist()}
 
 
 def against(model: Table, baseline: Table, key: str) -> dict[str, Any]:
     """The model beside a baseline on the same blocks: ratio of masked MAE, gain in accuracy."""
 
-    def compare(ours: np.ndarray, theirs: np.ndarray) -> dict[str, Numbers]:
+    def compare(ours: np.ndarray, theirs: np.ndarray) -> dict[str, np.ndarray]:
         mine, other = metrics(ours, {}), metrics(theirs, {})
         return {
             "masked_mae_ratio": _ratio(mine["masked_mae"], other["masked_mae"]),
             "esa_acc_masked_gain": mine["esa_acc_masked"] - other["esa_acc_masked"],
         }
 
-    values = compare(model.sum(0), baseline.sum(0))
-    spread = compare(resample(model, key), resample(baseline, key)) if len(model) > 1 else {}
-    record: dict[str, Any] = {}
-    for name, value in values.items():
-        record[name] = _number(value)
-        record[f"{name}_ci95"] = _interval(spread.get(name))
-    return record
+    measured = metrics(model, {})
+    return _with_intervals(
+        compare(model.sum(0), baseline.sum(0)),
+        compare(resample(model, key), resample(baseline, key)),
+        {"masked_mae_ratio": measured["masked_mae"],
+         "esa_acc_masked_gain": measured["esa_acc_masked"]},
+    )  # fmt: skip
 
 
 def resample(table: Table, key: str) -> Float[np.ndarray, "resample sum"]:
-    """Sums of as many blocks drawn with replacement, ``NUM_RESAMPLES`` times."""
-    seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little")
-    num_blocks = len(table)
-    draws = np.random.default_rng(seed).multinomial(
-        num_blocks, np.full(num_blocks, 1 / num_blocks), NUM_RESAMPLES
-    )
-    return draws @ table
+    """Sums of as many blocks drawn with replacement, once a resample."""
+    return resampled_blocks(len(table), key) @ table
+
+
+def _with_intervals(
+    values: Mapping[str, np.ndarray],
+    resampled: Mapping[str, Float[np.ndarray, " resample"]],
+    by_block: Mapping[str, Float[np.ndarray, " block"]],
+    one_block: Sequence[str] = (),
+) -> dict[str, Any]:
+    record: dict[str, Any] = {}
+    reasons = {}
+    for name, value in values.items():
+        num_blocks = int((~np.isnan(by_block[name])).sum())
+        measured = not np.isnan(value)
+        reason = why_none(num_blocks, one_block if name in CLASS_MEANS else ())
+        bounds = None if reason else ground_interval(resampled[name], num_blocks)
+        record[name] = float(value) if measured else None
+        record[f"{name}_ci95"] = list(bounds) if bounds else None
+        if measured and reason:
+            reasons[name] = reason
+    return record | {"no_interval": reasons}
+
+
+def _cells(sums: Float[np.ndarray, "*lead sum"]) -> tuple[np.ndarray, np.ndarray]:
+    """The confusion matrices of masked and of visible tokens."""
+    shape = (*sums.shape[:-1], 2, NUM_CLASSES, NUM_CLASSES)
+    cells = sums[..., len(_FIELDS) :].reshape(shape)
+    return cells[..., 0, :, :], cells[..., 1, :, :]
 
 
 def _ratio(total: Numbers, count: Numbers) -> np.ndarray:
@@ -169,20 +217,3 @@ def _recall(cells: np.ndarray) -> np.ndarray:
 
 def _f1(cells: np.ndarray) -> np.ndarray:
     return _ratio(2 * np.diagonal(cells, axis1=-2, axis2=-1), cells.sum(-1) + cells.sum(-2))
-
-
-def _mean_of_defined(values: np.ndarray) -> np.ndarray:
-    defined = ~np.isnan(values)
-    return _ratio(np.where(defined, values, 0).sum(-1), defined.sum(-1))
-
-
-def _number(value: Numbers) -> float | None:
-    return None if np.isnan(value) else float(value)
-
-
-def _interval(values: Numbers | None) -> list[float] | None:
-    if values is None or np.isnan(values).all():
-        return None
-    tail = (1 - LEVEL) / 2
-    low, high = np.nanquantile(values, [tail, 1 - tail])
-    return [float(low), float(high)]

@@ -13,6 +13,7 @@ from odc.geo.geobox import GeoBox
 
 from bharateo.embedding.pieces import CellGrid
 from bharateo.embedding.windows import Piece
+from bharateo.evaluation.scores import class_metrics
 from bharateo.landcover import IGNORE, NUM_CLASSES, patch_class_counts, patch_mode
 from bharateo.sources import LabelSource
 from bharateo.sources.label_raster import LabelRaster
@@ -111,15 +112,13 @@ def agreement(confusion: Int64[np.ndarray, "label mapped"]) -> dict[str, Any]:
     if not total:
         return {"cells": 0}
     present = per_label > 0
-    hits = np.diagonal(confusion)
-    recall = hits[present] / per_label[present]
-    f1 = 2 * hits / np.maximum(per_label + confusion.sum(0), 1)
+    scores = class_metrics(confusion)
     commonest = per_label.max() / total
     return {
         "cells": int(total),
-        "agreement": float(hits.sum() / total),
-        "balanced_agreement": float(recall.mean()),
-        "macro_f1": float(f1[present].mean()),
+        "agreement": float(scores["accuracy"]),
+        "balanced_agreement": float(scores["balanced_accuracy"]),
+        "macro_f1": float(scores["macro_f1"]),
         "commonest_label_everywhere": {
             "agreement": float(commonest),
             "balanced_agreement": float(1 / present.sum()),

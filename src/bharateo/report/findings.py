@@ -19,9 +19,6 @@ MODEL = "model"
 BAR = "nearest_visible"
 """The baseline a model must beat: every masked patch copied from the nearest visible one."""
 
-FEW_BLOCKS = 10
-"""Below this a percentile bootstrap of blocks gives intervals that are too narrow."""
-
 METHOD_NAMES = {
     MODEL: "this model",
     BAR: "nearest-visible copy",
@@ -68,7 +65,7 @@ METRICS = (
     BALANCED_ACCURACY,
     Metric(
         "esa_macro_f1_masked", "Macro F1, masked", True, True,
-        "harmonic mean of precision and recall of each class, averaged over classes",
+        "harmonic mean of precision and recall of each class, averaged over the classes that occur",
     ),
     Metric(
         "esa_acc_visible", "Accuracy, visible", True, True,
@@ -149,6 +146,21 @@ def interval(scores: Scores, metric: Metric) -> tuple[float, float] | None:
     return float(bounds[0]), float(bounds[1])
 
 
+def no_intervals(scores: Scores) -> list[str]:
+    """Which metrics of the model have no interval, and why, a phrase a reason."""
+    model = scores["model"]
+    names: dict[str, list[str]] = {}
+    for metric in METRICS:
+        if reason := (model.get("no_interval") or {}).get(metric.key):
+            names.setdefault(reason, []).append(metric.title)
+    measured = sum(_has(model, metric) for metric in METRICS)
+    return [
+        f"no interval ({why})" if len(some) == measured
+        else f"no interval of {', '.join(some)} ({why})"
+        for why, some in names.items()
+    ]  # fmt: skip
+
+
 def metric_rows(scores: Scores, metrics: Sequence[Metric] = METRICS) -> list[MethodRow]:
     """A table of one split, or one region of it: a row for every method, best values marked."""
     best = [_best(scores, metric) for metric in metrics]
@@ -224,7 +236,7 @@ def verdict(scores: Scores) -> str:
         return "It cannot be compared with the nearest-visible copy: nothing was measured for both."
     sentences = (
         _judge(found),
-        _certainty(found, scores["num_blocks"]),
+        _certainty(found, scores),
         _class_by_class(scores, found),
         _better_rule(scores),
     )
@@ -251,16 +263,17 @@ def _short(metric: Metric) -> str:
     return "patch classes" if metric is MASKED_ACCURACY else "pixels"
 
 
-def _certainty(found: Sequence[Comparison], num_blocks: int) -> str:
+def _certainty(found: Sequence[Comparison], scores: Scores) -> str:
     judged = [comparison for comparison in found if comparison.outcome != "equal"]
     if any(comparison.certain is None for comparison in judged):
-        return "There are too few independent blocks for an interval, so chance is not excluded."
+        return (
+            f"Too few blocks for an interval ({scores['num_blocks']} of test ground), so chance is "
+            "not excluded."
+        )
     close = [_short(comparison.metric) for comparison in judged if not comparison.certain]
     if close:
         names = " and for ".join(close)
         return f"For {names} the 95 % interval of the difference spans zero: it may be chance."
-    if num_blocks < FEW_BLOCKS and judged:
-        return f"The 95 % intervals leave out zero, but from {num_blocks} blocks they are rough."
     if len(judged) == 2:
         return "Both differences are beyond chance: their 95 % intervals leave out zero."
     return "The 95 % interval of the difference leaves out zero." if judged else ""

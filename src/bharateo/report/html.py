@@ -257,15 +257,14 @@ def result(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     """The charts of the most telling split, and what they say."""
     split = findings.splits(evaluation)[0]
     scores = evaluation["splits"][split]
+    drawn = [m for m in (MASKED_ACCURACY, MASKED_MAE) if scores["model"].get(m.key) is not None]
     return {
         "split": split,
-        "result_charts": [
-            _interval_chart(scores, metric)
-            for metric in (MASKED_ACCURACY, MASKED_MAE)
-            if scores["model"].get(metric.key) is not None
-        ],
+        "result_charts": [_interval_chart(scores, metric) for metric in drawn],
+        "bars_drawn": any(findings.interval(scores["model"], metric) for metric in drawn),
         "comparisons": findings.comparisons(scores),
         "result_size": _size(scores),
+        "no_intervals": findings.no_intervals(scores),
         "bootstrap": evaluation.get("bootstrap", {}),
         "metrics": findings.METRICS,
     }
@@ -625,6 +624,7 @@ def _split_table(split: str, scores: Scores) -> dict[str, Any]:
     return {
         "split": split,
         "size": _size(scores),
+        "no_intervals": findings.no_intervals(scores),
         "rows": findings.metric_rows(scores),
         "losses": [
             (name, f"{model[key]:.4f}") for name, key in parts if model.get(key) is not None

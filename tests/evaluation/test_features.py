@@ -137,6 +137,13 @@ def test_the_context_holds_the_patch_its_neighbours_and_the_chip(extractors, bat
 # Random convolutions.
 
 
+def test_filters_of_pixels_that_are_all_alike_give_finite_features(run, batch):
+    flat, every = torch.full_like(batch.image, 0.25), torch.ones_like(batch.valid)
+    made = random_convolutions(flat, every, run.model.normalise, PATCH_PX, 0)
+    assert made.features(flat, every).isfinite().all()
+    assert made.features(batch.image, batch.valid).isfinite().all()
+
+
 def test_filters_are_whitened_so_responses_to_training_squares_are_of_one_size(run, monkeypatch):
     generator = torch.Generator().manual_seed(3)
     smooth = torch.rand(20, 2, 8, 8, generator=generator)

@@ -188,7 +188,9 @@ def _whitened_filters(pixels: Tensor, valid: Tensor, seed: int) -> tuple[Tensor,
     samples = squares[chip, :, row, col].flatten(1).double()
     mean = samples.mean(0)
     variance, directions = torch.linalg.eigh(torch.cov(samples.T))
-    scale = variance.clamp(min=float(variance.max()) * _NO_WHITENING_BELOW).rsqrt()
+    # Pixels that are all alike have no direction at all, and filters that see nothing.
+    least = max(float(variance.max()) * _NO_WHITENING_BELOW, torch.finfo(variance.dtype).tiny)
+    scale = variance.clamp(min=least).rsqrt()
     whitening = directions * scale @ directions.T
     filters = (samples[:NUM_FILTERS] - mean) @ whitening
     filters = filters / filters.norm(dim=1, keepdim=True).clamp(min=1e-6) @ whitening

@@ -461,6 +461,11 @@ def _with_lists(value: Any) -> Any:
     return [_with_lists(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
+def section_to_yaml(config: Config, section: str) -> str:
+    """One section of the configuration as YAML, defaults included."""
+    return yaml.safe_dump({section: _plain(asdict(config))[section]}, sort_keys=False)
+
+
 def differences(record: Mapping[str, Any], config: Config) -> list[str]:
     """``key: there against wanted`` for every key in which a stored configuration differs.
 

@@ -65,6 +65,7 @@ __all__ = ["DATASET_FILE", "LAYERS", "SCHEMA_VERSION", "SPLITS", "Dataset", "sha
 
 CHIPS_FILE = "chips.parquet"
 ITEMS_FILE = "items.json"
+RECIPE_FILE = "recipe.yaml"
 BUILD_FOLDER = ".build"
 
 _KEPT_COLUMNS = 4

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from bharateo.accounting import Accounting
 from bharateo.artefacts import read_json
-from bharateo.chips.store import Dataset
+from bharateo.chips.store import RECIPE_FILE, Dataset
 from bharateo.errors import RunError
 from bharateo.files import read_bytes, write_text
 from bharateo.landcover import BHARATEO_CLASSES, IGNORE
@@ -152,7 +153,7 @@ def article(
         **all_numbers(files.evaluation),
         accounting=list(Accounting.of_run(files.contract).rows()),
         contract=_contract_rows(files.contract),
-        config=files.config,
+        **_reproduction(files, dataset),
     )
 
 
@@ -182,11 +183,12 @@ def _opening(files: RunFiles, dataset: Dataset, why: str | None) -> dict[str, An
     contract, evaluation = files.contract, files.evaluation
     split = findings.splits(evaluation)[0]
     scores = evaluation["splits"][split]
-    ground = _ground(split, _own_dataset(files))
+    own = _own_dataset(files)
+    ground = _ground(split, own)
     trained = (
         f"A masked autoencoder of {contract['num_parameters'] / 1e6:.2f} million parameters was "
         f"trained for {_plural(len(files.history), 'epoch')} on "
-        f"{contract['sensor']['title']}{_among(dataset)}."
+        f"{contract['sensor']['title']}{_among(dataset) if own else ''}."
     )
     return {
         "title": contract["sensor"]["title"],
@@ -194,10 +196,10 @@ def _opening(files: RunFiles, dataset: Dataset, why: str | None) -> dict[str, An
         "trained": trained,
         "headline": f"On {ground} {findings.headline(scores)}.",
         "verdict": findings.verdict(scores),
-        "only_train": list(evaluation["splits"]) == ["train"] and _own_dataset(files),
-        "other_dataset": not _own_dataset(files),
+        "only_train": list(evaluation["splits"]) == ["train"] and own,
+        "other_dataset": not own,
         "source": _source(dataset),
-        "why": why or files.provenance.get("why") or "",
+        "why": why or (own and files.provenance.get("why")) or "",
         "notes": _notes(dataset),
         "attribution": list(dict.fromkeys([*contract["attribution"], *dataset.attribution])),
         "patch_px": contract["patch_px"],
@@ -694,3 +696,35 @@ def _normalisation(sensor: Mapping[str, Any]) -> str:
     if sensor["standardised"]:
         return "inside the model: minus the mean, divided by the standard deviation, band by band"
     return "none: values are taken as they are"
+
+
+def _reproduction(files: RunFiles, dataset: Dataset) -> dict[str, Any]:
+    """The training's configuration with the ``data`` section its dataset was built from.
+
+    The run's own ``data`` section is not read by a training and may be of any other dataset. Where
+    the dataset's is not known there is none, and the build command is left out.
+    """
+    theirs = dataset.path if _own_dataset(files) else Path(files.contract["dataset"]["path"])
+    recipe = theirs / RECIPE_FILE
+    config = {key: value for key, value in _yaml(files.config, "config.yaml").items()
+              if key != "data"}  # fmt: skip
+    if recipe.exists():
+        config = _yaml(_read(recipe, "bharateo build"), str(recipe)) | config
+    return {
+        "config": yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
+        "dataset_recipe_known": recipe.exists(),
+        "trained_dataset": theirs.name,
+    }
+
+
+def _yaml(text: str, where: str) -> dict[str, Any]:
+    try:
+        record = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:80]
+        raise RunError(
+            f"{where} is no readable YAML ({reason}): restore it, or train again"
+        ) from error
+    if not isinstance(record, dict):
+        raise RunError(f"{where} holds no configuration: restore it, or train again")
+    return record

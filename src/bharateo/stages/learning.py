@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bharateo.config import Config, DataConfig
+from bharateo.config import Config, DataConfig, section_to_yaml
 from bharateo.display import Display
 from bharateo.errors import ConfigError
 from bharateo.stages.opening import open_dataset, to_score
@@ -60,6 +60,8 @@ def build(
         StorageError: the disk is full.
     """
     from bharateo.chips.build import build as build_chips
+    from bharateo.chips.store import RECIPE_FILE
+    from bharateo.files import write_text
     from bharateo.memory import return_freed_memory
 
     return_freed_memory()
@@ -69,6 +71,9 @@ def build(
         dataset = build_chips(
             recipe, config.data.plan, output, config.data.seed, bar.update, workers, display.say
         )
+    # A training's configuration has a ``data`` section too, which need not be this one.
+    if not (output / RECIPE_FILE).exists():
+        write_text(output / RECIPE_FILE, section_to_yaml(config, "data"))
     splits = ", ".join(f"{count} {name}" for name, count in dataset.info["splits"].items())
     display.say(f"dataset: {output} ({splits} squares of {dataset.size_px} px)")
     for warning in dataset.info["warnings"]:

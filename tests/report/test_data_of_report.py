@@ -1,0 +1,57 @@
+"""What a report says of pixels is of the dataset used, whatever the run's config says."""
+
+from dataclasses import replace
+
+import pytest
+
+from bharateo import stages
+from bharateo.chips.store import RECIPE_FILE
+from bharateo.config import Config, DataConfig, PlanConfig, to_yaml
+from bharateo.display import Display
+from bharateo.errors import RunError
+from bharateo.report.html import article
+
+
+def test_a_configs_data_section_of_another_place_is_not_the_recipe(dataset, make_run):
+    """The run's configuration is v0's, whose data are three regions of India."""
+    page = article(make_run(dataset), dataset, [])
+    for wrong in ("delhi_ncr", "mathura_belt", "bharateo build"):
+        assert wrong not in page
+    assert "How the dataset was built is not written in its folder" in page
+    assert dataset.path.name in page
+
+
+def test_the_recipe_is_the_datasets_own_where_its_folder_has_one(dataset, make_run):
+    (dataset.path / RECIPE_FILE).write_text("data:\n  rois: [some_other_place]\n")
+    page = article(make_run(dataset), dataset, [])
+    assert "some_other_place" in page and "bharateo build config.yaml" in page
+    assert "delhi_ncr" not in page
+    assert "batch_size" in page  # the training's own sections are still there
+
+
+def test_a_run_scored_elsewhere_is_not_said_to_be_trained_there(dataset, make_run):
+    region = dataset.regions[0]
+    files = make_run(dataset, own_dataset=False, provenance={"why": "because of the training"})
+    opening = article(files, dataset, []).split('<main id="main"')[0]
+    trained = opening.split("was trained for")[1].split(".")[0]
+    assert region not in trained
+    assert "because of the training" not in opening
+
+
+def test_a_damaged_config_is_one_named_line(dataset, make_run):
+    files = make_run(dataset)
+    for text in ("a: [", "", "- 1", "d: 2020-13-01"):
+        with pytest.raises(RunError, match=r"config\.yaml"):
+            article(replace(files, config=text), dataset, [])
+
+
+def test_a_build_leaves_its_recipe_with_the_dataset(dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr("bharateo.stages.learning.open_recipe", lambda data, display: None)
+    monkeypatch.setattr("bharateo.chips.build.build", lambda *asked: dataset)
+    (tmp_path / "dataset").mkdir()
+    data = DataConfig(source="geotiff", plan=PlanConfig(size_px=160))
+    config = replace(Config(), data=data)
+    stages.build(config, tmp_path / "dataset", Display(quiet=True))
+    kept = (tmp_path / "dataset" / RECIPE_FILE).read_text()
+    assert "source: geotiff" in kept and "size_px: 160" in kept
+    assert kept in to_yaml(config)

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int64
 
 from bharateo.evaluation.intervals import interval, resampled_blocks, why_none
 from bharateo.evaluation.scores import CLASS_MEANS, class_metrics, one_block_classes
+from bharateo.handover.card import markdown_text
 from bharateo.landcover import BHARATEO_CLASSES
 
 METRICS = ("accuracy", "balanced_accuracy", "macro_f1")
@@ -150,9 +151,11 @@ def shown(value: float, ci95: Sequence[float] | None, sign: str = "") -> str:
 def markdown(record: Mapping[str, Any]) -> str:
     """The table of a finished ablation with what is needed to read it."""
     columns = header(record["factors"])
-    lines = [columns, ["---"] * len(columns), *rows(record)]
+    escaped = [[markdown_text(cell) for cell in line] for line in (columns, *rows(record))]
+    lines = [escaped[0], ["---"] * len(columns), *escaped[1:]]
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return f"# Ablation on {record['dataset']['name']}\n\n{explained(record)}\n\n{table}\n"
+    title = f"# Ablation on {markdown_text(record['dataset']['name'])}"
+    return f"{title}\n\n{markdown_text(explained(record))}\n\n{table}\n"
 
 
 def explained(record: Mapping[str, Any]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,6 +47,7 @@ def model_card(run: Run, licence: str | None = None) -> str:
     template = jinja2.Environment(
         loader=jinja2.PackageLoader("bharateo", "handover"),
         undefined=jinja2.StrictUndefined,
+        finalize=_finished,
         keep_trailing_newline=True,
     ).get_template("card.md.j2")
     account = Accounting.of_run(run.contract)
@@ -56,9 +59,33 @@ def model_card(run: Run, licence: str | None = None) -> str:
         dataset=Path(run.contract["dataset"]["path"]).name,
         tokens_per_chip=account.tokens_per_chip,
         account=account.rows(),
-        scores=[*_reconstruction_tables(run.path), *_probe_tables(run.path)],
+        scores=list(map(_Markdown, (*_reconstruction_tables(run.path), *_probe_tables(run.path)))),
     )
     return f"---\n{yaml.safe_dump(header, sort_keys=False)}---\n{body}"
+
+
+class _Markdown(str):
+    """Text that is Markdown already."""
+
+    __slots__ = ()
+
+
+def _finished(value: object) -> object:
+    return (
+        markdown_text(value) if isinstance(value, str) and type(value) is not _Markdown else value
+    )
+
+
+def markdown_text(text: str) -> str:
+    """A text of others (a name, an attribution) as one line of Markdown without any markup.
+
+    Line breaks and control characters become spaces; what would begin a tag, link, heading, cell,
+    code or formula is escaped. Underscores within a word mark up nothing and stay.
+    """
+    line = " ".join("".join(" " if unicodedata.category(c) == "Cc" else c for c in text).split())
+    line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    line = re.sub(r"[\\`*\[\]|~#$]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", line)
+    return re.sub(r"^[-+=](?=[-+=\s]|$)", r"\\\g<0>", line)
 
 
 def _header(run: Run, licence: str | None) -> Mapping[str, Any]:
@@ -70,7 +97,7 @@ def _header(run: Run, licence: str | None) -> Mapping[str, Any]:
         "library_name": "bharateo",
         "pipeline_tag": "image-feature-extraction",
         "tags": ["earth-observation", "remote-sensing", "masked-autoencoder", "land-cover",
-                 run.sensor.name],
+                 " ".join(run.sensor.name.split())],
     }  # fmt: skip
 
 
@@ -99,9 +126,8 @@ def _reconstruction_tables(folder: Path) -> list[str]:
             ],
         )
         tables.append(
-            f"Masked patches of the {split} split ({scores['num_chips']} chips on "
-            f"{scores['num_blocks']} blocks of ground), with 95 % intervals by block bootstrap:"
-            f"\n\n{table}"
+            f"Masked patches of the {markdown_text(split)} split ({scores['num_chips']} chips on "
+            f"{scores['num_blocks']} blocks of ground), {_intervals(rows['model'])}:\n\n{table}"
         )
     return tables
 
@@ -112,18 +138,39 @@ def _probe_tables(folder: Path) -> list[str]:
     probes = _record(Probed, folder / PROBES_FILE, "bharateo evaluate --probe")
     for level, scored in probes.get("levels", {}).items():
         rows = [
-            [f"**{each['features']}**" if each["features"] == "encoder" else each["features"],
-             each["probe"], *(_mean_with_interval(each[metric]) for metric in _PROBE_METRICS)]
+            ["**encoder**" if each["features"] == "encoder" else markdown_text(each["features"]),
+             markdown_text(each["probe"]),
+             *(_mean_with_interval(each[metric]) for metric in _PROBE_METRICS)]
             for each in scored["results"]
             if each["budget"] == "all"
         ]  # fmt: skip
         if rows:
             head = ["features", "probe", *_PROBE_METRICS.values()]
             tables.append(
-                f"Classes of test {level}s, by probes on frozen features with all labels of the "
-                f"train split (encoder: this run), with 95 % intervals:\n\n{_table(head, rows)}"
+                f"Classes of test {markdown_text(level)}s, by probes on frozen features with all "
+                "labels of the train split (encoder: this run), "
+                f"{_probe_intervals(scored['results'])}:\n\n{_table(head, rows)}"
             )
     return tables
+
+
+def _intervals(scores: Mapping[str, Any]) -> str:
+    """What a table says of its intervals: that there are some, and why others are missing."""
+    reasons = scores.get("no_interval") or {}
+    shown = any(scores.get(f"{metric}_ci95") for metric in _METRICS)
+    return _said_of_intervals(shown, [reasons[each] for each in _METRICS if each in reasons])
+
+
+def _probe_intervals(results: Sequence[Mapping[str, Any]]) -> str:
+    scores = [each[metric] for each in results for metric in _PROBE_METRICS]
+    reasons = [score["no_interval"] for score in scores if score.get("no_interval")]
+    return _said_of_intervals(any(score["ci95"] for score in scores), reasons)
+
+
+def _said_of_intervals(shown: bool, reasons: Sequence[str]) -> str:
+    why = "; ".join(map(markdown_text, dict.fromkeys(reasons)))
+    some = "with 95 % intervals over blocks of ground" if shown else "without intervals"
+    return f"{some} ({'none where ' if shown else ''}{why})" if why else some
 
 
 def _mean_with_interval(score: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+import unicodedata
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -383,6 +384,7 @@ INK, MUTED, RULE, *SERIES = _CSS_COLOURS
 _STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "bharateo",
+    "text.parse_math": False,  # a label may hold a dollar
     "font.size": 9.5,
     "axes.edgecolor": RULE,
     "axes.labelcolor": MUTED,
@@ -457,10 +459,15 @@ def _name_lines(axes: Axes, series: Sequence[Series], show: Callable[[float], st
     top = axes.get_ylim()[1]
     places = spread([value / top for _, value in shown], 0.075)
     for (line, value), place in zip(shown, places, strict=True):
-        text = f"{line.label} {show(value)}"
+        text = _in_line(f"{line.label} {show(value)}")
         axes.text(
             1.03, place, text, color=line.colour, va="center", transform=axes.transAxes, size=9
         )
+
+
+def _in_line(label: str) -> str:
+    """A label without line breaks and control characters, which SVG cannot hold."""
+    return " ".join("".join(" " if unicodedata.category(c) == "Cc" else c for c in label).split())
 
 
 def spread(places: Sequence[float], gap: float) -> list[float]:
@@ -497,7 +504,7 @@ def interval_chart(estimates: Sequence[Estimate], show: Callable[[float], str], 
                 1.03, place, show(estimate.value), color=estimate.colour, va="center",
                 transform=axes.get_yaxis_transform(),
             )  # fmt: skip
-        axes.set_yticks(range(len(estimates)), [estimate.label for estimate in estimates])
+        axes.set_yticks(range(len(estimates)), [_in_line(each.label) for each in estimates])
         axes.set_ylim(len(estimates) - 0.5, -0.5)
         axes.grid(True, axis="x")
         axes.grid(False, axis="y")

@@ -77,6 +77,12 @@ def test_reflectances_are_plausible_and_nearly_all_valid(image):
     assert ((reflectance.mean(axis=1) > 0.08) & (reflectance.mean(axis=1) < 0.25)).all()
 
 
+def test_the_scene_has_no_cloud_mask_and_its_clouds_count(image):
+    """A bright pixel is as valid as any other: only where a band holds nothing it is missing."""
+    np.testing.assert_array_equal(image.valid, (image.values != 0).all(0))
+    assert image.valid[image.values.min(0) > 2000].all()
+
+
 def test_land_use_covers_a_third_and_knows_water_by_its_darkness(recipe, image):
     labels = recipe.landcover.read(GRID)
     assert labels.values.shape == (1, 768, 1536)

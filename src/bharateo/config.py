@@ -463,7 +463,7 @@ def _with_lists(value: Any) -> Any:
 
 def section_to_yaml(config: Config, section: str) -> str:
     """One section of the configuration as YAML, defaults included."""
-    return yaml.safe_dump({section: _plain(asdict(config))[section]}, sort_keys=False)
+    return write_yaml({section: to_record(config)[section]})
 
 
 def differences(record: Mapping[str, Any], config: Config) -> list[str]:

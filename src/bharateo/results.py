@@ -61,6 +61,8 @@ class Scores(_Open):
     esa_macro_f1_masked: Number | None = None
     esa_macro_f1_masked_ci95: Unknown = None
     confusion_masked: Confusion | None = None
+    no_interval: dict[Name, Text] = Field(default_factory=dict)
+    """Metrics without an interval, and why."""
 
 
 class Against(_Open):
@@ -127,6 +129,7 @@ class Score(_Open):
 
     mean: Number
     ci95: Interval | None
+    no_interval: Text | None = None
 
 
 class Who(Record):

@@ -56,8 +56,9 @@ class Names:
         self.number += 1
         if not self.planted:
             return f"name{self.number}"
-        text = f"name{self.number} {MARKUP[self.number % len(MARKUP)]} {' '.join(MARKUP)}"
-        return re.sub(r"[\s/\x00-\x1f\u2028]+", "_", text)[:120] if one_line else text
+        turn = self.number % len(MARKUP)
+        text = f"name{self.number} {' '.join((MARKUP * 2)[turn : turn + 5])}"[:240]
+        return re.sub(r"[\s/\\\x00-\x1f\x7f\u2028]+", "_", text)[:120] if one_line else text
 
 
 def made(folder, planted):

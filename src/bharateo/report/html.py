@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from bharateo.accounting import Accounting
 from bharateo.artefacts import read_json
 from bharateo.chips.store import RECIPE_FILE, Dataset
-from bharateo.errors import RunError
+from bharateo.errors import ConfigError, RunError
 from bharateo.files import read_bytes, write_text
 from bharateo.landcover import BHARATEO_CLASSES, IGNORE
+from bharateo.plain_yaml import parse_yaml, write_yaml
 from bharateo.report import findings, panels, probes, render
 from bharateo.report.findings import MASKED_ACCURACY, MASKED_MAE, Metric, Scores
 from bharateo.report.panels import Estimate, Outline, Series
@@ -709,9 +709,9 @@ def _reproduction(files: RunFiles, dataset: Dataset) -> dict[str, Any]:
     config = {key: value for key, value in _yaml(files.config, "config.yaml").items()
               if key != "data"}  # fmt: skip
     if recipe.exists():
-        config = _yaml(_read(recipe, "bharateo build"), str(recipe)) | config
+        config = _yaml(_text(recipe), str(recipe)) | config
     return {
-        "config": yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
+        "config": write_yaml(config),
         "dataset_recipe_known": recipe.exists(),
         "trained_dataset": theirs.name,
     }
@@ -719,12 +719,9 @@ def _reproduction(files: RunFiles, dataset: Dataset) -> dict[str, Any]:
 
 def _yaml(text: str, where: str) -> dict[str, Any]:
     try:
-        record = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:80]
-        raise RunError(
-            f"{where} is no readable YAML ({reason}): restore it, or train again"
-        ) from error
+        record = parse_yaml(text, f"{where} is no YAML")
+    except ConfigError as error:
+        raise RunError(f"{error}: restore the file, or make its folder again") from error
     if not isinstance(record, dict):
-        raise RunError(f"{where} holds no configuration: restore it, or train again")
+        raise RunError(f"{where} holds no configuration: restore it, or make its folder again")
     return record

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
-from xml.sax.saxutils import escape
+from xml.etree import ElementTree
 
 import numpy as np
 import rasterio
@@ -128,6 +129,15 @@ def cog_tags(path: Path) -> dict[str, str]:
     return tags
 
 
+def xml_characters(text: str) -> str:
+    """A text with U+FFFD for every character that XML 1.0 cannot hold, escaped or not: controls,
+    halves of surrogate pairs. GDAL keeps names in XML inside its files, too.
+
+    Source: Extensible Markup Language (XML) 1.0, production 2 (Char).
+    """
+    return re.sub("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", text)
+
+
 def _write_tiles(
     path: Path, geobox: GeoBox, bands: Bands, blocks: Iterable[Block], tags: Mapping[str, str]
 ) -> None:
@@ -140,7 +150,7 @@ def _write_tiles(
     }  # fmt: skip
     with rasterio.open(path, "w", **profile) as file:
         file.update_tags(**tags)
-        file.descriptions = bands.names
+        file.descriptions = tuple(xml_characters(name) for name in bands.names)
         if bands.scales:
             file.scales, file.offsets = bands.scales, bands.offsets
         if bands.colours:
@@ -171,9 +181,12 @@ def _check_end(path: Path) -> None:
 
 def _categories(names: Iterable[str]) -> str:
     """Names of the values 0, 1, ... as GDAL keeps them beside a file (PAM)."""
-    lines = "".join(f"<Category>{escape(name)}</Category>" for name in names)
-    band = f'<PAMRasterBand band="1"><CategoryNames>{lines}</CategoryNames></PAMRasterBand>'
-    return f"<PAMDataset>{band}</PAMDataset>\n"
+    root = ElementTree.Element("PAMDataset")
+    band = ElementTree.SubElement(root, "PAMRasterBand", band="1")
+    categories = ElementTree.SubElement(band, "CategoryNames")
+    for name in names:
+        ElementTree.SubElement(categories, "Category").text = xml_characters(name)
+    return ElementTree.tostring(root, encoding="unicode") + "\n"
 
 
 @contextmanager

@@ -17,8 +17,9 @@ from bharateo.artefacts import read_json
 from bharateo.chips.store import BUILD_FOLDER, CHIPS_FILE, DATASET_FILE, ITEMS_FILE, LAYERS
 from bharateo.config import PlanConfig
 from bharateo.errors import ConfigError, DatasetError, EmptyRegionError
-from bharateo.files import remove_leftovers, take_lock, write_json, write_text
+from bharateo.files import read_bytes, remove_leftovers, take_lock, write_json, write_text
 from bharateo.landcover import BHARATEO_CLASSES, IGNORE, ClassScheme
+from bharateo.outputs import record_in
 from bharateo.regions import Region
 from bharateo.sources import Recipe
 
@@ -146,12 +147,28 @@ def _make_current(
 
 
 def _check_ours(output: Path) -> None:
-    ours = (output / BUILD_FOLDER).is_dir() or (output / DATASET_FILE).exists()
+    ours = _is_work(output / BUILD_FOLDER) or _is_dataset(output / DATASET_FILE)
     if output.exists() and not ours and (not output.is_dir() or any(output.iterdir())):
         raise DatasetError(
             f"{output} holds other files and no dataset: choose another --output, "
             "a folder that is empty or does not exist yet"
         )
+
+
+def _is_work(folder: Path) -> bool:
+    """Whether a build of ours works or worked here; it may have died before it wrote its plan."""
+    plans = [file for file in folder.glob(f"*/{_PLAN_FILE}") if file.is_file()]
+    if plans:
+        return all("code_version" in record_in(read_bytes(file)) for file in plans)
+    return folder.is_dir() and all(
+        path.name in (_LOCK_FILE, _CURRENT_FILE) or path.name.endswith(".partial")
+        for path in folder.rglob("*")
+        if not path.is_dir()
+    )
+
+
+def _is_dataset(file: Path) -> bool:
+    return file.is_file() and {"sensor", "class_scheme"} <= {*record_in(read_bytes(file))}
 
 
 def check_same(output: Path, there: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

@@ -34,6 +34,7 @@ from bharateo.embedding.pieces import (
 from bharateo.embedding.table import Rows, corners, table_provenance, write_table
 from bharateo.embedding.windows import TokenGrid, blended_squares
 from bharateo.errors import ConfigError
+from bharateo.outputs import Own, record_in
 from bharateo.training.batches import physical_units
 from bharateo.training.checkpoint import Run, dataset_fingerprint
 
@@ -44,6 +45,29 @@ _INT8_NODATA, _INT8_MOST = -128, 127
 
 _COLUMNS = ("region", "split", "block", "row", "col", "scene", "datetime")
 """Of the table of chips, in the table of a dataset."""
+
+
+def provenance_of(path: Path) -> dict[str, Any]:
+    """What a product of ours was written with, table or GeoTIFF; empty where it is none."""
+    if path.suffix == ".parquet":
+        return table_provenance(path)
+    return record_in(cog_tags(path).get(COG_TAG, "{}"))
+
+
+def holding(product: str) -> Own:
+    """The mark of a table or GeoTIFF: the ``product`` of its provenance."""
+    return lambda path: bool(provenance_of(path).get("product") == product)
+
+
+def embedding_products(outputs: Sequence[Path]) -> dict[Path, Own]:
+    """The files of an embedding, and how each is known to be one.
+
+    Raises:
+        ConfigError: two outputs are called the same.
+    """
+    if len({*outputs}) < len(outputs):
+        raise ConfigError(f"--output {outputs[0]}: give each --output its own name")
+    return {output: holding("embedding") for output in outputs}
 
 
 @dataclass(frozen=True)
@@ -180,11 +204,7 @@ def _missing(
     """The outputs that are not there yet."""
     missing = []
     for output in outputs:
-        if output.suffix == ".parquet":
-            there = table_provenance(output)
-        else:
-            there = json.loads(cog_tags(output).get(COG_TAG, "{}"))
-        if there.get("fingerprint") == plan["fingerprint"]:
+        if provenance_of(output).get("fingerprint") == plan["fingerprint"]:
             say(f"{output} is there already, made of the same")
         else:
             missing.append(output)

@@ -23,6 +23,7 @@ from pyproj import CRS
 
 from bharateo.errors import EmptyRegionError
 from bharateo.files import remove_leftovers_of, write_atomically
+from bharateo.outputs import record_in
 
 _KEY = b"bharateo"
 
@@ -99,8 +100,7 @@ def table_provenance(path: Path) -> dict[str, Any]:
         metadata = pq.read_schema(path).metadata or {}
     except (OSError, pa.ArrowInvalid):
         return {}
-    provenance: dict[str, Any] = json.loads(metadata.get(_KEY, b"{}"))
-    return provenance
+    return record_in(metadata.get(_KEY, b"{}"))
 
 
 def _geo(crs: CRS) -> str:

@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -33,6 +34,7 @@ from bharateo.explorer.runtime import BINARY, LICENCE, LOADER, SCRIPT, runtime_f
 from bharateo.files import remove_leftovers, write_text
 from bharateo.handover.onnx_file import write_onnx
 from bharateo.models.heads import PixelHead
+from bharateo.outputs import beginning_with
 from bharateo.report.html import templates
 from bharateo.training.checkpoint import Run
 
@@ -40,6 +42,8 @@ MOST_MEGABYTES = 25.0
 """Size of a folder that may be sent around; megabytes are millions of bytes."""
 
 _OWN = {"index.html", "app", "data", LICENCE.name}
+_MARK = "BharatEO explorer</title>"
+"""In the head of a page, and of what stands in its place while it is written."""
 
 
 def write_explorer(
@@ -160,13 +164,18 @@ def _runtime_record(runtime: Mapping[str, bytes]) -> dict[str, str]:
 
 
 def _check_output(output: Path) -> None:
-    if output.is_dir():
-        names = {path.name for path in output.iterdir() if not path.name.endswith(".partial")}
-        if names - _OWN:
-            raise ConfigError(
-                f"{output} holds {sorted(names - _OWN)[0]}, so it is no explorer: choose a new or "
-                "empty folder as --output"
-            )
+    """Refuse a folder that holds anything but an explorer, whole or begun."""
+    if not os.path.lexists(output):
+        return
+    names = [path.name for path in output.iterdir()] if output.is_dir() else [output.name]
+    foreign = sorted(name for name in names if name not in _OWN and not name.endswith(".partial"))
+    if names and not beginning_with(_MARK)(output / "index.html"):
+        foreign = foreign or sorted(names)
+    if foreign:
+        raise ConfigError(
+            f"{output} holds {foreign[0]}, so it is no explorer: choose a new or empty folder as "
+            "--output"
+        )
 
 
 def _write(output: Path, texts: Mapping[str, str], record: Mapping[str, Any]) -> None:

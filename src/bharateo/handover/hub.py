@@ -22,9 +22,10 @@ from jaxtyping import Bool, Float, Real
 from torch import Tensor, nn
 
 from bharateo.errors import ConfigError, ContractError, RunError
-from bharateo.files import write_json, write_text
+from bharateo.files import read_bytes, write_json, write_text
 from bharateo.handover.card import model_card
 from bharateo.models.patches import Mask
+from bharateo.outputs import Own, beginning_with, check_outputs, record_in
 from bharateo.training.checkpoint import (
     CONFIG_FILE,
     CONTRACT_FILE,
@@ -41,9 +42,10 @@ except ImportError as error:
     ) from error
 
 SHAPE_FILE = "config.json"
+_LIBRARY = "bharateo"
 
 
-class BharatEOEncoder(nn.Module, ModelHubMixin, library_name="bharateo"):
+class BharatEOEncoder(nn.Module, ModelHubMixin, library_name=_LIBRARY):
     """The encoder of a run with its normalisation: physical units in, a vector a patch out.
 
     ``save_pretrained`` and ``push_to_hub`` hand over the whole run it came from, with a model card.
@@ -133,16 +135,24 @@ class BharatEOEncoder(nn.Module, ModelHubMixin, library_name="bharateo"):
 
 
 def save_folder(run: Run, folder: Path, licence: str | None = None) -> None:
-    """Write a run as a Hub folder; what was there under the same names is replaced.
+    """Write a run as a Hub folder; an older one there is replaced.
 
     Of the dataset's path its name alone is kept. ``licence`` is a Hub licence id for the card.
 
     Raises:
-        ConfigError: the folder is one that training writes.
+        ConfigError: the folder is one that training writes, or holds files of something else
+            under the same names.
         StorageError: the disk is full or refuses.
     """
     if (folder / CONFIG_FILE).exists():
         raise ConfigError(f"{folder} is the folder of a training: choose another for the Hub")
+    products: dict[Path, Own] = {
+        folder / SHAPE_FILE: _is_ours,
+        folder / "README.md": beginning_with(f"library_name: {_LIBRARY}"),
+        folder / MODEL_FILE: _is_ours,
+        folder / CONTRACT_FILE: _is_ours,
+    }
+    check_outputs("export --to hub", products, ())  # its own folder, too: the same bytes again
     contract = dict(run.contract)
     contract["dataset"] = {**contract["dataset"], "path": Path(contract["dataset"]["path"]).name}
     write_json(folder / SHAPE_FILE, _shape(run))
@@ -151,9 +161,21 @@ def save_folder(run: Run, folder: Path, licence: str | None = None) -> None:
     save_run(folder, weights, contract)
 
 
+def _is_ours(path: Path) -> bool:
+    """Whether a file lies in a Hub folder of ours, of which the mixin takes ``config.json`` away
+    before it saves, and which may have been left without a contract by a killed export.
+    """
+    marks = {SHAPE_FILE: "library_name", CONTRACT_FILE: "class_scheme"}
+    return any(
+        key in record_in(read_bytes(path.with_name(name)))
+        for name, key in marks.items()
+        if path.with_name(name).is_file()
+    )
+
+
 def _shape(run: Run) -> Mapping[str, Any]:
     return {
-        "library_name": "bharateo",
+        "library_name": _LIBRARY,
         "architectures": [BharatEOEncoder.__name__],
         "bands": list(run.sensor.band_names),
         "unit": run.sensor.unit,

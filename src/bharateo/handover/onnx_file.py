@@ -30,6 +30,7 @@ from bharateo.errors import ConfigError, RunError
 from bharateo.files import write_atomically
 from bharateo.models.heads import LandCoverHead, PixelHead
 from bharateo.models.patches import Mask, unpatchify
+from bharateo.outputs import beginning_with, check_outputs
 from bharateo.training.checkpoint import Run
 
 What = Literal["encoder", "autoencoder"]
@@ -38,6 +39,7 @@ TOLERANCE = 1e-4
 """Largest difference from PyTorch allowed, of the root mean square of what is compared."""
 
 OPSET = 18
+_MARK = "written by bharateo export"
 
 
 class EncoderGraph(nn.Module):
@@ -96,10 +98,12 @@ def write_onnx(run: Run, path: Path, what: What = "encoder") -> float:
     The difference is in root mean squares of the output it is largest in.
 
     Raises:
-        ConfigError: onnx, onnxscript or onnxruntime is not installed.
+        ConfigError: onnx, onnxscript or onnxruntime is not installed, or ``path`` is another
+            file.
         RunError: onnxruntime does not agree within ``TOLERANCE``; nothing is written.
         StorageError: the disk is full or refuses.
     """
+    check_outputs("export --to onnx", {path: beginning_with(_MARK)}, run.own_files)
     _need_onnx()
     graph = (EncoderGraph if what == "encoder" else AutoencoderGraph)(run).eval()
     content = _exported(graph, _example(run, what, num_chips=3), _metadata(run, what))
@@ -181,6 +185,7 @@ def _exported(graph: Any, example: tuple[Tensor, ...], metadata: Mapping[str, st
     proto = program.model_proto
     for node in proto.graph.node:
         del node.metadata_props[:]  # where in the source on this machine it came from
+    proto.doc_string = f"{_MARK}: {metadata['what']}"  # stands before the graph
     onnx.helper.set_model_props(proto, dict(metadata))
     content: bytes = proto.SerializeToString(deterministic=True)
     return content

@@ -17,13 +17,17 @@ from safetensors.torch import save
 from torch import Tensor
 
 from bharateo.errors import ConfigError
-from bharateo.files import write_atomically, write_json
+from bharateo.files import read_bytes, write_atomically, write_json
 from bharateo.models.mae import V0, MaskedAutoencoder
+from bharateo.outputs import beginning_with, check_outputs, record_in
 from bharateo.training.checkpoint import CONTRACT_FILE, MODEL_FILE, Run
 
 ARCHITECTURE = "vit_base_patch16_clip_224"
 """The name timm builds the model from. Of all its vision transformers only those named after CLIP
 have the LayerNorm epsilon of PyTorch, 1e-5, that ours has; sizes and the rest are told."""
+
+_MARK = '"written_by":"bharateo export"'
+"""In the header of weights for timm."""
 
 _NAMES = {
     "norm1": "norm1",
@@ -98,12 +102,17 @@ def write_timm(run: Run, folder: Path) -> None:
     It holds ``model.safetensors`` and ``config.json`` as timm reads it, with the run's contract.
 
     Raises:
-        ConfigError: the folder is that of a run.
+        ConfigError: the folder is that of a run, or holds other weights or settings.
         StorageError: the disk is full or refuses.
     """
     if (folder / CONTRACT_FILE).exists():
         raise ConfigError(f"{folder} is the folder of a run: choose another --output for timm")
-    content = save(timm_state(run), {"format": "pt"})
+    products = {
+        folder / MODEL_FILE: beginning_with(_MARK),
+        folder / "config.json": lambda path: "bharateo" in record_in(read_bytes(path)),
+    }
+    check_outputs("export --to timm", products, run.own_files)
+    content = save(timm_state(run), {"format": "pt", "written_by": "bharateo export"})
     write_atomically(folder / MODEL_FILE, lambda file: file.write(content))
     write_json(folder / "config.json", _timm_config(run))
 

@@ -24,8 +24,7 @@ from shapely.geometry import box
 
 from bharateo.artefacts import shortened
 from bharateo.chips.geography import to_lonlat
-from bharateo.cog import cog_tags
-from bharateo.embedding.embed import COG_TAG
+from bharateo.embedding.embed import provenance_of
 from bharateo.embedding.table import table_provenance
 from bharateo.errors import SourceError
 from bharateo.files import open_file
@@ -174,7 +173,7 @@ class Cells:
         if file is None:
             raise SourceError(f"{path} does not exist: make it with `bharateo embed`")
         self.path, self._file = path, file
-        self.provenance: dict[str, Any] = json.loads(cog_tags(path).get(COG_TAG, "{}"))
+        self.provenance: dict[str, Any] = provenance_of(path)
         if self.provenance.get("product") != "embedding":
             raise SourceError(f"{path} holds no vectors: make them with `bharateo embed`")
 

@@ -34,7 +34,7 @@ from torch import Tensor
 import bharateo
 from bharateo.chips.geography import to_lonlat
 from bharateo.cog import Bands, Block, write_cog
-from bharateo.embedding.embed import COG_TAG
+from bharateo.embedding.embed import COG_TAG, holding
 from bharateo.embedding.encoder import PerToken
 from bharateo.embedding.inputs import RasterInput
 from bharateo.embedding.pieces import (
@@ -48,7 +48,7 @@ from bharateo.embedding.pieces import (
 )
 from bharateo.embedding.windows import Piece
 from bharateo.errors import ConfigError
-from bharateo.files import write_json
+from bharateo.files import read_bytes, write_json
 from bharateo.landcover import BHARATEO_CLASSES, IGNORE, NUM_CLASSES, LandCoverClass
 from bharateo.mapping.classifier import Classifier
 from bharateo.mapping.domain import QUANTILE, Domain, Views, pixel_statistics
@@ -61,8 +61,9 @@ from bharateo.mapping.labels import (
     compare,
     label_counts,
 )
-from bharateo.mapping.style import write_class_style
+from bharateo.mapping.style import STYLE_MARK, write_class_style
 from bharateo.models.mae import MaskedAutoencoder
+from bharateo.outputs import Own, beginning_with, check_outputs, json_of, record_in
 from bharateo.sources import LabelSource
 from bharateo.training.checkpoint import Run
 
@@ -128,6 +129,22 @@ def products(output: Path) -> dict[str, Path]:
     }
 
 
+def own_products(output: Path) -> dict[Path, Own]:
+    """The files of a map that go when it is made anew, and how each is known to be one.
+
+    Not the style: one that a person has changed stops only a map that must be written anew.
+    """
+    files = products(output)
+    record = files.pop("record")
+    del files["style"]
+    notes = files["classes"].with_name(f"{files['classes'].name}.aux.xml")
+    return {
+        **dict.fromkeys(files.values(), holding("map")),
+        notes: beginning_with("<PAMDataset>"),
+        record: json_of("map"),
+    }
+
+
 def write_map(
     run: Run,
     source: RasterInput,
@@ -139,7 +156,8 @@ def write_map(
     """Write the files of a map; its record. A map that is there, made of the same, is left alone.
 
     Raises:
-        ConfigError: a name or stride that cannot be, or labels of other classes than the map's.
+        ConfigError: a name or stride that cannot be, labels of other classes than the map's, or a
+            style that somebody has changed.
         SourceError, StorageError: pixels or labels cannot be read, files cannot be written.
     """
     _check(output, request)
@@ -147,6 +165,7 @@ def write_map(
     if (there := _finished(files, request, plan)) is not None:
         say(f"{output} is there already, made of the same")
         return there
+    check_outputs("map", {files["style"]: beginning_with(STYLE_MARK)}, ())
     config = run.model.config
     stride = request.stride_px or config.patch_px
     grid = CellGrid(source.shape, config.chip_px, config.patch_px, stride)
@@ -215,10 +234,7 @@ def _finished(
     needed = [path for name, path in files.items() if name != "suspect" or request.labels]
     if not all(path.exists() for path in needed):
         return None
-    try:
-        record: dict[str, Any] = json.loads(files["record"].read_text())
-    except ValueError:
-        return None
+    record = record_in(read_bytes(files["record"]))
     return record if record.get("fingerprint") == plan["fingerprint"] else None
 
 

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +22,10 @@ from jaxtyping import UInt8
 
 from bharateo.embedding.inputs import RasterInput
 from bharateo.embedding.pieces import CellGrid, Progress
+from bharateo.errors import DatasetError
 from bharateo.evaluation.features import band_statistics, encoder, random_encoder
-from bharateo.evaluation.probes import save_probe
-from bharateo.files import write_json, write_text
+from bharateo.evaluation.probes import load_probe, save_probe
+from bharateo.files import read_bytes, write_json, write_text
 from bharateo.mapping.classifier import probe_classifier
 from bharateo.mapping.cross_validation import (
     HELD_OUT,
@@ -36,7 +38,7 @@ from bharateo.mapping.cross_validation import (
     tempered,
 )
 from bharateo.mapping.domain import Domain
-from bharateo.mapping.map import NODATA, Request, products, write_map
+from bharateo.mapping.map import NODATA, Request, own_products, products, write_map
 from bharateo.mapping.points import (
     Labelled,
     cells_lonlat,
@@ -45,12 +47,14 @@ from bharateo.mapping.points import (
     place,
     vectors_at,
 )
+from bharateo.outputs import Own, json_of, record_in
 from bharateo.sources.raster_files import existing
 from bharateo.training.checkpoint import Run
 
 PROBE_FILE, MAP_FILE = "probe.safetensors", "map.tif"
 NEXT_FILE, RECORD_FILE = "label-next.geojson", "probe.json"
 NUM_NEXT = 20
+_NEXT_PRODUCT = "places to label"
 _SEED = 0
 
 
@@ -61,6 +65,35 @@ class Options:
     domain: Domain | None = None
     stride_px: int | None = None
     precision: str = "fp32"
+
+
+def own_class_products(output: Path) -> dict[Path, Own]:
+    """The files of ``map_own_classes`` in a folder, and how each is known to be one."""
+    return {
+        output / PROBE_FILE: _is_probe,
+        **own_products(output / MAP_FILE),
+        output / NEXT_FILE: _is_unlabelled,
+        output / RECORD_FILE: json_of("probe"),
+    }
+
+
+def _is_probe(path: Path) -> bool:
+    try:
+        load_probe(path)
+    except DatasetError:
+        return False
+    return True
+
+
+def _is_unlabelled(path: Path) -> bool:
+    """Whether these are places to label of ours, and nobody has labelled one of them yet."""
+    record = record_in(read_bytes(path))
+    if record.get("product") != _NEXT_PRODUCT:
+        return False
+    try:
+        return all(each["properties"]["class"] is None for each in record["features"])
+    except (KeyError, TypeError):
+        return False
 
 
 def map_own_classes(
@@ -97,7 +130,7 @@ def map_own_classes(
     )  # fmt: skip
     mapped = write_map(run, source, output / MAP_FILE, request, progress, say)
     _write_next(output, grid, source, placed, mapped["classes"])
-    record = {**record, "map": mapped}
+    record = {"product": "probe", **record, "map": mapped}
     write_json(output / RECORD_FILE, record)
     return record
 
@@ -177,7 +210,8 @@ def _write_next(
         geometry=gpd.points_from_xy(lon.round(7), lat.round(7)),
         crs="EPSG:4326",
     )
-    write_text(output / NEXT_FILE, table.to_json(drop_id=True) + "\n")
+    places = table.to_geo_dict(drop_id=True) | {"product": _NEXT_PRODUCT}
+    write_text(output / NEXT_FILE, json.dumps(places) + "\n")
 
 
 def _bands(path: Path) -> UInt8[np.ndarray, "band row col"]:

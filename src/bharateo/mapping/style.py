@@ -5,8 +5,9 @@ from __future__ import annotations
 import colorsys
 from collections.abc import Sequence
 from pathlib import Path
-from xml.sax.saxutils import quoteattr
+from xml.etree import ElementTree
 
+from bharateo.cog import xml_characters
 from bharateo.files import write_text
 from bharateo.landcover import BHARATEO_CLASSES, LandCoverClass
 
@@ -44,24 +45,24 @@ def _hue(number: int) -> Colour:
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
+STYLE_MARK = "written by bharateo map"
+"""In a comment at the beginning: a style without it is a person's own."""
+
+
 def write_class_style(path: Path, classes: Sequence[LandCoverClass]) -> None:
     """Write the QGIS style of a class map: beside ``map.tif`` QGIS takes ``map.qml`` by itself."""
-    entries = "\n".join(
-        f'        <paletteEntry value="{each.id}" color="#{bytes(each.colour).hex()}" alpha="255" '
-        f"label={quoteattr(each.name)}/>"
-        for each in classes
-    )
-    write_text(
-        path,
-        f"""<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>
-<qgis version="3.22" styleCategories="Symbology">
-  <pipe>
-    <rasterrenderer type="paletted" band="1" opacity="1" alphaBand="-1" nodataColor="">
-      <colorPalette>
-{entries}
-      </colorPalette>
-    </rasterrenderer>
-  </pipe>
-</qgis>
-""",
-    )
+    root = ElementTree.Element("qgis", version="3.22", styleCategories="Symbology")
+    renderer = ElementTree.SubElement(
+        ElementTree.SubElement(root, "pipe"), "rasterrenderer", type="paletted", band="1",
+        opacity="1", alphaBand="-1", nodataColor="",
+    )  # fmt: skip
+    palette = ElementTree.SubElement(renderer, "colorPalette")
+    for each in classes:
+        ElementTree.SubElement(
+            palette, "paletteEntry", value=str(each.id), color=f"#{bytes(each.colour).hex()}",
+            alpha="255", label=xml_characters(each.name),
+        )  # fmt: skip
+    ElementTree.indent(root)
+    doctype = "<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>"
+    text = ElementTree.tostring(root, encoding="unicode")
+    write_text(path, f"{doctype}\n<!-- {STYLE_MARK} -->\n{text}\n")

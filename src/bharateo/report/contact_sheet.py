@@ -11,6 +11,7 @@ import geopandas as gpd
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from bharateo.chips.store import Dataset
 from bharateo.files import write_atomically
@@ -18,6 +19,9 @@ from bharateo.mapping.area import Area
 from bharateo.mapping.search import bounds_in_chips, dataset_of, pixel_bounds
 from bharateo.raster import open_raster
 from bharateo.report.render import composite_rgb, hatch, physical
+
+SHEET_MARK = "bharateo search"
+"""The software that a sheet says it is of."""
 
 CONTEXT = 3
 """Side of what is shown, in sides of the place."""
@@ -41,7 +45,9 @@ def write_contact_sheet(path: Path, found: gpd.GeoDataFrame, area: Area) -> bool
         return False
     captions = [_caption(row) for row in found.to_dict("records")]
     content = io.BytesIO()
-    _sheet(tiles, captions, found["rank"].tolist()).save(content, "png")
+    made_by = PngInfo()
+    made_by.add_text("Software", SHEET_MARK)
+    _sheet(tiles, captions, found["rank"].tolist()).save(content, "png", pnginfo=made_by)
     write_atomically(path, lambda file: file.write(content.getbuffer()))
     return True
 

@@ -23,6 +23,7 @@ from bharateo.chips.store import RECIPE_FILE, Dataset
 from bharateo.errors import ConfigError, RunError
 from bharateo.files import read_bytes, write_text
 from bharateo.landcover import BHARATEO_CLASSES, IGNORE
+from bharateo.outputs import beginning_with, check_outputs
 from bharateo.plain_yaml import parse_yaml, write_yaml
 from bharateo.report import findings, panels, probes, render
 from bharateo.report.findings import MASKED_ACCURACY, MASKED_MAE, Metric, Scores
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from bharateo.evaluation.reconstruction import Chip, Example
 
 REPORT_FILE = "report.html"
+REPORT_MARK = "BharatEO pretraining report</title>"
 NUM_EXAMPLES = 6
 MOST_REGIONS_DRAWN = 6
 _MOST_SQUARES_DRAWN = 300
@@ -69,6 +71,7 @@ def write_report(run: Path, dataset: Path | None = None, why: str | None = None)
     says why these pixels and no others, by default what the run's ``provenance.json`` says.
 
     Raises:
+        ConfigError: there is a ``report.html`` of somebody else's.
         RunError: the run is unfinished or not evaluated, or its evaluation is of other pixels.
         DatasetError: the dataset is not where it was.
         StorageError: the file cannot be written.
@@ -77,6 +80,7 @@ def write_report(run: Path, dataset: Path | None = None, why: str | None = None)
     from bharateo.training.checkpoint import Run, dataset_fingerprint
 
     run = Path(run)
+    check_outputs("report", {run / REPORT_FILE: beginning_with(REPORT_MARK)}, ())
     files = read_run(run)
     opened = Dataset.open(dataset or _evaluated_dataset(run, files))
     if dataset_fingerprint(opened) != files.evaluation["dataset"]["fingerprint"]:

@@ -39,12 +39,19 @@ def embed(
         SourceError: the input cannot be read.
     """
     from bharateo.chips.store import DATASET_FILE, Dataset
-    from bharateo.embedding.embed import Embedding, embed_dataset, embed_raster
+    from bharateo.embedding.embed import (
+        Embedding,
+        embed_dataset,
+        embed_raster,
+        embedding_products,
+    )
     from bharateo.memory import return_freed_memory
+    from bharateo.outputs import check_outputs
 
     return_freed_memory()
-    opened, outputs, how = open_run(run), list_of_paths(outputs), how or Embedding()
-    display = display or Display()
+    outputs, how = list_of_paths(outputs), how or Embedding()
+    check_outputs("embed", embedding_products(outputs), [location])
+    opened, display = open_run(run), display or Display()
     is_dataset = (Path(location) / DATASET_FILE).exists()
     with display.bar("embed") as bar:
         if is_dataset:
@@ -83,12 +90,15 @@ def map_raster(
     """
     from bharateo.mapping.classifier import head_classifier, probe_classifier
     from bharateo.mapping.labels import open_labels
-    from bharateo.mapping.map import Request, write_map
+    from bharateo.mapping.map import Request, own_products, write_map
     from bharateo.mapping.summary import map_lines
     from bharateo.memory import return_freed_memory
+    from bharateo.outputs import check_outputs
 
     return_freed_memory()
-    opened, output, display = open_run(run), Path(output), display or Display()
+    output, inputs = Path(output), [each for each in (location, probe, against) if each]
+    check_outputs("map", own_products(output), inputs)
+    opened, display = open_run(run), display or Display()
     classifier = head_classifier(opened) if probe is None else probe_classifier(opened, Path(probe))
     labels = None if against is None else open_labels(against)
     source = _open_raster(opened, location, reading, display)
@@ -124,14 +134,22 @@ def probe_points(
         ContractError: the raster breaks the run's contract.
         SourceError: the raster cannot be read.
     """
-    from bharateo.mapping.own_classes import NEXT_FILE, Options, map_own_classes
+    from bharateo.mapping.own_classes import (
+        NEXT_FILE,
+        Options,
+        map_own_classes,
+        own_class_products,
+    )
     from bharateo.mapping.points import read_all_points
     from bharateo.mapping.summary import map_lines, probe_lines
     from bharateo.memory import return_freed_memory
+    from bharateo.outputs import check_outputs
 
     return_freed_memory()
-    opened, output, display = open_run(run), Path(output), display or Display()
-    labelled = read_all_points(list_of_paths(points), class_field)
+    output, points = Path(output), list_of_paths(points)
+    check_outputs("probe", own_class_products(output), [location, *points])
+    opened, display = open_run(run), display or Display()
+    labelled = read_all_points(points, class_field)
     source = _open_raster(opened, location, reading, display)
     options = Options(_domain(opened, display), stride_px, precision)
     with display.bar("probe") as bar:
@@ -205,20 +223,25 @@ def search(
     from bharateo.mapping.area import open_area
     from bharateo.mapping.search import dataset_of, with_classes
     from bharateo.mapping.search import search as find
-    from bharateo.report.contact_sheet import write_contact_sheet
+    from bharateo.outputs import beginning_with, check_outputs, json_of
+    from bharateo.report.contact_sheet import SHEET_MARK, write_contact_sheet
 
-    area, folder, display = open_area(Path(embedding)), Path(output), display or Display()
+    folder, display = Path(output), display or Display()
+    places, sheet = folder / "found.geojson", folder / "sheet.png"
+    products = {places: json_of("search"), sheet: beginning_with(SHEET_MARK)}
+    check_outputs("search", products, [embedding])
+    area = open_area(Path(embedding))
     with display.bar("search") as bar:
         found = find(area, like, count, away_m, bar.update)
     if dataset := dataset_of(area):
         found = with_classes(found, dataset)
         counts = found["class"][found["rank"] > 0].value_counts()
         display.say("found: " + ", ".join(f"{num} {name}" for name, num in counts.items()))
-    record = found.to_geo_dict(drop_id=True) | {"embedding": dict(area.provenance)}
-    write_json(folder / "found.geojson", record)
-    display.say(f"places: {folder / 'found.geojson'}")
-    if write_contact_sheet(folder / "sheet.png", found, area):
-        display.say(f"contact sheet: {folder / 'sheet.png'}")
+    about = {"product": "search", "embedding": dict(area.provenance)}
+    write_json(places, found.to_geo_dict(drop_id=True) | about)
+    display.say(f"places: {places}")
+    if write_contact_sheet(sheet, found, area):
+        display.say(f"contact sheet: {sheet}")
     else:
         display.say("no contact sheet: the pixels the vectors are of are not where they were")
     return found
@@ -228,11 +251,14 @@ def score_search(run: Path, dataset: Path, folder: Path, k: int, display: Displa
     """Write and print how often search finds the class it was asked for, on the test split."""
     from bharateo.evaluation.retrieval import retrieval_record, retrieval_rows
     from bharateo.files import write_json
+    from bharateo.outputs import check_outputs, json_of
 
+    output = folder / "precision.json"
+    check_outputs("search --score", {output: json_of("precision")}, ())
     opened, chips = open_run(run), open_dataset(dataset)
     with display.bar("search --score") as bar:
         record = retrieval_record(opened, chips, "test", k, on_step=bar.update)
-    write_json(folder / "precision.json", record)
+    write_json(output, {"product": "precision", **record})
     head, rows = retrieval_rows(record)
     display.say(
         f"share of the class among the {k} patches found, on other ground of the test split"
@@ -241,7 +267,7 @@ def score_search(run: Path, dataset: Path, folder: Path, k: int, display: Displa
     for row in (head, *rows):
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         display.say("  ".join(cells).rstrip())
-    display.say(f"scores: {folder / 'precision.json'}")
+    display.say(f"scores: {output}")
 
 
 def explore(

@@ -155,6 +155,11 @@ class Run:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     @property
+    def own_files(self) -> tuple[Path, ...]:
+        """What makes the folder a run."""
+        return self.path / MODEL_FILE, self.path / CONTRACT_FILE
+
+    @property
     def sensor(self) -> Sensor:
         """The sensor the model was trained on."""
         return Sensor.from_json(self.contract["sensor"])

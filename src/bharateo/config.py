@@ -183,7 +183,7 @@ class DataConfig(_Section):
     rois: tuple[str, ...] = ("delhi_ncr", "shekhawati", "mathura_belt")
     """Known names or ``NAME=LON,LAT[,SIZE]`` or ``NAME=WEST,SOUTH,EAST,NORTH``."""
     aoi: str | None = None
-    """Sentinel-2: a file of polygons (GeoJSON, GeoPackage, ...), each a zone; instead of ROIs."""
+    """Sentinel-2: a file of polygons (``vectors.FORMATS``), each a zone; instead of ROIs."""
     zone_field: str | None = None
     """The column of ``aoi`` that names the zones; polygons of one name are one zone."""
     mgrs_tiles: tuple[str, ...] = ()

@@ -12,9 +12,16 @@ import shapely
 from affine import Affine
 from odc.geo.geobox import GeoBox
 
+from bharateo.artefacts import shortened
 from bharateo.errors import RegionError
 
 DEFAULT_SIZE_PX = 2048
+
+MOST_KM2 = 50_000_000
+"""Of an area to sample from: more than Asia has."""
+
+_EARTH_RADIUS_KM = 6371.0
+_SMALLEST_PIXEL_KM = 0.009
 
 
 @dataclass(frozen=True)
@@ -84,10 +91,10 @@ def parse_roi(text: str) -> Roi:
     name, _, numbers = text.strip().partition("=")
     if not numbers:
         return _named_roi(name)
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,99}", name):
         raise RegionError(
-            f"ROI name {name!r} in {text!r}: use letters, digits, '_', '-' and '.', since it "
-            "names files and table rows"
+            f"ROI name {shortened(repr(name))}: use at most 100 letters, digits, '_', '-' and '.', "
+            "since it names files and table rows"
         )
     try:
         values = [float(part) for part in numbers.split(",")]
@@ -100,7 +107,7 @@ def parse_roi(text: str) -> Roi:
     if len(values) == 2:
         return _check(Roi(name, values[0], values[1]))
     raise RegionError(
-        f"ROI {text!r} is not NAME=LON,LAT or NAME=LON,LAT,SIZE (SIZE in pixels) or "
+        f"ROI {shortened(repr(text))} is not NAME=LON,LAT or NAME=LON,LAT,SIZE (SIZE in pixels) or "
         "NAME=WEST,SOUTH,EAST,NORTH (degrees)"
     )
 
@@ -111,7 +118,7 @@ def _named_roi(name: str) -> Roi:
     near = difflib.get_close_matches(name, NAMED_ROIS, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise RegionError(
-        f"ROI {name!r} is not known: {hint}known are {', '.join(NAMED_ROIS)}; "
+        f"ROI {shortened(repr(name))} is not known: {hint}known are {', '.join(NAMED_ROIS)}; "
         "any other place is given as NAME=LON,LAT[,SIZE]"
     )
 
@@ -131,7 +138,25 @@ def _check(roi: Roi) -> Roi:
         raise RegionError(f"ROI {roi.name!r}: the bounding box {roi.bbox} is empty")
     if roi.size_px < 1:
         raise RegionError(f"ROI {roi.name!r}: size must be at least 1 pixel, got {roi.size_px}")
+    if roi.bbox:
+        turn = math.radians((east - west) % 360 or 360)
+        height = math.sin(math.radians(north)) - math.sin(math.radians(south))
+        check_size(_EARTH_RADIUS_KM**2 * turn * height, f"ROI {roi.name!r}")
+    else:
+        check_size((roi.size_px * _SMALLEST_PIXEL_KM) ** 2, f"ROI {roi.name!r}")
     return roi
+
+
+def check_size(km2: float, name: str = "the area") -> None:
+    """Refuse what nobody samples chips from at once.
+
+    Raises:
+        RegionError: it is larger than ``MOST_KM2``.
+    """
+    if km2 > MOST_KM2:
+        raise RegionError(
+            f"{name} has {km2:.3g} km2, more than {MOST_KM2:,}: give the parts of it that you need"
+        )
 
 
 # The WorldCover grid: EPSG:4326, 1/12000 degree, tiles of 3 x 3 degrees named by their

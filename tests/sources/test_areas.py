@@ -279,9 +279,10 @@ def areas(draw: st.DrawFn) -> list[Zone]:
     middle = draw(st.sampled_from([(78.0, 28.0), (78.0, 0.0), (-60.0, -20.0), (0.0, 52.0)]))
     found = []
     for index in range(draw(st.integers(1, 3))):
-        west = middle[0] + draw(st.floats(-2, 1))
-        south = middle[1] + draw(st.floats(-2, 1))
-        size = draw(st.floats(0.02, 2)), draw(st.floats(0.02, 2))
+        # In steps of 1 km: what is narrower than a pixel on the other side is left out.
+        west = middle[0] + draw(st.integers(-200, 100)) / 100
+        south = middle[1] + draw(st.integers(-200, 100)) / 100
+        size = draw(st.integers(2, 200)) / 100, draw(st.integers(2, 200)) / 100
         found.append(box(f"z{index}", west, south, west + size[0], south + size[1]))
     return found
 

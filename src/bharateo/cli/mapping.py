@@ -61,7 +61,7 @@ def _add_probe(verbs: Verbs) -> None:
         "  bharateo probe runs/v0 district.tif --points crops.csv --class-field crop --output c\n"
         "  bharateo probe runs/v0 district.tif --points wells.gpkg \\\n"
         "      --points wells/label-next.geojson --output wells-2\n\n"
-        "Points are a GeoPackage, GeoJSON or whatever GDAL reads, in any reference system, or a\n"
+        "Points are a GeoPackage, GeoJSON, Shapefile or FlatGeobuf in any reference system, or a\n"
         ".csv with lon and lat. Open label-next.geojson in QGIS, fill in the field `class` of the\n"
         "places you know, and give it as one more --points. The score is balanced accuracy,\n"
         "cross-validated by location: points near each other are held out together.",

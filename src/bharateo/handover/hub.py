@@ -165,12 +165,11 @@ def _is_ours(path: Path) -> bool:
     """Whether a file lies in a Hub folder of ours, of which the mixin takes ``config.json`` away
     before it saves, and which may have been left without a contract by a killed export.
     """
-    marks = {SHAPE_FILE: "library_name", CONTRACT_FILE: "class_scheme"}
-    return any(
-        key in record_in(read_bytes(path.with_name(name)))
-        for name, key in marks.items()
-        if path.with_name(name).is_file()
+    shape, contract = (
+        record_in(read_bytes(file)) if file.is_file() else {}
+        for file in (path.with_name(SHAPE_FILE), path.with_name(CONTRACT_FILE))
     )
+    return shape.get("library_name") == _LIBRARY or "class_scheme" in contract
 
 
 def _shape(run: Run) -> Mapping[str, Any]:

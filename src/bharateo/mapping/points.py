@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +14,15 @@ import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
+from bharateo.artefacts import shortened
 from bharateo.chips.geography import to_lonlat
 from bharateo.embedding.encoder import PerToken
 from bharateo.embedding.inputs import RasterInput
 from bharateo.embedding.pieces import CellGrid, Progress
 from bharateo.embedding.windows import Piece, blended
 from bharateo.errors import ConfigError, SourceError
+from bharateo.files import read_bytes
+from bharateo.vectors import MOST_BYTES, read_features
 
 CLASS_FIELDS = ("class", "label", "landcover", "land_cover", "class_name", "name", "type")
 """What a field with classes is called, in the order they are looked for, whatever their case."""
@@ -60,8 +64,9 @@ class Labelled:
 def read_points(path: Path, class_field: str | None = None) -> gpd.GeoDataFrame:
     """The points of a file with their ``class`` (text) and ``where`` (file and number, from 1).
 
-    GeoPackage, GeoJSON and all else that GDAL reads, in any reference system; or a table (.csv)
-    with columns lon and lat in degrees. Points without a class are left out.
+    GeoPackage, GeoJSON, Shapefile or FlatGeobuf (``vectors.read_features``), in any reference
+    system; or a table (.csv) with columns lon and lat in degrees. Points without a class are left
+    out.
 
     Raises:
         SourceError: the file does not exist, or cannot be read.
@@ -99,12 +104,7 @@ def _read(path: Path) -> gpd.GeoDataFrame:
         raise SourceError(f"{path} does not exist: give a file of points with their classes")
     if path.suffix.lower() == ".csv":
         return _read_csv(path)
-    try:
-        table = gpd.read_file(path)
-    except Exception as error:  # whatever a driver of GDAL says
-        raise SourceError(f"{path} cannot be read ({error}): give a file of points") from error
-    if not isinstance(table, gpd.GeoDataFrame):
-        raise ConfigError(f"{path} holds no geometries: give a layer of points")
+    table = read_features(path, "points", SourceError)
     if table.crs is None:
         raise ConfigError(
             f"{path} does not say its reference system, so nobody can tell where its points lie: "
@@ -115,18 +115,20 @@ def _read(path: Path) -> gpd.GeoDataFrame:
 
 def _read_csv(path: Path) -> gpd.GeoDataFrame:
     try:
-        table = pd.read_csv(path)
-    except (ValueError, OSError) as error:
-        raise SourceError(f"{path} cannot be read ({error}): give a table of points") from error
+        table = pd.read_csv(io.BytesIO(read_bytes(path, MOST_BYTES)))
+    except (ValueError, OverflowError, OSError) as error:
+        reason = shortened(str(error))
+        raise SourceError(f"{path} cannot be read ({reason}): give a table of points") from error
     lon, lat = (_first(table, names) for names in (_LON, _LAT))
     if lon is None or lat is None:
         raise ConfigError(
-            f"{path} has the columns {', '.join(map(str, table.columns))}: a table of points needs "
-            "lon and lat, in degrees"
+            f"{path} has the columns {shortened(', '.join(map(str, table.columns)))}: a table of "
+            "points needs lon and lat, in degrees"
         )
     numbers = table[[lon, lat]].apply(pd.to_numeric, errors="coerce")
-    if numbers.isna().any(axis=None):
-        row = int(numbers.isna().any(axis=1).to_numpy().argmax())
+    wrong = ~np.isfinite(numbers.to_numpy(float)).all(1)
+    if wrong.any():
+        row = int(wrong.argmax())
         raise ConfigError(f"{path}, row {row + 1}: {lon} and {lat} must be numbers, in degrees")
     return gpd.GeoDataFrame(
         table, geometry=gpd.points_from_xy(numbers[lon], numbers[lat]), crs="EPSG:4326"
@@ -137,13 +139,14 @@ def _class_field(table: pd.DataFrame, path: Path, wanted: str | None) -> str:
     fields = [str(name) for name in table.columns if name != "geometry"]
     if wanted is not None and wanted not in fields:
         raise ConfigError(
-            f"--class-field {wanted!r} is not in {path}: its fields are {', '.join(fields)}"
+            f"--class-field {wanted!r} is not in {path}: its fields are "
+            f"{shortened(', '.join(fields))}"
         )
     found = wanted or _first(table, CLASS_FIELDS)
     if found is None:
         raise ConfigError(
-            f"{path} has the fields {', '.join(fields)}: name the one that holds the classes with "
-            "--class-field"
+            f"{path} has the fields {shortened(', '.join(fields))}: name the one that holds the "
+            "classes with --class-field"
         )
     return found
 

@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import mgrs
 import numpy as np
@@ -22,10 +23,16 @@ import shapely
 import shapely.affinity
 from affine import Affine
 from odc.geo.geobox import GeoBox
+from pyproj.exceptions import CRSError, ProjError
 
+from bharateo.artefacts import shortened
 from bharateo.config import DataConfig
 from bharateo.errors import ConfigError, RegionError
-from bharateo.regions import Region, Roi, Zone, parse_roi
+from bharateo.regions import Region, Roi, Zone, check_size, parse_roi
+from bharateo.vectors import mended, read_features
+
+if TYPE_CHECKING:
+    import geopandas
 
 PIXEL_M = 10
 SQUARE_M = 100_000
@@ -34,6 +41,14 @@ _SNAP_M = 60
 
 _FALSE_NORTHING_M = 10_000_000
 """Northing of the equator in the southern zones."""
+
+MOST_SQUARES = 8_000
+"""Of 100 km, with ground of an area: a continent scattered over its neighbours."""
+
+MOST_OUTLINE_DEGREES = 3_000
+"""Eight times around the Earth: no coast drawn at 1:1,000,000 is as long."""
+
+_GLOBE = pyproj.Geod(ellps="WGS84")
 
 _STEP_DEGREES = 0.1
 """Longest straight piece of an outline, so that it bends with the grid."""
@@ -70,13 +85,32 @@ def sentinel2_regions(zones: Sequence[Zone], align_px: tuple[int, int]) -> tuple
 
     ``align_px`` (rows, columns): a region begins at multiples of this from its tile's corner, so
     that what is fetched together does not depend on the area's shape.
+
+    Raises:
+        RegionError: the area is larger than ``MOST_KM2``, its outline longer than
+            ``MOST_OUTLINE_DEGREES``, or it lies in more than ``MOST_SQUARES``.
     """
-    return tuple(
-        region
-        for zone_number in range(1, 61)
-        for north in (True, False)
-        for region in _strip_regions(zones, zone_number, north, align_px)
-    )
+    check_size(_km2(zones))
+    if (around := sum(zone.outline.length for zone in zones)) > MOST_OUTLINE_DEGREES:
+        raise RegionError(
+            f"the area's outline is {around:,.0f} degrees long, more than "
+            f"{MOST_OUTLINE_DEGREES:,}: simplify it, or give a part of it"
+        )
+    strips = ((zone_number, north) for zone_number in range(1, 61) for north in (True, False))
+    regions: list[Region] = []
+    for zone_number, north in strips:
+        for region in _strip_regions(zones, zone_number, north, align_px):
+            regions.append(region)
+            if len(regions) > MOST_SQUARES:
+                raise RegionError(
+                    f"the area reaches into more than {MOST_SQUARES:,} squares of 100 km: give "
+                    "the parts of it that you need"
+                )
+    return tuple(regions)
+
+
+def _km2(zones: Sequence[Zone]) -> float:
+    return sum(abs(_GLOBE.geometry_area_perimeter(zone.outline)[0]) for zone in zones) / 1e6
 
 
 def _strip_regions(
@@ -86,13 +120,36 @@ def _strip_regions(
     outlines = {}
     for zone in zones:
         part = zone.outline.intersection(strip)
-        if part.area > 0:
-            outlines[zone.name] = _projected(part, crs)
+        if part.area > 0 and not (projected := _projected(part, crs)).is_empty:
+            outlines[zone.name] = projected
     if not outlines:
         return
-    whole = shapely.union_all(list(outlines.values()))
-    for east, northing in _squares(whole):
-        yield from _square_region(zone_number, north, (east, northing), outlines, align_px)
+    corners = list(_squares(shapely.union_all(list(outlines.values()))))
+    parts = {name: dict(_cut(each, corners, north)) for name, each in outlines.items()}
+    for corner in corners:
+        inside = {name: squares[corner] for name, squares in parts.items() if corner in squares}
+        yield from _square_region(zone_number, north, corner, inside, align_px)
+
+
+def _cut(
+    outline: shapely.Geometry, corners: Sequence[tuple[int, int]], north: bool
+) -> Iterator[tuple[tuple[int, int], shapely.Geometry]]:
+    """The part of an outline in each square, by halves, so that none is looked at as a whole in
+    every square.
+    """
+    bounds = np.array([tile_bounds(corner, north) for corner in corners])
+    block = shapely.box(*bounds[:, :2].min(0), *bounds[:, 2:].max(0))
+    part = outline.intersection(block)
+    if part.is_empty:
+        return
+    if len(corners) == 1:
+        yield corners[0], part
+        return
+    axis = int(np.ptp(bounds[:, 1]) > np.ptp(bounds[:, 0]))
+    order = sorted(corners, key=lambda corner: corner[axis])
+    middle = len(order) // 2
+    for half in (order[:middle], order[middle:]):
+        yield from _cut(part, half, north)
 
 
 def _squares(outline: shapely.Geometry) -> Iterator[tuple[int, int]]:
@@ -155,9 +212,7 @@ def _square_region(
     align_px: tuple[int, int],
 ) -> Iterator[Region]:
     left, bottom, right, top = tile_bounds(corner, north)
-    square = shapely.box(left, bottom, right, top)
-    parts = {name: outline.intersection(square) for name, outline in outlines.items()}
-    parts = {name: part for name, part in parts.items() if not _is_sliver(part)}
+    parts = {name: part for name, part in outlines.items() if not _is_sliver(part)}
     if not parts:
         return
     west, south, east, upper = shapely.union_all(list(parts.values())).bounds
@@ -172,6 +227,8 @@ def _square_region(
 
 def _is_sliver(outline: shapely.Geometry) -> bool:
     """Whether an outline is nowhere as wide as a pixel, as roundings leave it along edges."""
+    if outline.area > PIXEL_M / 2 * outline.length:  # then some circle of this radius fits in
+        return False
     return bool(outline.buffer(-PIXEL_M / 2).is_empty)
 
 
@@ -191,7 +248,7 @@ def _projected(outline: shapely.Geometry, crs: str) -> shapely.Geometry:
     """An outline in degrees in metres of a UTM zone."""
     bent = shapely.segmentize(outline, _STEP_DEGREES)
     projected = shapely.transform(bent, _transformer("EPSG:4326", crs).transform, interleaved=False)
-    return projected if projected.is_valid else shapely.make_valid(projected)
+    return mended("the area", projected, RegionError)
 
 
 def _unprojected(outline: shapely.Geometry, zone_number: int, north: bool) -> shapely.Geometry:
@@ -230,11 +287,22 @@ def _roi_zone(roi: Roi) -> Zone:
             return Zone(roi.name, shapely.box(west, south, east, north))
         halves = shapely.box(west, south, 180, north), shapely.box(-180, south, east, north)
         return Zone(roi.name, shapely.union_all(halves))
+    if not -80 <= roi.lat <= 84:
+        raise RegionError(
+            f"ROI {roi.name!r} lies at {roi.lat:g} degrees north: Sentinel-2's grids end at 84 N "
+            "and 80 S"
+        )
     number, north = min(int((roi.lon + 180) // 6) + 1, 60), roi.lat >= 0
     x, y = _transformer("EPSG:4326", _utm(number, north)).transform(roi.lon, roi.lat)
     half = roi.size_px * PIXEL_M / 2
     square = shapely.box(x - half, y - half, x + half, y + half)
-    return Zone(roi.name, _unprojected(square, number, north))
+    try:
+        return Zone(roi.name, _unprojected(square, number, north))
+    except shapely.GEOSException as error:  # it wraps around a pole, or leaves the plane
+        raise RegionError(
+            f"ROI {roi.name!r}: a square of {roi.size_px} px is too large there: give "
+            f"{roi.name}=WEST,SOUTH,EAST,NORTH"
+        ) from error
 
 
 def _mgrs_zone(name: str) -> Zone:
@@ -292,28 +360,52 @@ def file_zones(
     """
     import geopandas  # here, since it takes a second to load
 
-    if not path.is_file():
+    if not path.exists():
         raise RegionError(f"{option} {path} is no file: give a GeoJSON or GeoPackage of polygons")
-    try:
-        frame = geopandas.read_file(path)
-    except Exception as error:  # pyogrio has many, for every kind of file
-        raise RegionError(f"{option} {path} cannot be read as polygons: {error}") from error
-    frame = frame[frame.geometry.notna() & frame.geom_type.isin(["Polygon", "MultiPolygon"])]
+    frame = read_features(path, "polygons", RegionError, f"{option} {path}")
+    kinds = shapely.get_type_id(frame.geometry.to_numpy())  # -1 of none
+    polygons = np.isin(kinds, [shapely.GeometryType.POLYGON, shapely.GeometryType.MULTIPOLYGON])
+    frame = frame[polygons & ~shapely.is_empty(frame.geometry.to_numpy())]
     if frame.empty:
         raise RegionError(f"{option} {path} holds no polygon: draw the area as polygons")
     if frame.crs is None:
         raise RegionError(f"{option} {path} has no coordinate reference system: assign one")
     if field is not None and field not in frame:
-        columns = ", ".join(str(name) for name in frame.columns.drop("geometry"))
+        columns = shortened(", ".join(str(name) for name in frame.columns.drop("geometry")))
         raise RegionError(f"{field_option} {field!r} is no column of {path}: it has {columns}")
     names = frame[field].astype(str) if field else [f"zone-{i}" for i in range(len(frame))]
-    frame = frame.to_crs("EPSG:4326").assign(zone_name=list(names))
-    outlines = frame.geometry.make_valid().groupby(frame["zone_name"]).agg(shapely.union_all)
-    zones = [Zone(str(name), outline) for name, outline in outlines.items()]
-    west, south, east, north = shapely.union_all([zone.outline for zone in zones]).bounds
-    if not (-180.001 <= west <= east <= 180.001 and -90.001 <= south <= north <= 90.001):
+    frame = _in_degrees(f"{option} {path}", frame)
+    outlines = [
+        mended(f"{option} {path}: zone {name}", outline, RegionError)
+        for name, outline in zip(names, frame.geometry, strict=True)
+    ]
+    series = geopandas.GeoSeries(outlines).groupby(np.array(list(names)))
+    zones = [Zone(str(name), outline) for name, outline in series.agg(shapely.union_all).items()]
+    if flat := [zone.name for zone in zones if zone.outline.area == 0]:
         raise RegionError(
-            f"{option} {path} reaches from {west:g}, {south:g} to {east:g}, {north:g} degrees: "
-            "its reference system is not the one its coordinates are in"
+            f"{option} {path}: zone {shortened(flat[0])} has no area: draw it as a polygon"
         )
     return zones
+
+
+def _in_degrees(name: str, frame: geopandas.GeoDataFrame) -> geopandas.GeoDataFrame:
+    """Polygons in longitude and latitude.
+
+    Raises:
+        RegionError: they are not on Earth, or where their reference system does not reach.
+    """
+    try:
+        frame = frame.to_crs("EPSG:4326")
+    except (ProjError, CRSError) as error:
+        raise RegionError(
+            f"{name} cannot be brought to longitude and latitude ({shortened(str(error))}): its "
+            "reference system is of no use on Earth"
+        ) from error
+    corners = shapely.get_coordinates(frame.geometry.to_numpy())
+    (west, south), (east, north) = corners.min(0), corners.max(0)
+    if not (-180.001 <= west <= east <= 180.001 and -90.001 <= south <= north <= 90.001):
+        raise RegionError(
+            f"{name} reaches from {west:g}, {south:g} to {east:g}, {north:g} degrees: "
+            "its reference system is not the one its coordinates are in"
+        )
+    return frame

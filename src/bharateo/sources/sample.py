@@ -29,6 +29,7 @@ from bharateo.resample import to_grid
 from bharateo.sensor import BAND_SETS, SENTINEL2_L1C, Band, named_bands
 from bharateo.sources import Recipe
 from bharateo.sources.sample_files import PACKAGE, VERSION, fetch_sample, find_sample
+from bharateo.vectors import read_features
 
 REGION = "brandenburg"
 
@@ -186,11 +187,9 @@ class SampleLabels:
 
 
 def _burn(path: Path, geobox: GeoBox) -> UInt8[np.ndarray, "row col"]:
-    import geopandas  # here, since it takes a second to load
-
     if not path.is_file():
         raise CorruptRasterError(f"{path} is missing: {_REINSTALL}")
-    polygons = geopandas.read_file(path, columns=["osm_id", "fclass"])
+    polygons = read_features(path, "polygons", CorruptRasterError)
     code_of = {name: code for code, (name, _) in OSM_LAND_USE.native.items()}
     unknown = sorted(set(polygons.fclass) - set(code_of))
     if unknown:

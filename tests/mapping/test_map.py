@@ -9,12 +9,12 @@ import pyproj
 import pytest
 import rasterio
 from affine import Affine
-from ground import class_codes, grid_of, write_labels, write_raster
+from ground import AFFINE, class_codes, grid_of, write_labels, write_raster
 from odc.geo.geobox import GeoBox
 from rio_cogeo.cogeo import cog_validate
 
 from bharateo.cli import main
-from bharateo.embedding.inputs import open_input
+from bharateo.embedding.inputs import Reading, open_input
 from bharateo.embedding.pieces import CellGrid
 from bharateo.errors import ConfigError, ContractError
 from bharateo.evaluation.probes import LinearProbe, save_probe
@@ -169,7 +169,7 @@ def test_areas_are_those_of_the_ellipsoid(crs):
     affine = Affine(size, 0, 77.1 if degree else 700_000, 0, -size, 28.6 if degree else 3_160_000)
     raster = GeoBox((800, 1000), affine, crs)
     grid = CellGrid((800, 1000), 32, 8, 8)
-    found = sum(cell_areas(grid, raster, piece).sum() for piece in grid.pieces(16))
+    found = sum(cell_areas(grid, raster, piece).sum() * piece.shape[1] for piece in grid.pieces(16))
     along = np.linspace(0, 1, 200)
     cols = np.concatenate([along, along * 0 + 1, along[::-1], along * 0]) * 1000
     rows = np.concatenate([along * 0, along, along * 0 + 1, along[::-1]]) * 800
@@ -179,19 +179,56 @@ def test_areas_are_those_of_the_ellipsoid(crs):
     assert found == pytest.approx(expected, rel=2e-6)
 
 
-@pytest.mark.parametrize("stride", [8, 4, 2])
-def test_cells_count_with_the_part_inside_the_raster(stride):
-    raster = GeoBox((37, 50), Affine(10, 0, 500_000, 0, -10, 0), "EPSG:32643")
-    grid = CellGrid((37, 50), 32, 8, stride)
-    (piece,) = grid.pieces()
-    begin = (8 - stride) // 2
-    expected = (37 - begin) * (50 - begin) * 1e-4 / 0.9996**2  # UTM's scale on its meridian
-    assert cell_areas(grid, raster, piece).sum() == pytest.approx(expected, rel=1e-6)
+@pytest.mark.parametrize("stride", [8, 4, 2, 1])
+def test_cells_count_with_the_part_inside_the_raster(stride, map_run, tmp_path):
+    raster = write_raster(tmp_path / "whole.tif", 37, 50, lambda values: np.maximum(values, 900))
+    record = mapped(map_run, raster, tmp_path / "map.tif", stride_px=stride)
+    begin = (8 - stride) / 2
+    expected = (37 - begin) * (50 - begin) * 1e-4 / scale_of_utm()
+    assert record["km2"] == pytest.approx(expected, rel=1e-4)
 
 
-def test_areas_add_up_to_the_ground_with_data(the_map):
-    record, files = the_map
-    share = (bands(files["classes"]) != IGNORE).mean()
+def scale_of_utm():
+    """Square metres of the plane for one of the ground in the middle of a raster of ours."""
+    lon, lat = pyproj.Transformer.from_crs(32643, 4326, always_xy=True).transform(
+        400_007 + 250, 3_000_003 - 185
+    )
+    return pyproj.Proj("EPSG:32643").get_factors(lon, lat).areal_scale
+
+
+@pytest.mark.parametrize("stride", [8, 4])
+@pytest.mark.parametrize("degrees", [False, True])
+def test_a_district_counts_with_its_valid_pixels(degrees, stride, map_run, tmp_path):
+    row, col = np.indices((151, 190)) + 0.5
+    district = np.hypot(row - 75, col - 95) < 55
+
+    def clipped(values):
+        return np.where(district, np.maximum(values, 900), 0).astype(np.uint16)
+
+    raster = write_raster(tmp_path / "district.tif", change=clipped)
+    affine, crs = AFFINE, "EPSG:32643"
+    if degrees:
+        affine, crs = Affine(1e-4, 0, 77.1, 0, -1e-4, 60.6), "EPSG:4326"
+        with rasterio.open(raster, "r+") as file:
+            file.crs, file.transform = crs, affine
+    run_reading = Reading(allow=frozenset({"resolution"})) if degrees else Reading()
+    request = Request(head_classifier(map_run), stride_px=stride)
+    source = open_input(str(raster), map_run.contract, run_reading)
+    record = write_map(map_run, source, tmp_path / "map.tif", request, silent, silent)
+    expected = 0.0
+    for number in range(151):
+        corners = [affine @ (x + 95, y + number) for x, y in ((0, 0), (1, 0), (1, 1), (0, 1))]
+        lon, lat = pyproj.Transformer.from_crs(crs, "EPSG:4326", always_xy=True).transform(
+            *np.array(corners).T
+        )
+        m2 = abs(pyproj.Geod(ellps="WGS84").polygon_area_perimeter(lon, lat)[0])
+        expected += m2 * district[number].sum() / 1e6
+    assert record["km2"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_areas_add_up_to_the_ground_with_data(the_map, raster):
+    record, _ = the_map
+    share = (bands(raster) != 0).all(0).mean()  # of pixels, not of cells with one valid pixel
     assert record["km2"] == pytest.approx(share * 151 * 190 * 1e-4, rel=0.01)
     assert sum(each["km2"] for each in record["areas"]) == pytest.approx(record["km2"])
 

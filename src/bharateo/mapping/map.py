@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Shaped, UInt8
+from jaxtyping import Bool, Float, UInt8
 from odc.geo.geobox import GeoBox
 from pyproj import Geod
 from torch import Tensor
@@ -88,17 +88,22 @@ class Request:
 
 @dataclass(frozen=True)
 class Cells:
-    """The answers of a piece of a map; NaN where a cell has no data (and where unknown)."""
+    """The answers of a piece of a map; NaN where a cell has no data (and where unknown).
+
+    ``share`` of a cell's ground has data: a class is mapped from the whole patch around it.
+    """
 
     probabilities: Float[np.ndarray, "row col cls"]
     distance: Float[np.ndarray, "row col"]
+    share: Float[np.ndarray, "row col"]
 
     @classmethod
     def of(cls, answers: Float[np.ndarray, "row col dim"]) -> Cells:
-        """From logits, and the distance after them."""
-        logits = answers[..., :-1].astype(np.float32)
+        """From logits, the distance after them, and the share of data at the end."""
+        logits = answers[..., :-2].astype(np.float32)
         odds = np.exp(logits - logits.max(2, keepdims=True))
-        return cls(odds / odds.sum(2, keepdims=True), answers[..., -1].astype(np.float32))
+        distance, share = np.moveaxis(answers[..., -2:].astype(np.float32), 2, 0)
+        return cls(odds / odds.sum(2, keepdims=True), distance, share)
 
     @property
     def valid(self) -> Bool[np.ndarray, "row col"]:
@@ -184,7 +189,11 @@ def write_map(
 
 
 def asking(request: Request, model: MaskedAutoencoder) -> PerToken:
-    """What is asked of every token: logits, then the distance from the training features."""
+    """What is asked of every token: logits, then the distance from the training features, then
+    the share of its cell that has data.
+    """
+    patch_px = model.config.patch_px
+    stride_px = request.stride_px or patch_px
 
     def ask(image: Tensor, valid: Tensor) -> Tensor:
         features, logits = request.classifier.look(image, valid)
@@ -193,9 +202,22 @@ def asking(request: Request, model: MaskedAutoencoder) -> PerToken:
         else:
             views = Views(features, *pixel_statistics(model, image, valid))
             distance = request.domain.distance(views).clamp(max=_FARTHEST)
-        return torch.cat([logits.float(), distance[..., None]], 2)
+        share = shares_of_cells(valid, patch_px, stride_px)
+        return torch.cat([logits.float(), distance[..., None], share[..., None]], 2)
 
     return ask
+
+
+def shares_of_cells(
+    valid: Bool[Tensor, "batch row col"], patch_px: int, stride_px: int
+) -> Float[Tensor, "batch token"]:
+    """Of every token's cell, the ``stride_px`` squared amid its patch, the share that is valid."""
+    begin = (patch_px - stride_px) / 2  # may lie amid a pixel
+    edges = torch.arange(patch_px + 1, dtype=torch.float32).clamp(begin, begin + stride_px)
+    along = edges.diff() / stride_px
+    squares = valid.unflatten(2, (-1, patch_px)).unflatten(1, (-1, patch_px))
+    shares = (squares * (along[:, None, None] * along)).sum((2, 4))
+    return shares.flatten(1)
 
 
 def _check(output: Path, request: Request) -> None:
@@ -221,6 +243,7 @@ def _plan(run: Run, source: RasterInput, request: Request) -> dict[str, Any]:
             for each in request.classifier.classes
         ],
         "options": {"stride_px": request.stride_px, "precision": request.precision},
+        "areas_of": "valid pixels, on the ellipsoid",
         "domain": None if request.domain is None else {"quantile": QUANTILE},
         "labels": None if request.labels is None else dict(request.labels.identity),
     }
@@ -370,7 +393,7 @@ def _summary(answers: Answers, raster: GeoBox, request: Request) -> dict[str, An
     for piece, values in answers:
         here = Cells.of(values)
         mapped = here.classes(ids)
-        area = np.broadcast_to(cell_areas(answers.grid, raster, piece), mapped.shape)
+        area = cell_areas(answers.grid, raster, piece) * np.nan_to_num(here.share)
         km2 += np.bincount(mapped.ravel(), area.ravel(), 256)
         cells += np.bincount(mapped.ravel(), minlength=256)
         outside += int((here.distance > 1).sum())
@@ -388,8 +411,8 @@ def _summary(answers: Answers, raster: GeoBox, request: Request) -> dict[str, An
     }  # fmt: skip
 
 
-def cell_areas(grid: CellGrid, raster: GeoBox, piece: Piece) -> Shaped[np.ndarray, "row col"]:
-    """km2 of every cell of a piece, of the part inside the raster.
+def cell_areas(grid: CellGrid, raster: GeoBox, piece: Piece) -> Float[np.ndarray, "row 1"]:
+    """km2 of the cells of a piece by row, also of what sticks out of the raster.
 
     On the ellipsoid, whatever the reference system: of each row the cell in the piece's middle
     stands for all, within which areas differ by less than a millionth.
@@ -403,16 +426,5 @@ def cell_areas(grid: CellGrid, raster: GeoBox, piece: Piece) -> Shaped[np.ndarra
     )
     outlines = np.stack([left[:, :-1], right[:, :-1], right[:, 1:], left[:, 1:]])  # corner, lonlat
     m2 = [_ELLIPSOID.polygon_area_perimeter(*each.T)[0] for each in np.moveaxis(outlines, 2, 0)]
-    inside = [
-        _inside(grid, cells, size)
-        for cells, size in zip((piece.rows, piece.cols), grid.shape_px, strict=True)
-    ]
-    return np.abs(m2)[:, None] / 1e6 * np.outer(*inside)
-
-
-def _inside(grid: CellGrid, cells: slice, size_px: int) -> Float[np.ndarray, " cell"]:
-    """The share of cells, along one axis, that lies inside the raster."""
-    begins = np.arange(cells.start, cells.stop) * grid.stride_px
-    begins = begins + (grid.patch_px - grid.stride_px) / 2
-    share: np.ndarray = np.clip((size_px - begins) / grid.stride_px, 0, 1)
-    return share
+    km2: np.ndarray = np.abs(m2)[:, None] / 1e6
+    return km2

@@ -1,3 +1,8 @@
+import random
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +13,7 @@ from affine import Affine
 from bharateo.cli import main
 from bharateo.embedding.inputs import open_input
 from bharateo.evaluation.baselines import Prediction
-from bharateo.explorer import answers, runtime, write
+from bharateo.explorer import answers, area, runtime, write
 from bharateo.explorer.answers import covering_masks, masked_errors
 from bharateo.explorer.area import area_of_raster, areas_of_dataset
 from bharateo.explorer.chips import chips_of_raster, varied
@@ -19,6 +24,7 @@ from explorer.page_records import array, record
 from handover.tiny_run import tiny_run
 from mapping.ground import write_raster
 from models.tiny_models import HEADS
+from small_datasets import contents
 
 QUIET = lambda *told: None  # noqa: E731
 
@@ -195,6 +201,71 @@ def test_a_killed_page_is_not_there_and_is_written_again(
     assert not (tmp_path / "page" / "index.html").exists()
     write.write_explorer(*arguments)
     assert (tmp_path / "page" / "index.html").exists()
+
+
+def test_a_killed_page_goes_on_where_it_stopped(
+    explored_run, reflectance_dataset, tmp_path, monkeypatch
+):
+    exported, asked = [], []
+
+    def export(run, path, what):
+        exported.append(path)
+        path.write_bytes(b"model")
+
+    def squares(*arguments):
+        asked.append(arguments[2])
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return there(*arguments)
+
+    there = area._squares
+    monkeypatch.setattr(write, "write_onnx", export)
+    monkeypatch.setattr(area, "CHIPS_AT_ONCE", 8)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    write.write_explorer(explored_run, reflectance_dataset, whole, QUIET, QUIET)
+    exported.clear()
+    monkeypatch.setattr(area, "_squares", squares)
+    with pytest.raises(KeyboardInterrupt):
+        write.write_explorer(explored_run, reflectance_dataset, killed, QUIET, QUIET)
+    assert not killed.exists()
+    write.write_explorer(explored_run, reflectance_dataset, killed, QUIET, QUIET)
+    assert len(exported) == 1
+    assert [*asked[0]] not in [[*each] for each in asked[3:]]
+    assert contents(killed) == contents(whole)
+    assert {path.name for path in tmp_path.iterdir()} == {"whole", "killed"}
+
+
+@pytest.mark.slow
+def test_a_page_ended_again_and_again_ends_in_the_same_bytes(
+    explorer, explored_run, reflectance_dataset, tmp_path
+):
+    page = tmp_path / "page"
+    command = [sys.executable, "-m", "bharateo", "explore", str(explored_run.path), "--dataset",
+               str(reflectance_dataset.path), "--output", str(page)]  # fmt: skip
+    moments = random.Random(0)
+    for by in (signal.SIGKILL, signal.SIGTERM):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        parts = page.with_name(".page.parts")
+        while not any(parts.glob("*.*")) and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(moments.uniform(0, 6))
+        process.send_signal(by)
+        process.wait()
+        if (page / "index.html").exists():
+            assert contents(page) == contents(explorer)
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+    assert contents(page) == contents(explorer)
+
+
+def test_a_file_of_somebody_in_a_page_is_not_lost(
+    explored_run, reflectance_dataset, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(write, "_model_script", lambda *told: "")
+    arguments = (explored_run, reflectance_dataset, tmp_path / "page", QUIET, QUIET)
+    write.write_explorer(*arguments)
+    (tmp_path / "page" / "data" / "notes.txt").write_text("mine")
+    write.write_explorer(*arguments)
+    assert (tmp_path / "page" / "data" / "notes.txt").read_text() == "mine"
 
 
 def test_a_folder_of_something_else_is_left_alone(explored_run, tmp_path, capsys):

@@ -25,7 +25,7 @@ def add(verbs: Verbs) -> None:
         "  bharateo explore runs/pune-s2 --raster district.tif --output explorers/district\n\n"
         "Open DIR/index.html, or put the folder on any web server. It shows the dataset the run\n"
         "was trained on unless told otherwise; of large ground it shows a part, and says so.\n"
-        "Killed and run again, it starts anew, and the page is there only once it is whole.",
+        "Killed and run again, it goes on where it stopped; the page is there once it is whole.",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="a folder made by pretrain")
     ground = parser.add_mutually_exclusive_group()

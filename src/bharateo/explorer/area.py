@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,9 @@ from bharateo.training.checkpoint import Run
 
 Progress = Callable[[float, float, str], None]
 """(done, total, note)."""
+
+Keep = Callable[[str, Callable[[], np.ndarray]], np.ndarray]
+"""A named array: as a killed program left it, or else made, and kept."""
 
 MOST_PIXELS = 2048**2
 """Pixels of all areas of a page together: as pictures some four megabytes."""
@@ -93,22 +97,39 @@ def most_side_px(run: Run, num_areas: int) -> int:
     )
 
 
+def made(name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
+    """The array made, and not kept: a ``Keep``."""
+    return make()
+
+
 # Datasets
 
 
-def areas_of_dataset(run: Run, dataset: Dataset, progress: Progress) -> tuple[list[Area], str]:
+def areas_of_dataset(
+    run: Run, dataset: Dataset, progress: Progress, keep: Keep = made
+) -> tuple[list[Area], str]:
     """The areas with the most squares of a dataset, and a sentence on what is left out."""
     drawn = [each["name"] for each in dataset.info["regions"] if "overview" in each]
     counts = dataset.chips["region"].value_counts()
     names = sorted(drawn, key=lambda name: -counts.get(name, 0))[:MOST_AREAS]
     side = max(most_side_px(run, len(names)), dataset.size_px)
-    areas = [_region(run, dataset, name, side, progress) for name in names]
+    areas = [
+        _region(run, dataset, name, side, progress, partial(_kept_of, keep, number))
+        for number, name in enumerate(names)
+    ]
     num_missing = len(dataset.regions) - len(names)
     note = f"{num_missing} smaller regions of the dataset are left out." if num_missing else ""
     return areas, note
 
 
-def _region(run: Run, dataset: Dataset, name: str, side_px: int, progress: Progress) -> Area:
+def _kept_of(keep: Keep, area: int, name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
+    """An array of one area of several."""
+    return keep(f"{area}-{name}", make)
+
+
+def _region(
+    run: Run, dataset: Dataset, name: str, side_px: int, progress: Progress, keep: Keep
+) -> Area:
     record = next(each for each in dataset.info["regions"] if each["name"] == name)
     whole = dataset.geobox(name)
     chips = dataset.chips[dataset.chips["region"] == name]
@@ -125,7 +146,7 @@ def _region(run: Run, dataset: Dataset, name: str, side_px: int, progress: Progr
         "squares lie closest"
     )  # fmt: skip
     frames = outlines(chips, by_block=True)
-    patches = _patches_of_squares(run, dataset, chips, progress)
+    patches = _patches_of_squares(run, dataset, chips, progress, keep)
     geobox = GeoBox(tuple(size.tolist()), affine, whole.crs)
     return Area(name, geobox, dataset.sensor, pictures, labels, frames, patches, left_out)
 
@@ -179,7 +200,9 @@ def _pictures(
     return pictures, labels
 
 
-def _patches_of_squares(run: Run, dataset: Dataset, chips: Any, progress: Progress) -> Patches:
+def _patches_of_squares(
+    run: Run, dataset: Dataset, chips: Any, progress: Progress, keep: Keep
+) -> Patches:
     patch = run.model.config.patch_px
     tokens = dataset.size_px // patch
     side = tokens * patch
@@ -188,10 +211,7 @@ def _patches_of_squares(run: Run, dataset: Dataset, chips: Any, progress: Progre
     for start in range(0, len(every), CHIPS_AT_ONCE // 4):
         some = every[start : start + CHIPS_AT_ONCE // 4]
         progress(start, len(every), f"{len(every)} squares of {chips['region'].iloc[0]}")
-        stored = np.stack([dataset.image(chip)[:, :side, :side] for chip in some])
-        valid = np.stack([dataset.valid(chip)[:side, :side] for chip in some])
-        found.append(_squares(asked, physical_units(torch.from_numpy(stored), dataset.sensor),
-                              torch.from_numpy(valid)))  # fmt: skip
+        found.append(keep(str(start), partial(_squares, asked, dataset, some, side)))
         landcover = np.stack([dataset.landcover(chip)[:side, :side] for chip in some])
         counts.append(patch_class_counts(landcover, patch).reshape(-1, NUM_CLASSES))
     row, col = np.indices((tokens, tokens)).reshape(2, 1, -1) * patch
@@ -207,10 +227,13 @@ def _patches_of_squares(run: Run, dataset: Dataset, chips: Any, progress: Progre
 
 
 def _squares(
-    asked: Asked, image: torch.Tensor, valid: torch.Tensor
+    asked: Asked, dataset: Dataset, chips: Int64[np.ndarray, " chip"], side: int
 ) -> Float32[np.ndarray, "patch number"]:
     """All numbers of all patches of some squares; NaN where there is no valid pixel."""
-    shape = (image.shape[2], image.shape[3])
+    stored = np.stack([dataset.image(chip)[:, :side, :side] for chip in chips])
+    image = physical_units(torch.from_numpy(stored), dataset.sensor)
+    valid = torch.from_numpy(np.stack([dataset.valid(chip)[:side, :side] for chip in chips]))
+    shape = (side, side)
     parts = []
     for ask, step in ((asked.seen, None), (asked.hidden, asked.tokens_per_chip)):
         grid = TokenGrid(shape, asked.chip_px, asked.patch_px, step)
@@ -222,7 +245,9 @@ def _squares(
 # Rasters
 
 
-def area_of_raster(run: Run, source: RasterInput, name: str, progress: Progress) -> Area:
+def area_of_raster(
+    run: Run, source: RasterInput, name: str, progress: Progress, keep: Keep = made
+) -> Area:
     """The middle of a raster, or all of it where it is small enough."""
     shape = np.array(source.shape)
     size = np.minimum(shape, _extent(shape, most_side_px(run, 1)))
@@ -236,7 +261,7 @@ def area_of_raster(run: Run, source: RasterInput, name: str, progress: Progress)
     )  # fmt: skip
     affine = source.geobox.affine @ Affine.translation(col, row)
     geobox = GeoBox((height, width), affine, source.geobox.crs)
-    patches = _patches_of_pixels(run, image, valid, progress)
+    patches = _patches_of_pixels(run, image, valid, progress, keep)
     return Area(name, geobox, sensor, pictures, None, [], patches, left_out)
 
 
@@ -253,7 +278,7 @@ def stretched(
 
 
 def _patches_of_pixels(
-    run: Run, image: np.ndarray, valid: np.ndarray, progress: Progress
+    run: Run, image: np.ndarray, valid: np.ndarray, progress: Progress, keep: Keep
 ) -> Patches:
     asked = asked_of(run)
     shape = (valid.shape[0], valid.shape[1])
@@ -269,7 +294,8 @@ def _patches_of_pixels(
         values: np.ndarray | None = None
         for done, piece in enumerate(pieces):
             progress(done, len(pieces), f"pass {len(parts) + 1} of 2 over the raster")
-            answer = grid.answer(read, ask, piece)
+            name = f"{len(parts)}-{piece.rows.start}-{piece.cols.start}"
+            answer = keep(name, partial(grid.answer, read, ask, piece))
             if values is None:
                 values = np.full((*grid.shape, answer.shape[2]), np.nan, np.float32)
             values[piece.rows, piece.cols] = answer

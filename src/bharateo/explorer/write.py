@@ -15,35 +15,40 @@ from __future__ import annotations
 
 import base64
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import bharateo
 from bharateo.chips.store import Dataset
 from bharateo.embedding.inputs import RasterInput
+from bharateo.embedding.pieces import scratch
 from bharateo.errors import ConfigError, StorageError
-from bharateo.explorer.area import Area, Progress, area_of_raster, areas_of_dataset
+from bharateo.explorer.area import Area, Keep, Progress, area_of_raster, areas_of_dataset
 from bharateo.explorer.chips import Chip, chips_of_dataset, chips_of_raster
 from bharateo.explorer.packing import script, zipped
 from bharateo.explorer.records import area_record, chip_record, page_record
 from bharateo.explorer.runtime import BINARY, LICENCE, LOADER, SCRIPT, runtime_files
-from bharateo.files import remove_leftovers, write_text
+from bharateo.files import remove_leftovers, write_atomically, write_text
 from bharateo.handover.onnx_file import write_onnx
 from bharateo.models.heads import PixelHead
 from bharateo.outputs import beginning_with
 from bharateo.report.html import templates
-from bharateo.training.checkpoint import Run
+from bharateo.training.checkpoint import Run, dataset_fingerprint
 
 MOST_MEGABYTES = 25.0
 """Size of a folder that may be sent around; megabytes are millions of bytes."""
 
 _OWN = {"index.html", "app", "data", LICENCE.name}
 _MARK = "BharatEO explorer</title>"
-"""In the head of a page, and of what stands in its place while it is written."""
+"""In the head of a page."""
+
+_BEGUN = ".explorer.partial"
+"""Says of a folder without a page that what is in it is ours."""
 
 
 def write_explorer(
@@ -57,7 +62,8 @@ def write_explorer(
     """Write the page of a run on a dataset or raster; the path of its ``index.html``.
 
     A model that would make the folder larger than ``most_megabytes`` stays out, and with it the
-    painting; ``say`` is told. Everything is made before the first file is written.
+    painting; ``say`` is told. Everything is made before the first file is written; what takes
+    long is kept beside ``output`` until all is there, and used again after a kill.
 
     Raises:
         ConfigError: the runtime or onnx is not installed, or ``output`` holds something else.
@@ -65,13 +71,52 @@ def write_explorer(
         StorageError: the disk is full or refuses.
     """
     runtime = runtime_files()
+    output = output.absolute()
     _check_output(output)
     ground = _fitting(run, ground)  # before the minutes that all else takes
+    with scratch(output, _plan(run, ground), say) as folder:
+        texts, record = _made(run, ground, runtime, folder, progress, say, most_megabytes)
+        _write(output, texts, record)
+    return output / "index.html"
+
+
+def _plan(run: Run, ground: Dataset | RasterInput) -> dict[str, Any]:
+    """What decides the numbers on a page."""
+    identity = dataset_fingerprint(ground) if isinstance(ground, Dataset) else ground.identity
+    return {
+        "product": "explorer",
+        "code_version": bharateo.__version__,
+        "run": {"weights_sha256": run.weights_sha256},
+        "ground": identity,
+    }
+
+
+def _kept_in(folder: Path) -> Keep:
+    def keep(name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
+        file = folder / f"{name}.npy"
+        if not file.exists():
+            write_atomically(file, partial(np.save, arr=make()))
+        kept: np.ndarray = np.load(file)
+        return kept
+
+    return keep
+
+
+def _made(
+    run: Run,
+    ground: Dataset | RasterInput,
+    runtime: Mapping[str, bytes],
+    folder: Path,
+    progress: Progress,
+    say: Callable[[str], object],
+    most_megabytes: float,
+) -> tuple[dict[str, str], dict[str, Any]]:
+    """The scripts of a page by name, and what the page itself shows."""
     painting = {
         "runtime": script("runtime", _runtime_record(runtime)),
-        "model": _model_script(run, say),
+        "model": _model_script(run, folder, say),
     }
-    areas, chips, attribution, left_out = _look(run, ground, progress)
+    areas, chips, attribution, left_out = _look(run, ground, progress, _kept_in(folder))
     scripts = {f"area-{i}": area_record(area) for i, area in enumerate(areas)}
     scripts |= {f"chip-{i}": chip_record(chip) for i, chip in enumerate(chips)}
     texts = {name: script(name, record) for name, record in scripts.items()}
@@ -85,8 +130,7 @@ def write_explorer(
     record = page_record(run, areas, chips, attribution, left_out, reason)
     record["cautions"] = _cautions(ground)
     texts["explorer"] = script("explorer", record)
-    _write(output, texts, record)
-    return output / "index.html"
+    return texts, record
 
 
 def _fitting(run: Run, ground: Dataset | RasterInput) -> Dataset | RasterInput:
@@ -99,13 +143,13 @@ def _fitting(run: Run, ground: Dataset | RasterInput) -> Dataset | RasterInput:
 
 
 def _look(
-    run: Run, ground: Dataset | RasterInput, progress: Progress
+    run: Run, ground: Dataset | RasterInput, progress: Progress, keep: Keep
 ) -> tuple[list[Area], list[Chip], Sequence[str], str]:
     """Areas, chips, whose pixels and labels they are, and what is left out."""
     if isinstance(ground, Dataset):
-        areas, left_out = areas_of_dataset(run, ground, progress)
+        areas, left_out = areas_of_dataset(run, ground, progress, keep)
         return areas, chips_of_dataset(run, ground), ground.attribution, left_out
-    area = area_of_raster(run, ground, Path(ground.location).stem, progress)
+    area = area_of_raster(run, ground, Path(ground.location).stem, progress, keep)
     pixels = (f"Pixels: {Path(ground.location).name}",)
     return [area], chips_of_raster(run, ground, area), pixels, ""
 
@@ -118,15 +162,15 @@ def _cautions(ground: Dataset | RasterInput) -> list[str]:
     return [differs.replace(ground.location, name) for differs in ground.overridden.values()]
 
 
-def _model_script(run: Run, say: Callable[[str], object]) -> str:
+def _model_script(run: Run, folder: Path, say: Callable[[str], object]) -> str:
     """The autoencoder, which was compared with PyTorch before it is given out."""
     if not _rebuilds(run):
         return ""
-    say("exporting the model for the page; this takes a minute at most")
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "model.onnx")
+    path = folder / "model.onnx"
+    if not path.exists():
+        say("exporting the model for the page; this takes a minute at most")
         write_onnx(run, path, "autoencoder")
-        return script("model", zipped(path.read_bytes()))
+    return script("model", zipped(path.read_bytes()))
 
 
 def _rebuilds(run: Run) -> bool:
@@ -169,7 +213,8 @@ def _check_output(output: Path) -> None:
         return
     names = [path.name for path in output.iterdir()] if output.is_dir() else [output.name]
     foreign = sorted(name for name in names if name not in _OWN and not name.endswith(".partial"))
-    if names and not beginning_with(_MARK)(output / "index.html"):
+    ours = _BEGUN in names or beginning_with(_MARK)(output / "index.html")
+    if names and not ours:
         foreign = foreign or sorted(names)
     if foreign:
         raise ConfigError(
@@ -180,19 +225,23 @@ def _check_output(output: Path) -> None:
 
 def _write(output: Path, texts: Mapping[str, str], record: Mapping[str, Any]) -> None:
     try:
-        (output / "index.html").unlink(missing_ok=True)
-        for name in ("app", "data"):
-            shutil.rmtree(output / name, ignore_errors=True)
         if output.is_dir():
             remove_leftovers(output)
+            (output / _BEGUN).touch()
+        (output / "index.html").unlink(missing_ok=True)
+        for old in (*output.glob("app/*.*"), *output.glob("data/*.js")):
+            if old.suffix in (".js", ".css"):
+                old.unlink()
     except OSError as error:
         raise StorageError(f"cannot write {output} ({error}): choose another --output") from error
+    write_text(output / _BEGUN, "")
     for name, text in texts.items():
         write_text(output / "data" / f"{name}.js", text)
     for name, text in _app().items():
         write_text(output / "app" / name, text)
     write_text(output / LICENCE.name, LICENCE.read_text())
     write_text(output / "index.html", _page(record))
+    (output / _BEGUN).unlink()
 
 
 def _app() -> dict[str, str]:

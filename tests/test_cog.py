@@ -49,6 +49,29 @@ def test_values_and_places_come_back_as_they_were_written(tmp_path, dtype):
     assert [each.name for each in tmp_path.iterdir()] == ["v.tif"]
 
 
+@pytest.mark.parametrize(
+    ("dtype", "nodata"), [("float16", float("nan")), ("int8", -128), ("uint8", 255)]
+)
+def test_statistics_of_every_band_are_in_the_file(dtype, nodata, tmp_path):
+    path, array = tmp_path / "v.tif", values(dtype)
+    array[0, :350] = nodata
+    array[2] = nodata
+    write_cog(path, GRID, Bands(dtype, NAMES, nodata), blocks_of(array))
+    with rasterio.open(path) as file:
+        tags = [{k: float(v) for k, v in file.tags(band).items() if k.startswith("STATISTICS")}
+                for band in (1, 2, 3)]  # fmt: skip
+    for number, half in ((0, 50), (1, 100)):
+        known = array[number][350:] if number == 0 else array[number]
+        known = known.astype(np.float64)
+        assert tags[number]["STATISTICS_MINIMUM"] == known.min()
+        assert tags[number]["STATISTICS_MAXIMUM"] == known.max()
+        assert tags[number]["STATISTICS_MEAN"] == pytest.approx(known.mean(), abs=1e-9)
+        assert tags[number]["STATISTICS_STDDEV"] == pytest.approx(known.std())
+        assert tags[number]["STATISTICS_VALID_PERCENT"] == half
+    assert tags[2] == {}
+    assert not path.with_name("v.tif.aux.xml").exists()
+
+
 def test_half_floats_take_less_room(tmp_path):
     sizes = {}
     for dtype in ("float16", "float32"):

@@ -155,10 +155,51 @@ def _write_tiles(
             file.scales, file.offsets = bands.scales, bands.offsets
         if bands.colours:
             file.write_colormap(1, dict(bands.colours))
+        statistics = _Statistics(len(bands.names), bands.nodata)
         for row, col, values in blocks:
             window = Window(col, row, values.shape[2], values.shape[1])
-            file.write(values.astype(bands.stored_dtype, copy=False), window=window)
+            stored = values.astype(bands.stored_dtype, copy=False)
+            file.write(stored, window=window)
+            if not bands.colours:  # a mean of codes means nothing
+                statistics.add(stored)
+        for number, noted in enumerate(statistics.tags(height * width), 1):
+            file.update_tags(number, **noted)
     _check_size(path, geobox, bands)
+
+
+class _Statistics:
+    """What GDAL calls a band's statistics, of stored values, so that no viewer scans the file."""
+
+    def __init__(self, num_bands: int, nodata: float | None) -> None:
+        self._nodata = nodata
+        self._count = np.zeros(num_bands, np.int64)
+        self._total, self._square = np.zeros(num_bands), np.zeros(num_bands)
+        self._least, self._most = np.full(num_bands, np.inf), np.full(num_bands, -np.inf)
+
+    def add(self, values: Shaped[np.ndarray, "band row col"]) -> None:
+        for band, stored in enumerate(values):
+            known = stored[np.isfinite(stored) & (stored != self._nodata)].astype(np.float64)
+            if known.size:
+                self._count[band] += known.size
+                self._total[band] += known.sum()
+                self._square[band] += np.square(known).sum()
+                self._least[band] = min(self._least[band], known.min())
+                self._most[band] = max(self._most[band], known.max())
+
+    def tags(self, num_pixels: int) -> Iterator[dict[str, str]]:
+        """Of every band; none of a band without a value."""
+        for band, count in enumerate(self._count.tolist()):
+            if not count:
+                yield {}
+                continue
+            mean = float(self._total[band]) / count
+            variance = max(float(self._square[band]) / count - mean**2, 0.0)
+            noted = {
+                "MINIMUM": float(self._least[band]), "MAXIMUM": float(self._most[band]),
+                "MEAN": mean, "STDDEV": math.sqrt(variance),
+                "VALID_PERCENT": round(100 * count / num_pixels, 4),
+            }  # fmt: skip
+            yield {f"STATISTICS_{name}": repr(value) for name, value in noted.items()}
 
 
 def _check_size(path: Path, geobox: GeoBox, bands: Bands) -> None:

@@ -102,8 +102,8 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 text file atomically."""
-    write_atomically(path, lambda file: file.write(text.encode()))
+    """Write a UTF-8 text file atomically; halves of surrogate pairs become question marks."""
+    write_atomically(path, lambda file: file.write(text.encode(errors="replace")))
 
 
 def write_json(path: Path, record: Any) -> None:

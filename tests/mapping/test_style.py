@@ -2,6 +2,13 @@
 
 from xml.etree import ElementTree
 
+import numpy as np
+import pytest
+import rasterio
+from affine import Affine
+from odc.geo.geobox import GeoBox
+
+from bharateo.cog import Bands, write_cog
 from bharateo.landcover import BHARATEO_CLASSES
 from bharateo.mapping.style import own_classes, write_class_style
 
@@ -28,3 +35,26 @@ def test_the_style_names_every_class_with_its_value_and_colour(tmp_path):
     assert renderer.get("band") == "1"
     found = [(e.get("value"), e.get("label"), e.get("color")) for e in root.iter("paletteEntry")]
     assert found == [(str(each.id), each.name, f"#{bytes(each.colour).hex()}") for each in classes]
+
+
+ODD_NAMES = [
+    "".join(map(chr, range(32))), "\x7f\x85\ufffe\uffff", "\ud800 half", "a\x00b",
+    "]]><qgis>", "<!-- &amp; \"'>", "\u202etree", "😀",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_class_names_of_any_characters_make_files_that_are_xml(name, tmp_path):
+    classes = own_classes([name, "plain"])
+    write_class_style(tmp_path / "map.qml", classes)
+    root = ElementTree.parse(tmp_path / "map.qml").getroot()
+    entries = [*root.iter("paletteEntry")]
+    assert len(entries) == 2
+    assert entries[1].get("label") == "plain"
+    bands = Bands("uint8", (name,), 255, colours={0: (1, 2, 3)}, categories=(name, "plain"))
+    grid = GeoBox((4, 4), Affine(10, 0, 0, 0, -10, 0), "EPSG:32643")
+    write_cog(tmp_path / "map.tif", grid, bands, [(0, 0, np.zeros((1, 4, 4), np.uint8))])
+    notes = ElementTree.parse(tmp_path / "map.tif.aux.xml")
+    assert [each.text for each in notes.iter("Category")][1] == "plain"
+    with rasterio.open(tmp_path / "map.tif") as file:
+        assert len(file.descriptions[0]) >= 1

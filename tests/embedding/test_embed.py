@@ -91,7 +91,7 @@ def test_a_raster_becomes_a_valid_cog_of_its_vectors(run, raster, expected, tmp_
     np.testing.assert_allclose(values, expected, rtol=HALF, atol=1e-6)
     corner = ~small_grid(*SHAPE).affine @ transform
     np.testing.assert_allclose(corner[:6], (PATCH, 0, 0, 0, PATCH, 0), atol=1e-6)
-    assert [each.name for each in tmp_path.iterdir()] == ["v.tif"]
+    assert {each.name for each in tmp_path.iterdir()} == {"v.tif", "v.tif.stac.json"}
 
 
 @pytest.mark.parametrize("stride", [4, 2])

@@ -35,7 +35,8 @@ def test_a_dataset_is_embedded_once_then_searched(reflectance_dataset, tmp_path,
     arguments = (run.path, reflectance_dataset.path, "--like", like, "--output", tmp_path / "out")
     assert verb(*arguments) == 0
     before = contents(tmp_path / "out")
-    assert before.keys() == {"embedding.parquet", "found.geojson", "sheet.png"}
+    products = {"embedding.parquet", "embedding.parquet.stac.json"}
+    assert before.keys() == products | {"found.geojson", "sheet.png"}
     record = json.loads(before["found.geojson"])
     places = record["features"]
     assert record["embedding"]["source"]["dataset"] == str(reflectance_dataset.path)

@@ -31,10 +31,11 @@ from bharateo.embedding.pieces import (
     keep_all,
     scratch,
 )
+from bharateo.embedding.product_item import item_path, write_item
 from bharateo.embedding.table import Rows, corners, table_provenance, write_table
 from bharateo.embedding.windows import TokenGrid, blended_squares
 from bharateo.errors import ConfigError
-from bharateo.outputs import Own, record_in
+from bharateo.outputs import Own, json_of, record_in
 from bharateo.training.batches import physical_units
 from bharateo.training.checkpoint import Run, dataset_fingerprint
 
@@ -67,7 +68,8 @@ def embedding_products(outputs: Sequence[Path]) -> dict[Path, Own]:
     """
     if len({*outputs}) < len(outputs):
         raise ConfigError(f"--output {outputs[0]}: give each --output its own name")
-    return {output: holding("embedding") for output in outputs}
+    items = {item_path(output): json_of("item of embedding") for output in outputs}
+    return {**{output: holding("embedding") for output in outputs}, **items}
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,7 @@ def embed_raster(
     plan = _plan(run, how, source.provenance, source.identity)
     missing = _missing(outputs, plan, say)
     if not missing:
+        _write_items(run, outputs, plan, [grid.geobox(source.geobox)])
         return
     ask = in_precision(encoder.features, how.precision)
     with scratch(outputs[0], plan, say) as folder:
@@ -126,6 +129,8 @@ def embed_raster(
                 write_table(output, rows, CRS(str(source.geobox.crs)), plan)
             else:
                 _write_cog(output, answers, source.geobox, how.dtype, plan)
+            item_path(output).unlink(missing_ok=True)  # of an older one
+        _write_items(run, outputs, plan, [grid.geobox(source.geobox)])
 
 
 def embed_dataset(
@@ -156,7 +161,12 @@ def embed_dataset(
     run.check(dataset)
     about = {"dataset": str(dataset.path), "attribution": list(dataset.attribution)}
     plan = _plan(run, how, about, dataset_fingerprint(dataset))
+    regions = [
+        GeoBox(region["shape"], Affine(*region["transform"]), region["crs"])
+        for region in dataset.info["regions"]
+    ]
     if not _missing([output], plan, say):
+        _write_items(run, [output], plan, regions)
         return
     encoder = FrozenEncoder.of_run(run)
     tokens = dataset.size_px // encoder.patch_px
@@ -173,6 +183,19 @@ def embed_dataset(
         files = keep_all(folder, makers, how.kept_as, progress)
         rows = _rows_of_dataset(dataset, groups, files, encoder.patch_px, how.level)
         write_table(output, rows, CRS("EPSG:4326"), plan)
+        item_path(output).unlink(missing_ok=True)  # of an older one
+        _write_items(run, [output], plan, regions)
+
+
+def _write_items(
+    run: Run, outputs: Sequence[Path], plan: Mapping[str, Any], geoboxes: Sequence[GeoBox]
+) -> None:
+    """Write the STAC Items that are not there yet."""
+    own = plan["source"].get("attribution", [])
+    attribution = list(dict.fromkeys([*run.contract["attribution"], *own]))
+    for output in outputs:
+        if not item_path(output).exists():
+            write_item(output, plan, geoboxes, {"vectors": output}, attribution)
 
 
 def _check(outputs: Sequence[Path], how: Embedding) -> None:

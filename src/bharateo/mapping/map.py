@@ -9,6 +9,7 @@
                             distance from the training features (per cent of the limit, 250 at most)
     MAP-suspect.tif         with reference labels: suspect (0 or 1), the label's class, the per cent
                             that the map gives to it, and its share of the patch (per cent)
+    MAP.tif.stac.json       a STAC Item of all these
     MAP.json                areas, agreement and provenance; written last
 
 All are uint8 with 255 for no data. Axes: row col cls; row and col count cells
@@ -46,6 +47,7 @@ from bharateo.embedding.pieces import (
     in_precision,
     scratch,
 )
+from bharateo.embedding.product_item import item_path, write_item
 from bharateo.embedding.windows import Piece
 from bharateo.errors import ConfigError
 from bharateo.files import read_bytes, write_json
@@ -130,6 +132,7 @@ def products(output: Path) -> dict[str, Path]:
         "classes": output,
         "style": output.with_suffix(".qml"),
         **{name: output.with_name(f"{output.stem}-{name}.tif") for name in sides},
+        "item": item_path(output),
         "record": output.with_suffix(".json"),
     }
 
@@ -140,12 +143,13 @@ def own_products(output: Path) -> dict[Path, Own]:
     Not the style: one that a person has changed stops only a map that must be written anew.
     """
     files = products(output)
-    record = files.pop("record")
+    record, item = files.pop("record"), files.pop("item")
     del files["style"]
     notes = files["classes"].with_name(f"{files['classes'].name}.aux.xml")
     return {
         **dict.fromkeys(files.values(), holding("map")),
         notes: beginning_with("<PAMDataset>"),
+        item: json_of("item of map"),
         record: json_of("map"),
     }
 
@@ -184,6 +188,10 @@ def write_map(
             **_summary(answers, source.geobox, request),
             **_write_all(files, answers, source.geobox, request, plan),
         }
+        described = {name: path for name, path in files.items() if name != "item" and path.exists()}
+        described["record"] = files["record"]
+        geobox = grid.geobox(source.geobox)
+        write_item(output, plan, [geobox], described, record["attribution"])
         write_json(files["record"], record)
     return record
 

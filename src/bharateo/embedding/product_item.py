@@ -1,0 +1,152 @@
+"""A STAC Item beside a product: where it lies, of what time, what its files and bands are.
+
+Source: STAC Item and Common Metadata 1.1.0; extensions projection 2.0.0 and raster 2.0.0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+import shapely
+from odc.geo.geobox import GeoBox
+
+from bharateo.chips.geography import to_lonlat
+from bharateo.files import write_json
+
+COG_TYPE = "image/tiff; application=geotiff; profile=cloud-optimized"
+PARQUET_TYPE = "application/vnd.apache.parquet"
+_EXTENSIONS = (
+    "https://stac-extensions.github.io/projection/v2.0.0/schema.json",
+    "https://stac-extensions.github.io/raster/v2.0.0/schema.json",
+)
+_SIDES = 16
+"""Straight pieces of each side of a footprint, so that it bends with the grid."""
+
+
+def item_path(output: Path) -> Path:
+    """Where the Item of a product lies."""
+    return output.with_name(f"{output.name}.stac.json")
+
+
+def write_item(
+    output: Path,
+    plan: Mapping[str, Any],
+    geoboxes: Sequence[GeoBox],
+    files: Mapping[str, Path],
+    attribution: Sequence[str],
+) -> None:
+    """Write the Item of a product made by ``plan``; ``files`` are by role, the first is the data.
+
+    The same product gives the same bytes.
+
+    Raises:
+        StorageError: the disk is full or refuses.
+    """
+    footprint = _footprint(geoboxes)
+    one = geoboxes[0] if len(geoboxes) == 1 else None
+    write_json(
+        item_path(output),
+        {
+            "type": "Feature",
+            "stac_version": "1.1.0",
+            "stac_extensions": list(_EXTENSIONS),
+            "id": f"{output.stem}-{plan['fingerprint'][:12]}",
+            "product": f"item of {plan['product']}",
+            "geometry": shapely.geometry.mapping(footprint),
+            "bbox": list(footprint.bounds),
+            "properties": {
+                **_when(plan["source"]),
+                "title": f"{plan['product']} {output.stem}",
+                "license": "other",
+                "attribution": list(attribution),
+                "bharateo:version": plan["code_version"],
+                **({} if one is None else _projection(one)),
+            },
+            "links": [],
+            "assets": {role: _asset(role, file) for role, file in files.items()},
+        },
+    )
+
+
+def _footprint(geoboxes: Sequence[GeoBox]) -> shapely.Geometry:
+    """Outlines in longitude and latitude, to 1e-7 degrees."""
+    along = np.linspace(0, 1, _SIDES, endpoint=False)
+    ones = np.ones(_SIDES)
+    cols = np.concatenate([0 * ones, along, ones, 1 - along])
+    rows = np.concatenate([along, ones, 1 - along, 0 * ones])
+    outlines = []
+    for geobox in geoboxes:
+        height, width = geobox.shape
+        lonlat = to_lonlat(geobox, np.stack([cols * width, rows * height]))
+        outlines.append(shapely.Polygon(lonlat.T.round(7)))
+    return outlines[0] if len(outlines) == 1 else shapely.MultiPolygon(outlines)
+
+
+def _when(source: Mapping[str, Any]) -> dict[str, Any]:
+    """The scene's time; else that of the input's file, which is said."""
+    if "datetime" in source:
+        return {"datetime": source["datetime"]}
+    if "mtime_ns" in source:
+        changed = datetime.fromtimestamp(source["mtime_ns"] // 10**9, UTC)
+        return {
+            "datetime": changed.strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "description": "datetime: when the input's file was last changed; when its pixels "
+            "were taken is not known",
+        }
+    return {
+        "datetime": None,
+        "start_datetime": "1972-07-23T00:00:00Z",
+        "end_datetime": "2100-01-01T00:00:00Z",
+        "description": "when the input's pixels were taken is not known: the time is any since "
+        "the first Landsat",
+    }
+
+
+def _projection(geobox: GeoBox) -> dict[str, Any]:
+    crs = geobox.crs
+    code = None if crs is None or crs.epsg is None else f"EPSG:{crs.epsg}"
+    shown = {
+        "proj:code": code,
+        "proj:shape": list(geobox.shape),
+        "proj:transform": list(geobox.affine)[:6],
+    }
+    return shown if code else {**shown, "proj:wkt2": str(crs)}
+
+
+def _asset(role: str, file: Path) -> dict[str, Any]:
+    asset: dict[str, Any] = {
+        "href": f"./{file.name}",
+        "title": role,
+        "roles": ["data"] if file.suffix in (".tif", ".parquet") else ["metadata"],
+    }
+    if file.suffix == ".parquet":
+        return {**asset, "type": PARQUET_TYPE}
+    if file.suffix != ".tif":
+        return {**asset, "type": "application/json" if file.suffix == ".json" else "text/xml"}
+    with rasterio.open(file, driver="GTiff") as opened:
+        bands = [
+            _band(opened, number, name or f"band {number}")
+            for number, name in enumerate(opened.descriptions, 1)
+        ]
+    return {**asset, "type": COG_TYPE, "bands": bands}
+
+
+def _band(opened: Any, number: int, name: str) -> dict[str, Any]:
+    nodata = opened.nodatavals[number - 1]
+    band: dict[str, Any] = {"name": name, "data_type": opened.dtypes[number - 1]}
+    if nodata is not None:
+        band["nodata"] = "nan" if np.isnan(nodata) else nodata
+    scale, offset = opened.scales[number - 1], opened.offsets[number - 1]
+    if (scale, offset) != (1.0, 0.0):
+        band |= {"raster:scale": scale, "raster:offset": offset}
+    noted = opened.tags(number)
+    if "STATISTICS_MEAN" in noted:
+        names = {"minimum": "MINIMUM", "maximum": "MAXIMUM", "mean": "MEAN", "stddev": "STDDEV",
+                 "valid_percent": "VALID_PERCENT"}  # fmt: skip
+        band["statistics"] = {key: float(noted[f"STATISTICS_{tag}"]) for key, tag in names.items()}
+    return band

@@ -161,10 +161,7 @@ def embed_dataset(
     run.check(dataset)
     about = {"dataset": str(dataset.path), "attribution": list(dataset.attribution)}
     plan = _plan(run, how, about, dataset_fingerprint(dataset))
-    regions = [
-        GeoBox(region["shape"], Affine(*region["transform"]), region["crs"])
-        for region in dataset.info["regions"]
-    ]
+    regions = [dataset.geobox(name) for name in dataset.regions]
     if not _missing([output], plan, say):
         _write_items(run, [output], plan, regions)
         return

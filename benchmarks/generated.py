@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
+from bharateo import __version__
 from bharateo.chips.statistics import Statistics
 from bharateo.chips.store import (
     CHIPS_FILE,
@@ -17,7 +19,7 @@ from bharateo.chips.store import (
     shard_file,
     write_array,
 )
-from bharateo.landcover import NUM_CLASSES, WORLDCOVER
+from bharateo.landcover import BHARATEO_CLASSES, NUM_CLASSES, WORLDCOVER
 from bharateo.sensor import SENTINEL2_L2A, Sensor
 
 SHARD_CHIPS = 190
@@ -52,15 +54,30 @@ def generated_dataset(
     bands = np.ones(sensor.num_bands)
     info = {
         "schema_version": SCHEMA_VERSION,
+        "code_version": __version__,
         "name": "noise",
         "sensor": sensor.to_json(),
-        "class_scheme": {"name": WORLDCOVER.name, "classes": {}},
+        "class_scheme": {
+            "name": WORLDCOVER.name,
+            "classes": [asdict(land_class) for land_class in BHARATEO_CLASSES],
+            "native": {str(code): list(meaning) for code, meaning in WORLDCOVER.native.items()},
+            "nodata": WORLDCOVER.nodata,
+        },
         "statistics": Statistics(0.01 * bands, 0.01 * bands, num_chips * size_px**2).to_json(),
         "chip": {"size_px": size_px, "num_chips": num_chips},
         "layers": {
             name: {"dtype": dtypes[name], "shape_per_chip": list(shapes[name])} for name in LAYERS
         },
-        "regions": [],
+        "splits": {"train": num_chips, "val": 0, "test": 0},
+        "regions": [
+            {
+                "name": "nowhere",
+                "crs": "EPSG:32643",
+                "transform": [10, 0, 400_000, 0, -10, 3_000_000],
+                "shape": [size_px, size_px],
+                "native_counts": {"10": 1},
+            }
+        ],
         "attribution": [],
         "shards": shards,
     }

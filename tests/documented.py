@@ -234,7 +234,9 @@ def make_small(patch: pytest.MonkeyPatch, scenes: str) -> None:
                 full.model, width=16, depth=1, num_heads=4,
                 decoder_width=16, decoder_depth=1, decoder_num_heads=4,
             ),
-            training=replace(full.training, epochs=1, chips_per_epoch=32, batch_size=16),
+            training=replace(
+                full.training, epochs=1, warmup_epochs=0.5, chips_per_epoch=32, batch_size=16
+            ),
         )  # fmt: skip
 
     def parse_small(text):

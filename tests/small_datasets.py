@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -128,7 +129,8 @@ def small_config(model: str = "v0", target: str = "fraction", **training: object
     )  # fmt: skip
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    """Every file of a folder."""
+def contents(folder: Path, but: Collection[str] = ()) -> dict[str, bytes]:
+    """Every file of a folder; ``but`` are names to leave out."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files
+            if path.name not in but}  # fmt: skip

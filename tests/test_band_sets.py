@@ -11,7 +11,8 @@ from bharateo.training.checkpoint import Run
 
 SMALL = [
     "model.width=16", "model.depth=1", "model.decoder_width=16", "model.decoder_depth=1",
-    "training.epochs=1", "training.chips_per_epoch=32", "training.batch_size=16",
+    "training.epochs=1", "training.warmup_epochs=0.5", "training.chips_per_epoch=32",
+    "training.batch_size=16",
 ]  # fmt: skip
 SAMPLE = Path(__file__).parents[1] / "configs" / "sample.yaml"
 

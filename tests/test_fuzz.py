@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 
 from bharateo.chips.records import RecordReader
 from bharateo.chips.store import LAYERS, SPLITS, Dataset
@@ -43,6 +44,8 @@ from damage import (
     damaged_json,
     damaged_lines,
     damaged_safetensors,
+    damaged_tree,
+    json_text,
     summary,
     survey,
 )
@@ -185,6 +188,13 @@ def damaged_array(rng: random.Random, content: bytes) -> bytes:
     return b"\x93NUMPY\x01\0" + (len(text) % 2**16).to_bytes(2, "little") + text + content[own:]
 
 
+def damaged_yaml(rng: random.Random, content: bytes) -> bytes:
+    """A configuration with values changed, or now and then its bytes."""
+    if rng.random() < 0.3:
+        return damaged_bytes(rng, content)
+    return json_text(damaged_tree(rng, yaml.safe_load(content))).encode()
+
+
 def damaged_table(rng: random.Random, content: bytes) -> bytes:
     """A Parquet file with a column changed, or its rows, or its bytes."""
     if rng.random() < 0.3:
@@ -317,10 +327,13 @@ KINDS: dict[str, tuple[Example, Kind]] = {
     **{
         f"{name}, report and card": (
             partial(_in, f"run/{name}"),
-            Kind(damaged_lines if name.endswith("l") else damaged_json, report_and_card, 80),
+            Kind(damaged, report_and_card, 80),
         )
-        for name in ("history.jsonl", "provenance.json", "evaluation.json", "probes.json",
-                     "config.yaml")
+        for name, damaged in {
+            "history.jsonl": damaged_lines, "provenance.json": damaged_json,
+            "evaluation.json": damaged_json, "probes.json": damaged_json,
+            "config.yaml": damaged_yaml,
+        }.items()
     },
     "contract.json": (partial(_in, "run/contract.json"), Kind(damaged_json, open_run, 300)),
     "contract.json, report": (

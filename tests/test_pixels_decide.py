@@ -92,7 +92,9 @@ def test_a_scene_that_its_pixels_contradict_is_dropped_for_the_next_best(
     assert [scene["id"] for scene in listed["scenes"]] == [f"DN-{1000 - dn}"]
     (left_out,) = listed["left_out"]
     assert left_out["id"] == f"DN-{dn}" and remedy in left_out["reason"]
-    assert contents(tmp_path / "again") == contents(dataset.path), "its list repeats the build"
+    recipe = ("recipe.yaml",)
+    again = contents(tmp_path / "again", recipe)
+    assert again == contents(dataset.path, recipe), "its list repeats the build"
 
 
 def test_a_build_killed_after_a_scene_was_dropped_ends_in_the_same_bytes(
@@ -193,7 +195,8 @@ def test_where_a_scene_holds_next_to_nothing_the_next_best_is_read(empty_world, 
     assert set(dataset.chips.scene) == {"FULL"}
     assert dataset.num_chips > 12
     check_chips(dataset, empty_world)
-    assert contents(tmp_path / "again") == contents(dataset.path)
+    recipe = ("recipe.yaml",)
+    assert contents(tmp_path / "again", recipe) == contents(dataset.path, recipe)
 
 
 def test_of_scenes_that_all_hold_little_the_one_with_most_chips_is_kept(ground, tmp_path):

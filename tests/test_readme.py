@@ -66,7 +66,10 @@ PROMISES = {
     "Reflectance is harmonised by one function, with its evidence beside every chip, and checked "
     "against the darkest pixels;": (
         "test_sentinel2_build.py::test_every_chip_says_what_its_offset_was_and_why",
-        "sources/test_sentinel2.py::test_dark_pixels_contradict_an_offset_both_ways",
+        (
+            "test_pixels_decide.py::"
+            "test_a_flag_that_the_pixels_contradict_stops_the_build_with_the_setting_to_give"
+        ),
     ),
     "a model refuses a dataset or raster of another unit.": (
         "embedding/test_contract.py::test_the_refusal_names_the_unit_and_the_options_that_say_it",

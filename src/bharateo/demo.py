@@ -41,12 +41,14 @@ def demo(
     """
     config, why = choose(preset, root, rois)
     display.say(why)
+    epochs = epochs or config.training.epochs
     config = replace(
         config,
         data=replace(config.data, seed=config.data.seed if seed is None else seed),
         training=replace(
             config.training,
-            epochs=epochs or config.training.epochs,
+            epochs=epochs,
+            warmup_epochs=min(config.training.warmup_epochs, epochs / 4),  # a short demo's, too
             seed=config.training.seed if seed is None else seed,
         ),
     )

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import rasterio
 import shapely
 from odc.geo.geobox import GeoBox
 
 from bharateo.chips.geography import to_lonlat
 from bharateo.files import write_json
+from bharateo.formats import open_local
 
 COG_TYPE = "image/tiff; application=geotiff; profile=cloud-optimized"
 PARQUET_TYPE = "application/vnd.apache.parquet"
@@ -128,11 +128,11 @@ def _asset(role: str, file: Path) -> dict[str, Any]:
         return {**asset, "type": PARQUET_TYPE}
     if file.suffix != ".tif":
         return {**asset, "type": "application/json" if file.suffix == ".json" else "text/xml"}
-    with rasterio.open(file, driver="GTiff") as opened:
-        bands = [
-            _band(opened, number, name or f"band {number}")
-            for number, name in enumerate(opened.descriptions, 1)
-        ]
+    opened = open_local(file)
+    assert opened is not None
+    names = enumerate(opened.dataset.descriptions, 1)
+    bands = [_band(opened.dataset, number, name or f"band {number}") for number, name in names]
+    opened.close()
     return {**asset, "type": COG_TYPE, "bands": bands}
 
 

@@ -77,6 +77,18 @@ def test_a_map_leaves_files_of_others_beside_it_alone(name, run, raster, tmp_pat
     assert other.read_text() == '{"mine": true}'
 
 
+@pytest.mark.parametrize("probe", [(), ("--probe",)])
+def test_figures_replace_figures_and_nothing_else(probe, run, tmp_path, capsys):
+    own = run / "contract.json"
+    before = own.read_bytes()
+    assert "which `bharateo" in refused(capsys, "evaluate", run, *probe, "--output", own)
+    assert own.read_bytes() == before
+    other = tmp_path / "notes.json"
+    other.write_text('{"mine": true}')
+    assert "another --output" in refused(capsys, "evaluate", run, *probe, "--output", other)
+    assert other.read_text() == '{"mine": true}'
+
+
 @pytest.mark.parametrize("name", ["v.tif", "v.parquet"])
 def test_vectors_leave_files_of_others_alone(name, run, raster, tmp_path, capsys):
     if name.endswith("tif"):

@@ -78,6 +78,18 @@ def json_of(product: str) -> Own:
     return own
 
 
+def json_with(key: str) -> Own:
+    """The mark of a JSON file whose kind alone has this key."""
+
+    def own(path: Path) -> bool:
+        try:
+            return key in record_in(read_bytes(path))
+        except OSError:
+            return False
+
+    return own
+
+
 def beginning_with(phrase: str) -> Own:
     """The mark of any other file: a phrase within its first 4096 bytes."""
 

@@ -13,6 +13,7 @@ from bharateo.chips.statistics import Statistics
 from bharateo.config import DataConfig, GeotiffBand, GeotiffConfig, PlanConfig, SplitConfig
 from bharateo.embedding.inputs import Reading, open_input
 from bharateo.errors import ConfigError, CorruptRasterError, SourceError
+from bharateo.evaluation.layouts import LAYOUTS
 from bharateo.raster import open_raster
 from bharateo.sensor import Band, Sensor
 from bharateo.sources.geotiff import geotiff_recipe
@@ -129,6 +130,12 @@ def test_half_a_raster_is_half_to_map_and_embed(kind, tmp_path, contract):
     values, valid = open_input(str(path), contract, Reading(bands=NAMES)).read(0, 0, SIDE, SIDE)
     np.testing.assert_array_equal(valid, THERE)
     np.testing.assert_array_equal(values[:, THERE], pixels()[:, THERE])
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind is not vrt_of_masked])
+def test_half_a_labelled_chip_is_half_to_a_task(kind, tmp_path):
+    stored = LAYOUTS["eurosat"].read(kind(tmp_path / "chip.tif"), NAMES, (0, 1, 2))
+    np.testing.assert_array_equal(np.isfinite(stored).all(0), THERE)
 
 
 @pytest.mark.parametrize("kind", KINDS)

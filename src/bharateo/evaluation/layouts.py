@@ -160,7 +160,9 @@ def _read_geotiff(path: Path, bands: Sequence[str], places: Sequence[int]) -> np
             raise CorruptRasterError(
                 f"{path} has {file.num_bands} bands, the first chip {len(bands)}: leave it out"
             )
-        return file.read_window(0, 0, *file.shape)[list(places)]
+        values, known = file.read_known(0, 0, *file.shape, list(places))
+    # What a mask, an alpha band or nodata takes out is no number.
+    return values if known.all() else np.where(known, values.astype(np.float32), np.nan)
 
 
 # GEO-Bench

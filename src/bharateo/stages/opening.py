@@ -45,8 +45,11 @@ def to_score(
     """A run, the ground to score it on and the file to write, which by default are its own.
 
     Raises:
-        ConfigError: figures of other ground would replace the run's own.
+        ConfigError: figures of other ground would replace the run's own, or ``output`` is
+            something else than such figures.
     """
+    from bharateo.outputs import check_outputs, json_with
+
     opened = open_run(run)
     if output is not None:
         output = Path(output)
@@ -57,4 +60,6 @@ def to_score(
             "a dataset (--dataset) needs a file to write (--output FILE), so that the run's own "
             "figures are not replaced by those of other ground"
         )
+    figures = {"evaluation.json": "splits", "probes.json": "levels"}
+    check_outputs("evaluate", {output: json_with(figures[name])}, opened.own_files)
     return opened, opened.own_dataset() if dataset is None else open_dataset(dataset), output

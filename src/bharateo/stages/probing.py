@@ -42,8 +42,11 @@ def evaluate_task(
     """
     from bharateo.evaluation.outside import HEADER, open_task, rows
     from bharateo.evaluation.outside import evaluate_task as score
+    from bharateo.outputs import check_outputs, json_with
 
     opened, display = open_run(run), display or Display()
+    inputs = [*opened.own_files, *([] if split_file is None else [split_file])]
+    check_outputs("evaluate --task", {Path(output): json_with("task")}, inputs)
     split = None if split_file is None else Path(split_file)
     task, overridden = open_task(Path(folder), opened, reading, layout, split)
     counts = ", ".join(f"{count} {split}" for split, count in task.counts.items())

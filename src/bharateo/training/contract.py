@@ -221,7 +221,7 @@ def check_statistics(
     if distance < FAR:
         return
     names = Sensor.from_json(contract["sensor"]).band_names
-    worst = int((abs(found.mean - trained.mean) / trained.std.clip(1e-12)).argmax())
+    worst = int((abs(found.mean - trained.mean) / trained.scale).argmax())
     differences.add(
         "statistics",
         f"{where} lies {distance:.1f} standard deviations from what the run was trained on, beyond "

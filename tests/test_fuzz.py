@@ -1,7 +1,8 @@
 """Every kind of file that may come from anybody, damaged in hundreds of ways.
 
 ``python -m pytest tests/test_fuzz.py -s`` prints what came of the cases, as a table. A new kind of
-file is one more entry of ``KINDS``.
+file is one more entry of ``KINDS``; rasters, which need a server beside, are in
+``test_raster_fuzz.py``, and items of catalogues with the catalogues.
 """
 
 from __future__ import annotations
@@ -9,22 +10,27 @@ from __future__ import annotations
 import io
 import json
 import random
+import re
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import geopandas as gpd
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import shapely
 import torch
 import yaml
 
 from bharateo.chips.records import RecordReader
 from bharateo.chips.store import LAYERS, SPLITS, Dataset
+from bharateo.config import load_config, preset_path
 from bharateo.embedding.encoder import FrozenEncoder
 from bharateo.evaluation import probing
 from bharateo.evaluation.evaluate import evaluate
@@ -33,7 +39,10 @@ from bharateo.handover.card import model_card
 from bharateo.landcover import BHARATEO_CLASSES
 from bharateo.mapping.area import open_area
 from bharateo.mapping.classifier import probe_classifier
+from bharateo.mapping.points import read_all_points
+from bharateo.regions import parse_roi, worldcover_region
 from bharateo.report import html
+from bharateo.sources.areas import _roi_zone, file_zones, sentinel2_regions
 from bharateo.training.checkpoint import Run, majority_class, model_statistics
 from bharateo.training.loop import Trainer, pretrain
 from damage import (
@@ -195,6 +204,57 @@ def damaged_yaml(rng: random.Random, content: bytes) -> bytes:
     return json_text(damaged_tree(rng, yaml.safe_load(content))).encode()
 
 
+TOKENS = (
+    "2021-13-45", "2021-02-30", "2021-01-01 25:61:61", "0001-01-01", "9" * 5000, "-" + "9" * 5000,
+    "0." + "1" * 5000, "1e" + "9" * 50, "1e999", "-1e999", "0b2", "0b", "0x", "0xg", "0o8", "08",
+    "0_", "_", "1:99:99", "9" * 400 + ":59", "[" * 3000, "[" * 15 + "]" * 15, "{a: " * 3000,
+    "- " * 3000, "? " * 3000, "[[[[", "]]]]", "{", "}", "*a", "&a", "&a [*a]", "&a {b: *a}",
+    "{<<: {a: 1}}", "{<<: [*a, *b]}", "!!int x", "!!float x", "!!timestamp x", "!!binary '*'",
+    "!!set {a}", "!!omap [a]", "!!python/object/apply:os.getcwd []", "!!python/name:os.getcwd ''",
+    "! x", "!<tag:x> x", "!!", "%YAML 9.9", "%TAG ! x", "--- ", "...", "? [a, b]\n: c", "{[a]: 1}",
+    "<<: 1", "{1: 2}", "{1.5: 2}", "{null: 2}", "{true: 2}", "{2021-01-01: 2}", "{a: 1, a: 2}",
+    ".nan", ".inf", "-.inf", "nan", "null", "~", "true", "yes", "off", "''", '""', '"', "'", "\\",
+    '"\\x00"', '"\\U99999999"', '"\\ud800"', '"\\q"', "|", ">", "|99", "@", "`",
+    "x" * 100_000, "é" * 50_000,
+    "\t", "\x85", "\u2028", "\ufeff", "#", "-", "-1", "0", "0.5", "1", "1.5", "1e9", "-0.0", "[]",
+    "{}", "[1, 2]", "[a, b, c, d]", '{"class_path": "os.getcwd", "init_args": {}}',
+)  # fmt: skip
+
+
+def damaged_text(rng: random.Random, content: bytes) -> bytes:
+    """A YAML file in which a value is what a parser may stumble over, or a damaged one."""
+    values = list(re.finditer(rb"(?<=: )[^\s,{}\[\]]+", content))
+    if rng.random() < 0.4 or not values:
+        return damaged_yaml(rng, content)
+    value, token = rng.choice(values), rng.choice(TOKENS).encode("utf-8", "surrogatepass")
+    return content[: value.start()] + token + content[value.end() :]
+
+
+def damaged_settings(rng: random.Random, content: bytes) -> bytes:
+    """Some of the lines KEY=VALUE, of keys as they are or odd, with a value to stumble over."""
+    keys = [line.partition("=")[0] for line in content.decode().splitlines()]
+    key = rng.choice(keys)
+    key = rng.choice((key, key, key, f"{key}.x", f"{key}s", f".{key}", "", "a." * 3000, "x" * 5000))
+    lines = [f"{key}={rng.choice(TOKENS)}", rng.choice(("model.size=base", "training.epochs=2"))]
+    return json.dumps(lines).encode()
+
+
+def damaged_places(rng: random.Random, content: bytes) -> bytes:
+    """A text of a region or of rows, with signs of it changed."""
+    pieces = list(content.decode())
+    for _ in range(rng.choice((1, 2, 4))):
+        place, way = rng.randrange(len(pieces)), rng.randrange(3)
+        if way == 0:
+            pieces[place] = rng.choice(("-", ",", "=", "e", "9" * 20, "\n", "nan", "inf", ".", "²"))
+        elif way == 1:
+            pieces[place] = ""
+        else:
+            pieces.insert(
+                place, rng.choice(("x", "\0", "9" * 5000, "1e999", "-" * 3000, "é\u202e"))
+            )
+    return "".join(pieces).encode()
+
+
 def damaged_table(rng: random.Random, content: bytes) -> bytes:
     """A Parquet file with a column changed, or its rows, or its bytes."""
     if rng.random() < 0.3:
@@ -291,6 +351,74 @@ def read_vectors(file: Path) -> None:
     area.rows(np.array([0, 1]))
 
 
+def _shipped(name: str, whole: Path, folder: Path) -> Path:
+    """A configuration that comes with the package."""
+    folder.mkdir()
+    return Path(shutil.copy(preset_path(name), folder))
+
+
+def _settings(whole: Path, folder: Path) -> Path:
+    """Every key of a configuration with a value that it may have, as a list of --set."""
+    folder.mkdir()
+    file = folder / "settings"
+    file.write_text("training.epochs=5\nmodel.width=64\nheads.pixels.options.beta=0.1\n"
+                    "data.plan.split.val=0.1\ndata.bands=[rgb]\nmachine.device=cpu\n")  # fmt: skip
+    return file
+
+
+def read_settings(file: Path) -> None:
+    """A list of --set, as lines or as JSON, over a configuration."""
+    text = file.read_text()
+    load_config("v0", json.loads(text) if text.startswith("[") else text.splitlines())
+
+
+def _places(name: str, whole: Path, folder: Path) -> Path:
+    """Three areas with a class each, or a point in each of them."""
+    folder.mkdir()
+    shapes = [
+        shapely.box(77, 28, 77.1, 28.1),
+        shapely.Polygon([(78, 28), (78.2, 28.2), (78.2, 28), (78, 28.2)]),
+        shapely.MultiPolygon(
+            [shapely.box(79, 28, 79.3, 28.3) - shapely.box(79.1, 28.1, 79.2, 28.2)]
+        ),
+    ]
+    frame = gpd.GeoDataFrame({"class": ["a", "b", "c"]}, geometry=shapes, crs=4326)
+    if name.startswith("points"):
+        frame = frame.set_geometry(frame.geometry.representative_point())
+    file = folder / name
+    if file.suffix == ".csv":
+        rows = zip(frame.geometry.x, frame.geometry.y, frame["class"], strict=True)
+        file.write_text("lon,lat,class\n" + "".join(f"{x},{y},{c}\n" for x, y, c in rows))
+    else:
+        frame.to_file(file)
+    return file
+
+
+def read_areas(file: Path) -> None:
+    """The areas of a build."""
+    with warnings.catch_warnings(action="ignore"):  # what GDAL says of damaged files
+        sentinel2_regions(file_zones(file, "class"), (1, 1))
+
+
+def read_points(file: Path) -> None:
+    """A person's points."""
+    with warnings.catch_warnings(action="ignore"):
+        read_all_points([file])
+
+
+def _region(text: str, whole: Path, folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "roi").write_text(text)
+    return folder / "roi"
+
+
+def read_region(file: Path) -> None:
+    """What stands behind --roi."""
+    roi = parse_roi(file.read_text())
+    worldcover_region(roi)
+    sentinel2_regions([_roi_zone(roi)], (1, 1))
+
+
 Example = Callable[[Path, Path], Path]
 """(whole, folder) -> the file to damage, in a copy of the examples."""
 
@@ -347,6 +475,32 @@ KINDS: dict[str, tuple[Example, Kind]] = {
         Kind(partial(damaged_safetensors, own=("probe",)), classify_by_probe, 200),
     ),
     "vectors.parquet": (_table_of_vectors, Kind(damaged_table, read_vectors, 200)),
+    **{
+        f"configuration {name}": (
+            partial(_shipped, name), Kind(damaged_text, load_config, 100, 50)
+        )
+        for name in sorted(file.stem for file in preset_path("v0").parent.glob("*.yaml"))
+    },
+    "--set": (_settings, Kind(damaged_settings, read_settings, 300, 0)),
+    **{
+        name: (partial(_places, name), Kind(damage, use, num_cases))
+        for name, damage, use, num_cases in (
+            ("areas.geojson", damaged_json, read_areas, 250),
+            ("areas.gpkg", damaged_bytes, read_areas, 80),
+            ("areas.fgb", damaged_bytes, read_areas, 80),
+            ("areas.shp", damaged_bytes, read_areas, 80),
+            ("points.geojson", damaged_json, read_points, 150),
+            ("points.gpkg", damaged_bytes, read_points, 80),
+            ("points.csv", damaged_places, read_points, 150),
+        )
+    },
+    **{
+        f"--roi {text}": (
+            partial(_region, text), Kind(damaged_places, read_region, 80, 0)
+        )
+        for text in ("delhi_ncr", "here=77.23,28.61,512", "box=76.5,27.5,77.5,28.0",
+                     "edge=179,-10,-179,10", "pole=-10,-90,20,-89")
+    },
 }  # fmt: skip
 
 _COUNTS: dict[str, Counts] = {}

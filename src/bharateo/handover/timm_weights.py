@@ -17,17 +17,14 @@ from safetensors.torch import save
 from torch import Tensor
 
 from bharateo.errors import ConfigError
-from bharateo.files import read_bytes, write_atomically, write_json
+from bharateo.files import write_atomically, write_json
 from bharateo.models.mae import V0, MaskedAutoencoder
-from bharateo.outputs import beginning_with, check_outputs, record_in
+from bharateo.outputs import check_outputs, json_with
 from bharateo.training.checkpoint import CONTRACT_FILE, MODEL_FILE, Run
 
 ARCHITECTURE = "vit_base_patch16_clip_224"
 """The name timm builds the model from. Of all its vision transformers only those named after CLIP
 have the LayerNorm epsilon of PyTorch, 1e-5, that ours has; sizes and the rest are told."""
-
-_MARK = '"written_by":"bharateo export"'
-"""In the header of weights for timm."""
 
 _NAMES = {
     "norm1": "norm1",
@@ -107,14 +104,14 @@ def write_timm(run: Run, folder: Path) -> None:
     """
     if (folder / CONTRACT_FILE).exists():
         raise ConfigError(f"{folder} is the folder of a run: choose another --output for timm")
-    products = {
-        folder / MODEL_FILE: beginning_with(_MARK),
-        folder / "config.json": lambda path: "bharateo" in record_in(read_bytes(path)),
-    }
+    config = folder / "config.json"
+    # The mark of both: safetensors writes several entries of its metadata in any order.
+    ours = json_with("bharateo")
+    products = {folder / MODEL_FILE: lambda _: ours(config), config: ours}
     check_outputs("export --to timm", products, run.own_files)
-    content = save(timm_state(run), {"format": "pt", "written_by": "bharateo export"})
+    write_json(config, _timm_config(run))
+    content = save(timm_state(run), {"format": "pt"})
     write_atomically(folder / MODEL_FILE, lambda file: file.write(content))
-    write_json(folder / "config.json", _timm_config(run))
 
 
 def _timm_config(run: Run) -> Mapping[str, Any]:

@@ -1,6 +1,7 @@
 """Tiny folders in the layouts of EuroSAT-MS and GEO-Bench, made of numbers."""
 
 import json
+import os
 import pickle
 
 import h5py
@@ -288,6 +289,16 @@ def test_a_file_cut_short_is_named(tmp_path, run):
     each.path.write_bytes(each.path.read_bytes()[:500])
     with pytest.raises(CorruptRasterError, match=f"{each.name}.hdf5 cannot be read"):
         task.read(each)
+
+
+@pytest.mark.timeout(60)
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(tmp_path, run):
+    folder = write_geobench(tmp_path / "task")
+    for each in folder.glob("*.hdf5"):
+        each.unlink()
+        os.mkfifo(each)
+    with pytest.raises(CorruptRasterError, match="no ordinary file"):
+        open_task(folder, run)
 
 
 @pytest.mark.parametrize("content", [None, "[1]", "{"])

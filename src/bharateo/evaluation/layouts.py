@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,9 +29,10 @@ from jaxtyping import Shaped
 from pydantic import StringConstraints
 from torch.nn import functional as F
 
-from bharateo.artefacts import checked, read_json
+from bharateo.artefacts import checked, read_json, shortened
 from bharateo.chips.store import SPLITS
 from bharateo.errors import CorruptRasterError, DatasetError
+from bharateo.files import open_file
 from bharateo.raster import RasterFile, open_raster
 
 SHARES = (0.6, 0.2, 0.2)
@@ -203,9 +205,7 @@ def _inside(folder: Path, name: str) -> Path:
 
 
 def _bands_of_hdf5(path: Path) -> tuple[tuple[str, ...], Sequence[str | None]]:
-    import h5py
-
-    with h5py.File(path, "r") as file:
+    with _hdf5(path) as file:
         names = tuple(sorted(name for name in file if not name.startswith("label")))
     truth = {**GEOBENCH_BANDS, **MISNAMED.get(path.parent.name, {})}
     return names, [truth.get(_without_date(name), name) for name in names]
@@ -213,15 +213,25 @@ def _bands_of_hdf5(path: Path) -> tuple[tuple[str, ...], Sequence[str | None]]:
 
 def _read_hdf5(path: Path, bands: Sequence[str], places: Sequence[int]) -> np.ndarray:
     """Some data sets of a file, at the size of the largest, bilinearly."""
+    with _hdf5(path) as file:
+        layers = [_plain(file, bands[place], path)[...] for place in places]
+    side = max(layer.shape for layer in layers)
+    return np.stack([_stretched(layer, side) for layer in layers])
+
+
+@contextmanager
+def _hdf5(path: Path) -> Iterator[Any]:
+    """An open HDF5 file, whose trouble is a raster's."""
     import h5py
 
     try:
+        open_file(path).close()  # no pipe is waited for
         with h5py.File(path, "r") as file:
-            layers = [_plain(file, bands[place], path)[...] for place in places]
-    except (OSError, KeyError) as error:
-        raise CorruptRasterError(f"{path} cannot be read ({error}): fetch it again") from error
-    side = max(layer.shape for layer in layers)
-    return np.stack([_stretched(layer, side) for layer in layers])
+            yield file
+    except (OSError, KeyError, RuntimeError) as error:
+        raise CorruptRasterError(
+            f"{path} cannot be read ({shortened(str(error))}): fetch it again"
+        ) from error
 
 
 def _plain(file: Any, name: str, path: Path) -> Any:

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -291,6 +292,25 @@ def start(*arguments):
     call = [sys.executable, "-m", "bharateo", "embed", *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(call, env=environment, stdout=subprocess.DEVNULL)
+
+
+def killed_while_clearing(folder, remove=shutil.rmtree, **options):
+    if folder.suffix == ".parts":
+        raise KeyboardInterrupt
+    remove(folder, **options)
+
+
+def test_killed_after_the_last_file_it_leaves_nothing_behind_the_next_time(
+    run, raster, tmp_path, monkeypatch
+):
+    source, outputs = open_input(str(raster), run.contract), [tmp_path / "v.tif"]
+    with monkeypatch.context() as patch:
+        patch.setattr("bharateo.embedding.pieces.shutil.rmtree", killed_while_clearing)
+        with pytest.raises(KeyboardInterrupt):
+            embed_raster(run, source, outputs, Embedding(), quietly, quietly)
+    assert (tmp_path / ".v.tif.parts").is_dir()
+    embed_raster(run, source, outputs, Embedding(), quietly, quietly)
+    assert {*contents(tmp_path)} == {"v.tif", "v.tif.stac.json"}
 
 
 @pytest.mark.slow

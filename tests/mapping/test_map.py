@@ -1,6 +1,7 @@
 """A map and its files, as other programs see them."""
 
 import json
+import shutil
 from dataclasses import replace
 from xml.etree import ElementTree
 
@@ -378,3 +379,20 @@ def test_a_map_killed_at_any_moment_and_rerun_is_the_same(map_run, tmp_path, mon
     monkeypatch.undo()
     write_map(map_run, source, killed, request, silent, silent)
     assert contents(killed.parent) == contents(whole.parent)
+
+
+def test_killed_after_the_last_file_it_leaves_nothing_behind_the_next_time(
+    map_run, raster, tmp_path, monkeypatch
+):
+    def killed_while_clearing(folder, remove=shutil.rmtree, **options):
+        if folder.suffix == ".parts":
+            raise KeyboardInterrupt
+        remove(folder, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("bharateo.embedding.pieces.shutil.rmtree", killed_while_clearing)
+        with pytest.raises(KeyboardInterrupt):
+            mapped(map_run, raster, tmp_path / "map.tif")
+    assert (tmp_path / ".map.tif.parts").is_dir()
+    mapped(map_run, raster, tmp_path / "map.tif")
+    assert not (tmp_path / ".map.tif.parts").exists()

@@ -26,6 +26,7 @@ from bharateo.embedding.pieces import (
     CellGrid,
     Progress,
     answer_all,
+    clear_scratch,
     fingerprint,
     in_precision,
     keep_all,
@@ -119,6 +120,7 @@ def embed_raster(
     missing = _missing(outputs, plan, say)
     if not missing:
         _write_items(run, outputs, plan, [grid.geobox(source.geobox)])
+        clear_scratch(outputs[0], plan, say)
         return
     ask = in_precision(encoder.features, how.precision)
     with scratch(outputs[0], plan, say) as folder:
@@ -164,6 +166,7 @@ def embed_dataset(
     regions = [dataset.geobox(name) for name in dataset.regions]
     if not _missing([output], plan, say):
         _write_items(run, [output], plan, regions)
+        clear_scratch(output, plan, say)
         return
     encoder = FrozenEncoder.of_run(run)
     tokens = dataset.size_px // encoder.patch_px

@@ -200,7 +200,7 @@ def scratch(output: Path, plan: Mapping[str, Any], say: Callable[[str], object])
     Raises:
         StorageError: another program is writing the same output, or the disk refuses.
     """
-    folder = output.with_name(f".{output.name}.parts")
+    folder = _scratch_folder(output)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / "lock").open("wb")
@@ -216,9 +216,33 @@ def scratch(output: Path, plan: Mapping[str, Any], say: Callable[[str], object])
     shutil.rmtree(folder)
 
 
+def clear_scratch(output: Path, plan: Mapping[str, Any], say: Callable[[str], object]) -> None:
+    """Remove what a program left that was killed after it had finished ``output``.
+
+    Raises:
+        StorageError: it is still there, and removing it.
+    """
+    folder = _scratch_folder(output)
+    mark = folder / _MARK_FILE
+    if folder.is_dir() and (not mark.exists() or mark.read_text() == _as_text(plan)):
+        with scratch(output, plan, say):
+            pass
+
+
+def _scratch_folder(output: Path) -> Path:
+    return output.with_name(f".{output.name}.parts")
+
+
+_MARK_FILE = "plan.json"
+
+
+def _as_text(plan: Mapping[str, Any]) -> str:
+    return json.dumps(plan, indent=2, sort_keys=True)
+
+
 def _clear_unless(folder: Path, plan: Mapping[str, Any], say: Callable[[str], object]) -> None:
     """Delete what is in the folder unless it is of this plan, and mark it as this plan's."""
-    mark, text = folder / "plan.json", json.dumps(plan, indent=2, sort_keys=True)
+    mark, text = folder / _MARK_FILE, _as_text(plan)
     leftovers = [path for path in folder.iterdir() if path.name != "lock"]
     if leftovers and not (mark.exists() and mark.read_text() == text):
         say(f"{folder} held pieces of another input, run or options: deleted, and made anew")

@@ -43,6 +43,7 @@ from bharateo.embedding.pieces import (
     CellGrid,
     Progress,
     answer_all,
+    clear_scratch,
     fingerprint,
     in_precision,
     scratch,
@@ -173,6 +174,7 @@ def write_map(
     plan, files = _plan(run, source, request), products(output)
     if (there := _finished(files, request, plan)) is not None:
         say(f"{output} is there already, made of the same")
+        clear_scratch(output, plan, say)
         return there
     check_outputs("map", {files["style"]: beginning_with(STYLE_MARK)}, ())
     config = run.model.config

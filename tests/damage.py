@@ -104,6 +104,20 @@ def _change(rng: random.Random, holder: Any, key: Any) -> None:
         )
 
 
+def change(file: Path, path: str, value: Any) -> None:
+    """Change one value of a JSON file; the path is dotted, ... takes the key away."""
+    whole = json.loads(file.read_text())
+    *way, last = path.split(".")
+    place = whole
+    for key in way:
+        place = place[int(key) if isinstance(place, list) else key]
+    own = int(last) if isinstance(place, list) else last
+    place[own] = value
+    if value is ...:
+        del place[own]
+    file.write_text(json.dumps(whole))
+
+
 def json_text(tree: Any) -> str:
     """The tree as JSON, NaN and infinities as Python writes them; markers become what they say."""
     text = json.dumps(tree)

@@ -68,26 +68,19 @@ def record_in(text: str | bytes) -> dict[str, Any]:
 
 def json_of(product: str) -> Own:
     """The mark of a JSON file: its key ``product``."""
-
-    def own(path: Path) -> bool:
-        try:
-            return record_in(read_bytes(path)).get("product") == product
-        except OSError:
-            return False
-
-    return own
+    return lambda path: bool(_record_of(path).get("product") == product)
 
 
 def json_with(key: str) -> Own:
     """The mark of a JSON file whose kind alone has this key."""
+    return lambda path: key in _record_of(path)
 
-    def own(path: Path) -> bool:
-        try:
-            return key in record_in(read_bytes(path))
-        except OSError:
-            return False
 
-    return own
+def _record_of(path: Path) -> dict[str, Any]:
+    try:
+        return record_in(read_bytes(path))
+    except OSError:
+        return {}
 
 
 def beginning_with(phrase: str) -> Own:

@@ -1,6 +1,5 @@
 """A dataset folder that somebody else may have written: opened as it was, or refused in a line."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -16,6 +15,7 @@ import bharateo
 from bharateo.chips.records import RecordReader
 from bharateo.chips.store import LAYERS, Dataset
 from bharateo.errors import DatasetError
+from damage import change as change_json
 
 
 @pytest.fixture
@@ -24,17 +24,7 @@ def folder(reflectance_dataset, tmp_path):
 
 
 def change(folder, path, value):
-    """Change one value of ``dataset.json``; the path is dotted, ... takes the key away."""
-    info = json.loads((folder / "dataset.json").read_text())
-    *way, last = path.split(".")
-    place = info
-    for key in way:
-        place = place[int(key) if isinstance(place, list) else key]
-    key = int(last) if isinstance(place, list) else last
-    place[key] = value
-    if value is ...:
-        del place[key]
-    (folder / "dataset.json").write_text(json.dumps(info))
+    change_json(folder / "dataset.json", path, value)
 
 
 def refused(folder, said):

@@ -10,6 +10,7 @@ from test_probe_section import record  # noqa: F401
 from bharateo.errors import RunError
 from bharateo.report import html
 from bharateo.sensor import WORLDCOVER_PALETTE
+from damage import change
 
 
 @pytest.fixture
@@ -19,20 +20,6 @@ def run(make_dataset, make_run, record, tmp_path):  # noqa: F811
     (folder / "probes.json").write_text(json.dumps(record))
     assert html.read_run(folder).probes is not None
     return folder
-
-
-def change(file, path, value):
-    """Change one value; the path is dotted, ... takes the key away."""
-    whole = json.loads(file.read_text())
-    *way, last = path.split(".")
-    place = whole
-    for key in way:
-        place = place[int(key) if isinstance(place, list) else key]
-    key = int(last) if isinstance(place, list) else last
-    place[key] = value
-    if value is ...:
-        del place[key]
-    file.write_text(json.dumps(whole))
 
 
 def refused(run, said):

@@ -90,6 +90,15 @@ def small_dataset(
     regions: tuple[str, ...] = ("west", "east"),
 ) -> Dataset:
     """Square regions side by side: some thirty squares of 48 px, split by blocks of 60 px."""
+    return build(made_up(sensor, size_px, regions), plan, folder, 42)
+
+
+def made_up(
+    sensor: Sensor = WORLDCOVER_PALETTE,
+    size_px: int = 240,
+    regions: tuple[str, ...] = ("west", "east"),
+) -> Recipe:
+    """Regions side by side, with pixels and labels from numbers."""
     places = [
         Region(
             name,
@@ -101,7 +110,7 @@ def small_dataset(
         )
         for number, name in enumerate(regions)
     ]
-    return build(Recipe("made-up", places, Pixels(sensor), Labels()), plan, folder, 42)
+    return Recipe("made-up", places, Pixels(sensor), Labels())
 
 
 def small_config(model: str = "v0", target: str = "fraction", **training: object) -> Config:

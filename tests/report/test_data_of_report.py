@@ -5,11 +5,14 @@ from dataclasses import replace
 import pytest
 
 from bharateo import stages
+from bharateo.chips import build as building
 from bharateo.chips.store import RECIPE_FILE
-from bharateo.config import Config, DataConfig, PlanConfig, to_yaml
+from bharateo.config import Config, DataConfig, to_yaml
 from bharateo.display import Display
 from bharateo.errors import RunError
+from bharateo.files import write_json
 from bharateo.report.html import article
+from small_datasets import PLAN, made_up
 
 
 def test_a_configs_data_section_of_another_place_is_not_the_recipe(dataset, make_run):
@@ -45,13 +48,22 @@ def test_a_damaged_config_is_one_named_line(dataset, make_run):
             article(replace(files, config=text), dataset, [])
 
 
-def test_a_build_leaves_its_recipe_with_the_dataset(dataset, tmp_path, monkeypatch):
-    monkeypatch.setattr("bharateo.stages.learning.open_recipe", lambda data, display: None)
-    monkeypatch.setattr("bharateo.chips.build.build", lambda *asked: dataset)
-    (tmp_path / "dataset").mkdir()
-    data = DataConfig(source="geotiff", plan=PlanConfig(size_px=160))
-    config = replace(Config(), data=data)
-    stages.build(config, tmp_path / "dataset", Display(quiet=True))
-    kept = (tmp_path / "dataset" / RECIPE_FILE).read_text()
-    assert "source: geotiff" in kept and "size_px: 160" in kept
+def test_a_build_leaves_its_recipe_with_the_dataset(tmp_path, monkeypatch):
+    monkeypatch.setattr("bharateo.stages.learning.open_recipe", lambda *_: made_up())
+    config = replace(Config(), data=DataConfig(source="geotiff", plan=PLAN))
+    dataset = stages.build(config, tmp_path / "dataset", Display(quiet=True))
+    kept = (dataset.path / RECIPE_FILE).read_text()
+    assert "source: geotiff" in kept and "size_px: 48" in kept
     assert kept in to_yaml(config)
+
+
+def test_a_build_killed_before_its_last_file_has_its_recipe_already(tmp_path, monkeypatch):
+    def killed(path, value):
+        if path.name == "dataset.json":
+            raise KeyboardInterrupt
+        write_json(path, value)
+
+    monkeypatch.setattr(building, "write_json", killed)
+    with pytest.raises(KeyboardInterrupt):
+        building.build(made_up(), PLAN, tmp_path / "dataset", 0, recipe_text="data: {}")
+    assert (tmp_path / "dataset" / RECIPE_FILE).read_text() == "data: {}"

@@ -37,6 +37,7 @@ from bharateo.chips.store import (
     DATASET_FILE,
     ITEMS_FILE,
     LAYERS,
+    RECIPE_FILE,
     Dataset,
     overview_file,
     read_info,
@@ -46,7 +47,7 @@ from bharateo.chips.store import (
 from bharateo.chips.workers import Bench, Job, Workers, run_all
 from bharateo.config import PlanConfig
 from bharateo.errors import BuildError, ConfigError, EmptyRegionError, SourceError
-from bharateo.files import write_atomically, write_json
+from bharateo.files import write_atomically, write_json, write_text
 from bharateo.landcover import IGNORE
 from bharateo.sources import Recipe
 from bharateo.sources.sentinel2 import Sentinel2
@@ -69,13 +70,14 @@ def build(
     progress: Progress | None = None,
     workers: Workers | None = None,
     say: Callable[[str], None] = lambda _: None,
+    recipe_text: str | None = None,
 ) -> Dataset:
     """The dataset of a recipe and a plan, in the folder ``output``.
 
     A folder that holds it already is opened and nothing is read; an unfinished build of the same
     plan goes on where it stopped, and ends in the same bytes; one of another plan is set aside.
     ``workers`` says who reads, by default this process alone; ``say`` is told in a line what will
-    be read, before it is.
+    be read, before it is. ``recipe_text``, what the build was asked for, is kept in the folder.
 
     Raises:
         ConfigError: a value of the plan is out of range, or a split ends with no chip.
@@ -92,7 +94,7 @@ def build(
         with claim.claimed(output, wanted, say) as scratch:
             told = progress or say_nothing
             under_way = _Build(recipe, plan, output, scratch, seed, told, say)
-            under_way.run(wanted, workers)
+            under_way.run(wanted, workers, recipe_text)
     claim.check_same(output, claim.identity_of(read_info(output)), wanted)
     shutil.rmtree(output / BUILD_FOLDER, ignore_errors=True)
     return Dataset.open(output)
@@ -145,7 +147,9 @@ class _Build:
         self.scenes: Scenes | None = None
         self.failed: list[dict[str, str]] = []
 
-    def run(self, head: Mapping[str, Any], workers: Workers | None) -> None:
+    def run(
+        self, head: Mapping[str, Any], workers: Workers | None, recipe_text: str | None
+    ) -> None:
         """Make the dataset; ``head`` is its identity."""
         layout = site_plan(self.recipe, self.plan, self.seed, self._kept_look())
         self._announce(layout)
@@ -177,6 +181,8 @@ class _Build:
         description = describe.dataset(
             self.recipe, head, records, regions, shards, self.plan.size_px
         )
+        if recipe_text is not None:
+            write_text(self.output / RECIPE_FILE, recipe_text)
         write_json(self.output / DATASET_FILE, description | {"failed": self.failed})
 
     def _announce(self, layout: SitePlan) -> None:

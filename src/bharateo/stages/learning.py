@@ -60,8 +60,6 @@ def build(
         StorageError: the disk is full.
     """
     from bharateo.chips.build import build as build_chips
-    from bharateo.chips.store import RECIPE_FILE
-    from bharateo.files import write_text
     from bharateo.memory import return_freed_memory
 
     return_freed_memory()
@@ -69,11 +67,10 @@ def build(
     recipe = open_recipe(config.data, display)
     with display.bar("build") as bar:
         dataset = build_chips(
-            recipe, config.data.plan, output, config.data.seed, bar.update, workers, display.say
-        )
-    # A training's configuration has a ``data`` section too, which need not be this one.
-    if not (output / RECIPE_FILE).exists():
-        write_text(output / RECIPE_FILE, section_to_yaml(config, "data"))
+            recipe, config.data.plan, output, config.data.seed, bar.update, workers, display.say,
+            # A training's configuration has a ``data`` section too, which need not be this one.
+            recipe_text=section_to_yaml(config, "data"),
+        )  # fmt: skip
     splits = ", ".join(f"{count} {name}" for name, count in dataset.info["splits"].items())
     display.say(f"dataset: {output} ({splits} squares of {dataset.size_px} px)")
     for warning in dataset.info["warnings"]:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import bharateo
 from bharateo.files import cache_folder
 from bharateo.machine import cores_of_quota, has_native_bf16, memory_bytes, num_cores
+from bharateo.version import __version__
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -110,7 +111,7 @@ def works(findings: Sequence[Finding]) -> bool:
 def as_json(findings: Sequence[Finding]) -> dict[str, Any]:
     """What was found, for programs."""
     return {
-        "version": bharateo.__version__,
+        "version": __version__,
         "works": works(findings),
         "findings": [asdict(finding) for finding in findings],
     }
@@ -145,7 +146,7 @@ _INSTALL_AGAIN = "pip install --force-reinstall bharateo"
 def _python() -> Iterator[Finding]:
     where = f"{platform.system()} {platform.machine()}"
     yield Finding("Python", "ok", f"{platform.python_version()} on {where}")
-    yield Finding("BharatEO", "ok", f"{bharateo.__version__} in {Path(bharateo.__file__).parent}")
+    yield Finding("BharatEO", "ok", f"{__version__} in {Path(bharateo.__file__).parent}")
 
 
 def _packages() -> Iterator[Finding]:

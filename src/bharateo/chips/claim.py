@@ -12,7 +12,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bharateo import __version__
 from bharateo.artefacts import read_json
 from bharateo.chips.store import BUILD_FOLDER, CHIPS_FILE, DATASET_FILE, ITEMS_FILE, LAYERS
 from bharateo.config import PlanConfig
@@ -22,6 +21,7 @@ from bharateo.landcover import BHARATEO_CLASSES, IGNORE, ClassScheme
 from bharateo.outputs import record_in
 from bharateo.regions import Region
 from bharateo.sources import Recipe
+from bharateo.version import __version__
 
 _PLAN_FILE = "plan.json"
 _LOCK_FILE = "lock"

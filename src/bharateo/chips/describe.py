@@ -12,7 +12,6 @@ import numpy as np
 import pyproj
 import shapely
 
-from bharateo import __version__
 from bharateo.chips import claim
 from bharateo.chips.cut import Piece
 from bharateo.chips.geography import bounds_lonlat, to_lonlat
@@ -21,6 +20,7 @@ from bharateo.chips.store import SCHEMA_VERSION, SPLITS
 from bharateo.landcover import BHARATEO_CLASSES
 from bharateo.regions import Region
 from bharateo.sources import Recipe
+from bharateo.version import __version__
 
 _ROWS_AT_ONCE = 20_000
 

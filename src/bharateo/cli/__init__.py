@@ -7,7 +7,6 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-import bharateo
 from bharateo.cli import (
     ablation,
     doctor,
@@ -22,6 +21,7 @@ from bharateo.cli import (
 from bharateo.cli.parser import Parser
 from bharateo.cli.verbs import FIRST_RANK
 from bharateo.errors import BharatEOError, RankLostError, Stopped
+from bharateo.version import __version__
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -61,7 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="Start with `bharateo demo`. `bharateo doctor` says what this machine can do, and "
         "`bharateo completion --help` how the shell completes all this at TAB.",
     )
-    parser.add_argument("--version", action="version", version=f"bharateo {bharateo.__version__}")
+    parser.add_argument("--version", action="version", version=f"bharateo {__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     for each in (
         pipeline,

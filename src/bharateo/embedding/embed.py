@@ -15,7 +15,6 @@ from jaxtyping import Float, Shaped
 from odc.geo.geobox import GeoBox
 from pyproj import CRS
 
-import bharateo
 from bharateo.chips.geography import to_lonlat
 from bharateo.chips.store import Dataset
 from bharateo.cog import Bands, Block, cog_tags, write_cog
@@ -39,6 +38,7 @@ from bharateo.errors import ConfigError
 from bharateo.outputs import Own, json_of, record_in
 from bharateo.training.batches import physical_units
 from bharateo.training.checkpoint import Run, dataset_fingerprint
+from bharateo.version import __version__
 
 COG_TAG = "BHARATEO"
 """The tag of a GeoTIFF that holds its provenance, as JSON."""
@@ -213,7 +213,7 @@ def _plan(run: Run, how: Embedding, source: Mapping[str, Any], identity: str) ->
     """What decides a product's contents, and its provenance."""
     plan = {
         "product": "embedding",
-        "code_version": bharateo.__version__,
+        "code_version": __version__,
         "run": {"name": run.path.resolve().name, "weights_sha256": run.weights_sha256},
         "source": {**source, "identity": identity},
         "options": asdict(how),

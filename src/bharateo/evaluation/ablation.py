@@ -23,7 +23,6 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import ConfigDict, Field
 
-import bharateo
 from bharateo.artefacts import Record, checked, read_json
 from bharateo.chips.store import SPLITS, Dataset
 from bharateo.config import Config, setting, to_record, to_yaml, with_settings
@@ -38,6 +37,7 @@ from bharateo.plain_yaml import parse_yaml
 from bharateo.sensor import BAND_SETS, named_bands
 from bharateo.training.checkpoint import Run, dataset_fingerprint
 from bharateo.training.loop import Progress, pretrain
+from bharateo.version import __version__
 
 SCHEMA_VERSION = 1
 SHARED_FILE = "shared.json"
@@ -229,7 +229,7 @@ def claim(output: Path, base: Config, dataset: Dataset) -> None:
     del config["machine"], config["data"]
     shared = {
         "schema_version": SCHEMA_VERSION,
-        "code_version": bharateo.__version__,
+        "code_version": __version__,
         "dataset": dataset_fingerprint(dataset),
         "probe_examples": MOST_EXAMPLES,
         "config": config,
@@ -333,7 +333,7 @@ def write_table(
     found = compared({name: _counts(each, blocks) for name, each in probes.items()}, cells[0].name)
     record = {
         "schema_version": SCHEMA_VERSION,
-        "code_version": bharateo.__version__,
+        "code_version": __version__,
         "dataset": {"name": dataset.info["name"], "fingerprint": dataset_fingerprint(dataset)},
         "base": cells[0].name,
         "factors": list(cells[0].settings),

@@ -27,7 +27,6 @@ from jaxtyping import Float, Int64, Shaped
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-import bharateo
 from bharateo.chips.store import SPLITS, Dataset
 from bharateo.errors import ConfigError, ContractError
 from bharateo.evaluation.features import (
@@ -62,6 +61,7 @@ from bharateo.evaluation.zones import Zoning
 from bharateo.files import read_bytes, write_atomically, write_json
 from bharateo.landcover import BHARATEO_CLASSES
 from bharateo.training.checkpoint import Run, dataset_fingerprint
+from bharateo.version import __version__
 
 SCHEMA_VERSION = 1
 BUDGETS: tuple[Budget, ...] = (5, 20, 100, "all")
@@ -242,7 +242,7 @@ class _Job:
         fingerprint = dataset_fingerprint(self.dataset)
         return {
             "schema_version": SCHEMA_VERSION,
-            "code_version": bharateo.__version__,
+            "code_version": __version__,
             "weights_sha256": self.run.weights_sha256,
             "pretraining_heads": {
                 name: head["weight"] for name, head in contract["heads"].items()

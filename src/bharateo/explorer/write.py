@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 
-import bharateo
 from bharateo.chips.store import Dataset
 from bharateo.embedding.inputs import RasterInput
 from bharateo.embedding.pieces import scratch
@@ -39,6 +38,7 @@ from bharateo.models.heads import PixelHead
 from bharateo.outputs import beginning_with
 from bharateo.report.html import templates
 from bharateo.training.checkpoint import Run, dataset_fingerprint
+from bharateo.version import __version__
 
 MOST_MEGABYTES = 25.0
 """Size of a folder that may be sent around; megabytes are millions of bytes."""
@@ -85,7 +85,7 @@ def _plan(run: Run, ground: Dataset | RasterInput) -> dict[str, Any]:
     identity = dataset_fingerprint(ground) if isinstance(ground, Dataset) else ground.identity
     return {
         "product": "explorer",
-        "code_version": bharateo.__version__,
+        "code_version": __version__,
         "run": {"weights_sha256": run.weights_sha256},
         "ground": identity,
     }
@@ -260,4 +260,4 @@ def _page_bytes() -> int:
 
 def _page(record: Mapping[str, Any]) -> str:
     template = templates("explorer/page").get_template("index.html.j2")
-    return template.render(record, version=bharateo.__version__)
+    return template.render(record, version=__version__)

@@ -32,7 +32,6 @@ from odc.geo.geobox import GeoBox
 from pyproj import Geod
 from torch import Tensor
 
-import bharateo
 from bharateo.chips.geography import to_lonlat
 from bharateo.cog import Bands, Block, write_cog
 from bharateo.embedding.embed import COG_TAG, holding
@@ -69,6 +68,7 @@ from bharateo.models.mae import MaskedAutoencoder
 from bharateo.outputs import Own, beginning_with, check_outputs, json_of, record_in
 from bharateo.sources import LabelSource
 from bharateo.training.checkpoint import Run
+from bharateo.version import __version__
 
 NODATA = IGNORE
 _MOST_DISTANCE = 2.5
@@ -244,7 +244,7 @@ def _plan(run: Run, source: RasterInput, request: Request) -> dict[str, Any]:
     """What decides a map's contents, and its provenance."""
     plan = {
         "product": "map",
-        "code_version": bharateo.__version__,
+        "code_version": __version__,
         "run": {"name": run.path.resolve().name, "weights_sha256": run.weights_sha256},
         "source": {**source.provenance, "identity": source.identity},
         **request.classifier.about,

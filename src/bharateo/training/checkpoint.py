@@ -34,7 +34,6 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.optim import Optimizer
 
-import bharateo
 from bharateo.artefacts import Record, checked, parse_json, read_json, shortened
 from bharateo.chips.statistics import Statistics
 from bharateo.chips.store import DATASET_FILE, Dataset
@@ -47,6 +46,7 @@ from bharateo.models.mae import MaskedAutoencoder, build_model, num_parameters
 from bharateo.sensor import Sensor
 from bharateo.training.contract import check_dataset, check_form
 from bharateo.training.weights import check_inside, load_weights
+from bharateo.version import __version__
 
 SCHEMA_VERSION = 1
 CONTRACT_FILE = "contract.json"
@@ -90,7 +90,7 @@ def make_contract(
     """
     return {
         "schema_version": SCHEMA_VERSION,
-        "code_version": bharateo.__version__,
+        "code_version": __version__,
         "sensor": dataset.sensor.to_json(),
         "nodata": "validity is stored apart; an invalid pixel takes its patch's valid mean",
         "statistics": dataset.statistics.to_json(),
@@ -204,7 +204,7 @@ def read_contract(run: Path) -> dict[str, Any]:
     if version != SCHEMA_VERSION:
         raise RunError(
             f"{file} has schema version {shortened(repr(version))}, this "
-            f"bharateo {bharateo.__version__} reads {SCHEMA_VERSION}; restore the file, or open it "
+            f"bharateo {__version__} reads {SCHEMA_VERSION}; restore the file, or open it "
             "with the bharateo that wrote it"
         )
     check_form(contract, file)

@@ -67,3 +67,7 @@ def test_a_build_killed_before_its_last_file_has_its_recipe_already(tmp_path, mo
     with pytest.raises(KeyboardInterrupt):
         building.build(made_up(), PLAN, tmp_path / "dataset", 0, recipe_text="data: {}")
     assert (tmp_path / "dataset" / RECIPE_FILE).read_text() == "data: {}"
+    monkeypatch.undo()
+    other = replace(PLAN, min_valid_fraction=0.3)
+    built = building.build(made_up(), other, tmp_path / "dataset", 0)
+    assert not (built.path / RECIPE_FILE).exists(), "it was the other plan's"

@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from bharateo.artefacts import read_json
-from bharateo.chips.store import BUILD_FOLDER, CHIPS_FILE, DATASET_FILE, ITEMS_FILE, LAYERS
+from bharateo.chips.store import (
+    BUILD_FOLDER,
+    CHIPS_FILE,
+    DATASET_FILE,
+    ITEMS_FILE,
+    LAYERS,
+    RECIPE_FILE,
+)
 from bharateo.config import PlanConfig
 from bharateo.errors import ConfigError, DatasetError, EmptyRegionError
 from bharateo.files import read_bytes, remove_leftovers, take_lock, write_json, write_text
@@ -28,6 +35,7 @@ _LOCK_FILE = "lock"
 _CURRENT_FILE = "current"
 _SHARD_FILE = re.compile(rf"({'|'.join(LAYERS)})-\d{{5,}}\.npy")
 _OVERVIEWS = "overviews"
+_PARTS = (CHIPS_FILE, ITEMS_FILE, RECIPE_FILE)
 _GRID = ("name", "crs", "transform", "shape")
 _MOST_DIFFERENCES = 4
 
@@ -139,7 +147,7 @@ def _make_current(
         for path in output.iterdir():
             if path.name == _OVERVIEWS:
                 shutil.rmtree(path)
-            elif path.name in (CHIPS_FILE, ITEMS_FILE) or _SHARD_FILE.fullmatch(path.name):
+            elif path.name in _PARTS or _SHARD_FILE.fullmatch(path.name):
                 path.unlink()
         write_text(current, own.name)
     if not (own / _PLAN_FILE).exists():

@@ -210,7 +210,7 @@ def test_another_ablations_folder_is_refused(done, dataset, what, monkeypatch, t
     elif what == "config":
         config = small_config(epochs=2)
     else:
-        monkeypatch.setattr(ablation.bharateo, "__version__", "0.0.0")
+        monkeypatch.setattr(ablation, "__version__", "0.0.0")
     with pytest.raises(RunError, match=f"another ablation: {what} differ"):
         ablate(grid(config, dataset, FACTORS), dataset, done[0], 2)
 

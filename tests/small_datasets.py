@@ -13,7 +13,7 @@ from bharateo.chips.build import build
 from bharateo.chips.store import Dataset
 from bharateo.config import Config, HeadConfig, ModelConfig, PlanConfig, SplitConfig, TrainingConfig
 from bharateo.landcover import IGNORE, WORLDCOVER, class_colours
-from bharateo.raster import Raster
+from bharateo.pixels.raster import Raster
 from bharateo.regions import Region
 from bharateo.sensor import WORLDCOVER_PALETTE, Band, Composite, Sensor
 from bharateo.sources import Recipe

@@ -8,8 +8,8 @@ from functools import partial
 import pytest
 
 from bharateo.cli import main
+from bharateo.pixels.http import Web
 from bharateo.sources import worldcover
-from bharateo.web import Web
 from range_server import RangeServer
 from small_datasets import contents, many_bands, small_dataset
 from tiny_mirror import CODES, CONFIG, write_config, write_mirror

@@ -14,8 +14,8 @@ from affine import Affine
 from odc.geo.geobox import GeoBox
 from rio_cogeo.cogeo import cog_validate
 
-from bharateo.cog import Bands, cog_tags, write_cog
 from bharateo.errors import StorageError
+from bharateo.pixels.cog import Bands, cog_tags, write_cog
 
 GRID = GeoBox((700, 900), Affine(160, 0, 257_070.594833, 0, -160, 285_728.716706), "EPSG:27700")
 NAMES = ("first", "second", "third")
@@ -199,8 +199,8 @@ from pathlib import Path
 import numpy as np
 from affine import Affine
 from odc.geo.geobox import GeoBox
-from bharateo import cog
-from bharateo.cog import Bands, write_cog
+from bharateo.pixels import cog
+from bharateo.pixels.cog import Bands, write_cog
 
 cog._CACHE_BYTES = 8 << 20
 side = int(sys.argv[2])

@@ -10,8 +10,8 @@ import torch
 
 from bharateo import doctor
 from bharateo.cli import main
+from bharateo.pixels.http import Web
 from bharateo.sources import sample_files, worldcover
-from bharateo.web import Web
 
 
 @pytest.fixture

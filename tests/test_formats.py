@@ -13,9 +13,9 @@ import rasterio
 from affine import Affine
 
 import bharateo
-from bharateo.cog import cog_tags
 from bharateo.errors import BharatEOError, CorruptRasterError
-from bharateo.raster import open_raster
+from bharateo.pixels.cog import cog_tags
+from bharateo.pixels.raster import open_raster
 from bharateo.report.notebook import _thin
 from range_server import RangeServer
 from tiny_rasters import write_raster
@@ -381,4 +381,4 @@ def test_one_module_opens_rasters():
         for line in path.read_text().splitlines()
         if "rasterio.open" in line and '"w"' not in line
     }
-    assert readers == {"formats.py"}
+    assert readers == {"pixels/formats.py"}

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from bharateo.errors import BharatEOError, CorruptRasterError
-from bharateo.raster import open_raster
+from bharateo.pixels.http import Web
+from bharateo.pixels.raster import open_raster
 from bharateo.sources.sample_files import find_sample
-from bharateo.web import Web
 from range_server import Faults, RangeServer
 
 SCENE = "T33UUU_20170216T102101"
@@ -63,16 +63,16 @@ def test_a_server_that_fails_midway_is_an_error_and_never_pixels(folder):
 
 def test_a_window_is_read_where_threads_of_gdal_would_lose_it(folder, monkeypatch):
     """The option that keeps GDAL to one thread is a word to it; block by block needs no word."""
-    import bharateo.formats
+    import bharateo.pixels.formats
 
-    honest = bharateo.formats.open_dataset
+    honest = bharateo.pixels.formats.open_dataset
 
     def threaded(*args, **options):
         opened = honest(*args, **options)
         opened.options = {**opened.options, "GDAL_NUM_THREADS": str(os.cpu_count() or 4)}
         return opened
 
-    monkeypatch.setattr("bharateo.raster.open_dataset", threaded)
+    monkeypatch.setattr("bharateo.pixels.raster.open_dataset", threaded)
     name = f"{SCENE}_B04.jp2"
     on_disk = open_raster(str(folder / name))
     with RangeServer(folder) as server:

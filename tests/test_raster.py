@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from odc.geo.geobox import GeoBox
 
 from bharateo.errors import ConfigError, CorruptRasterError, UnreachableError
-from bharateo.raster import _parts, open_raster
+from bharateo.pixels.http import Web, web_address
+from bharateo.pixels.raster import _parts, open_raster
+from bharateo.pixels.resample import to_grid
 from bharateo.regions import parse_roi, tile_windows, worldcover_window
-from bharateo.resample import to_grid
-from bharateo.web import Web, web_address
 from range_server import Faults, RangeServer
 from worldcover_tiles import block_bytes, key, patchy_codes, real_mirror, write_tile
 

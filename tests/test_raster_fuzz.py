@@ -16,10 +16,10 @@ import rasterio
 from affine import Affine
 from rasterio.shutil import copy
 
-from bharateo.cog import cog_tags
 from bharateo.errors import BharatEOError
-from bharateo.raster import open_raster
-from bharateo.web import Web
+from bharateo.pixels.cog import cog_tags
+from bharateo.pixels.http import Web
+from bharateo.pixels.raster import open_raster
 from damage import HEAD, Counts, Kind, damaged_bytes, outcome_of, summary, survey
 from range_server import RangeServer
 from tiny_rasters import write_raster

@@ -13,8 +13,8 @@ from odc.geo.geobox import GeoBox
 from rasterio.enums import Resampling
 from rasterio.errors import NotGeoreferencedWarning
 
-import bharateo.resample
-from bharateo.resample import doubled, to_grid
+import bharateo.pixels.resample
+from bharateo.pixels.resample import doubled, to_grid
 
 SHAPES = st.tuples(st.integers(1, 3), st.integers(1, 12), st.integers(1, 12))
 OFFSETS = st.tuples(st.integers(-15, 30), st.integers(-15, 30))
@@ -53,7 +53,7 @@ def no_gdal(monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("GDAL was asked")
 
-    monkeypatch.setattr(bharateo.resample, "_warped", refuse)
+    monkeypatch.setattr(bharateo.pixels.resample, "_warped", refuse)
 
 
 def random_values(shape, dtype=np.uint16, least=1, seed=0) -> np.ndarray:

@@ -13,7 +13,7 @@ from odc.geo.geobox import GeoBox
 from pystac_client import Client
 from rasterio.warp import reproject
 
-from bharateo.web import Web
+from bharateo.pixels.http import Web
 from l2a_scenes import (
     BANDS,
     BANDS_20M,

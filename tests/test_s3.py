@@ -4,12 +4,12 @@ from datetime import UTC, datetime
 
 import pytest
 
-from bharateo import s3
 from bharateo.errors import UnreachableError
-from bharateo.raster import open_raster
-from bharateo.s3 import place_of, request_of, signed
+from bharateo.pixels import s3
+from bharateo.pixels.http import Web
+from bharateo.pixels.raster import open_raster
+from bharateo.pixels.s3 import place_of, request_of, signed
 from bharateo.sources.worldcover import PUBLIC_ROOT, WorldCover
-from bharateo.web import Web
 from scripted_server import Reply, answering
 
 CONTENT = bytes(range(256)) * 40

@@ -15,9 +15,9 @@ from pyproj import Geod
 from bharateo.config import DataConfig
 from bharateo.errors import BharatEOError, ConfigError, RegionError, SourceError
 from bharateo.mapping.points import read_points
+from bharateo.pixels.vectors import read_features
 from bharateo.regions import Zone, parse_roi
 from bharateo.sources.areas import file_zones, sentinel2_regions, zones_of
-from bharateo.vectors import read_features
 
 SQUARE = [[77, 28], [77.1, 28], [77.1, 28.1], [77, 28.1], [77, 28]]
 SECRET = "lon,lat,class,secret\n77,28,a,of-this-machine\n"

@@ -8,11 +8,11 @@ from time import monotonic, time
 
 import pytest
 
-from bharateo import web as web_module
 from bharateo.errors import ConfigError, CorruptRasterError, UnreachableError
-from bharateo.raster import open_raster
+from bharateo.pixels import http as web_module
+from bharateo.pixels.http import Web
+from bharateo.pixels.raster import open_raster
 from bharateo.sources.worldcover import reachable
-from bharateo.web import Web
 from range_server import Faults, RangeServer
 from scripted_server import Reply, answering
 
@@ -361,7 +361,7 @@ def test_a_bundle_that_is_none_is_named(monkeypatch, tmp_path):
 
 
 def test_signatures_and_tokens_of_an_address_are_not_shown(tmp_path):
-    from bharateo.network import shown
+    from bharateo.pixels.network import shown
 
     signed = {
         "https://a.org/x.tif?id=7": "https://a.org/x.tif?id=7",

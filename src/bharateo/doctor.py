@@ -245,8 +245,8 @@ def _catalogue(name: str) -> Check:
     """Whether a STAC API answers."""
 
     def check() -> Iterator[Finding]:
+        from bharateo.pixels.http import Web
         from bharateo.sources.stac import KNOWN
-        from bharateo.web import Web
 
         url = KNOWN[name].url
         reason = Web(NETWORK_S, num_retries=0).refusal(url)

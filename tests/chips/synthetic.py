@@ -7,7 +7,7 @@ from affine import Affine
 from odc.geo.geobox import GeoBox
 
 from bharateo.landcover import WORLDCOVER
-from bharateo.raster import Raster
+from bharateo.pixels.raster import Raster
 from bharateo.regions import Region
 from bharateo.sensor import Band, Composite, Sensor
 from bharateo.sources import Recipe

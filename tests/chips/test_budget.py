@@ -7,12 +7,12 @@ from synthetic import Labels, recipe, region
 from bharateo.chips.budget import Budget, budget
 from bharateo.chips.sampling import lay_out_blocks, lay_out_files
 from bharateo.config import DataConfig, PlanConfig, Sentinel2Config, SplitConfig
+from bharateo.pixels.http import Traffic
 from bharateo.regions import PixelWindow
 from bharateo.sources import Recipe
 from bharateo.sources.areas import sentinel2_regions, zones_of
 from bharateo.sources.sentinel2 import Sentinel2
 from bharateo.sources.worldcover import WorldCover
-from bharateo.web import Traffic
 
 SQUARE = "43RFM"
 """Wholly in its UTM zone: 9996 columns and 10002 rows of 10 m, so 10 x 10 blocks of 1024 px, the

@@ -24,7 +24,7 @@ from bharateo.errors import (
     UnknownCodeError,
 )
 from bharateo.landcover import BHARATEO_CLASSES, WORLDCOVER
-from bharateo.raster import Raster
+from bharateo.pixels.raster import Raster
 
 PLAN = PlanConfig("grid", 40, split=SplitConfig(50, 8, 0.2, 0.2))
 RANDOM = PlanConfig("random", 24, 15, min_classes=2, split=SplitConfig(60, 8, 0.2, 0.2))

@@ -8,9 +8,9 @@ from odc.geo.geobox import GeoBox
 from pyproj import CRS
 
 from bharateo.chips.geography import to_lonlat
-from bharateo.cog import Bands, write_cog
 from bharateo.embedding.embed import COG_TAG
 from bharateo.embedding.table import Rows, corners, write_table
+from bharateo.pixels.cog import Bands, write_cog
 
 GRID = GeoBox((20, 30), Affine(160, 0, 700_000, 0, -160, 3_170_000), "EPSG:32643")
 """Cells of 160 m near Delhi."""

@@ -8,9 +8,9 @@ import rasterio
 from affine import Affine
 from odc.geo.geobox import GeoBox
 
-from bharateo.cog import Bands, write_cog
 from bharateo.landcover import BHARATEO_CLASSES
 from bharateo.mapping.style import own_classes, write_class_style
+from bharateo.pixels.cog import Bands, write_cog
 
 
 def test_names_of_land_cover_keep_their_ids_and_colours():

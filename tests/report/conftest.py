@@ -12,7 +12,7 @@ from bharateo.chips.build import build
 from bharateo.config import Config, PlanConfig, SplitConfig, to_yaml
 from bharateo.evaluation.reconstruction import Example
 from bharateo.landcover import WORLDCOVER, palette
-from bharateo.raster import Raster
+from bharateo.pixels.raster import Raster
 from bharateo.regions import Region
 from bharateo.report.html import RunFiles
 from bharateo.sensor import SENTINEL2_L1C, WORLDCOVER_PALETTE

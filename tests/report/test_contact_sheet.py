@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bharateo.cog import Bands, write_cog
 from bharateo.embedding.embed import Embedding, embed_dataset
 from bharateo.mapping.area import open_area
 from bharateo.mapping.search import search, with_classes
+from bharateo.pixels.cog import Bands, write_cog
 from bharateo.report.contact_sheet import write_contact_sheet
 from bharateo.report.render import composite_rgb, physical
 from handover.tiny_run import tiny_run

@@ -8,10 +8,10 @@ from odc.geo.geobox import GeoBox
 from PIL import Image
 
 from bharateo.accounting import Accounting
-from bharateo.cog import Bands, write_cog
 from bharateo.config import Config, ModelConfig
 from bharateo.errors import SourceError
 from bharateo.mapping.map import products
+from bharateo.pixels.cog import Bands, write_cog
 from bharateo.report import notebook
 from bharateo.report.notebook import Figure
 

@@ -28,7 +28,7 @@ from bharateo.errors import (
     UnknownCodeError,
 )
 from bharateo.landcover import IGNORE, WORLDCOVER
-from bharateo.raster import RasterFile
+from bharateo.pixels.raster import RasterFile
 from bharateo.regions import PIXELS_PER_DEGREE
 from bharateo.sources.geotiff import geotiff_recipe
 from bharateo.sources.label_raster import LabelRaster

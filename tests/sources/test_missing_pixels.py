@@ -14,7 +14,7 @@ from bharateo.config import DataConfig, GeotiffBand, GeotiffConfig, PlanConfig, 
 from bharateo.embedding.inputs import Reading, open_input
 from bharateo.errors import ConfigError, CorruptRasterError, SourceError
 from bharateo.evaluation.layouts import LAYOUTS
-from bharateo.raster import open_raster
+from bharateo.pixels.raster import open_raster
 from bharateo.sensor import Band, Sensor
 from bharateo.sources.geotiff import geotiff_recipe
 from bharateo.sources.label_raster import LabelRaster

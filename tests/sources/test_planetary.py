@@ -9,9 +9,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from bharateo.errors import UnreachableError
+from bharateo.pixels.http import Web
 from bharateo.sources import planetary
 from bharateo.sources.planetary import unlock
-from bharateo.web import Web
 from scripted_server import Reply, answering
 
 CONTENT = bytes(range(256)) * 40

@@ -15,7 +15,7 @@ from bharateo.chips.build import build
 from bharateo.config import PlanConfig, SplitConfig
 from bharateo.errors import CorruptRasterError, SourceError, StorageError, UnreachableError
 from bharateo.landcover import OSM_LAND_USE, WORLDCOVER
-from bharateo.raster import open_raster
+from bharateo.pixels.raster import open_raster
 from bharateo.sources import sample_files
 from bharateo.sources.sample import (
     GRID,

@@ -19,6 +19,7 @@ from bharateo.errors import (
     UnreachableError,
 )
 from bharateo.landcover import IGNORE, WORLDCOVER, class_colours
+from bharateo.pixels.http import Web
 from bharateo.regions import (
     NAMED_ROIS,
     PixelWindow,
@@ -35,7 +36,6 @@ from bharateo.sources.worldcover import (
     reachable,
     worldcover_recipe,
 )
-from bharateo.web import Web
 from range_server import Faults, RangeServer
 from worldcover_tiles import block_bytes, key, patchy_codes, real_mirror, write_tile
 

@@ -7,9 +7,9 @@ import pytest
 
 from bharateo.errors import SourceError, UnreachableError
 from bharateo.landcover import IGNORE
+from bharateo.pixels.http import Web
 from bharateo.regions import Roi, worldcover_region
 from bharateo.sources.worldcover import WorldCover, reachable
-from bharateo.web import Web
 from range_server import Faults, RangeServer
 from worldcover_tiles import GRIDS, key, write_grid, write_tile
 

@@ -14,9 +14,9 @@ import numpy as np
 from bharateo.accounting import Row
 from bharateo.chips.cut import read_windows
 from bharateo.chips.plan import SitePlan, Unit
+from bharateo.pixels.http import Traffic
 from bharateo.sources import Recipe
 from bharateo.sources.sentinel2 import Sentinel2
-from bharateo.web import Traffic
 
 HEADER_BYTES = 32 * 1024
 CHIPS_PER_S = 50.0

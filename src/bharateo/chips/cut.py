@@ -15,11 +15,11 @@ from bharateo.chips.statistics import Sums
 from bharateo.config import PlanConfig
 from bharateo.errors import EmptyRegionError, SourceError
 from bharateo.landcover import IGNORE, NUM_CLASSES
-from bharateo.raster import Raster
+from bharateo.pixels.http import Traffic
+from bharateo.pixels.raster import Raster
 from bharateo.regions import Region
 from bharateo.sources import ImageSource, LabelSource, Source
 from bharateo.sources.sentinel2 import Sentinel2
-from bharateo.web import Traffic
 
 Window = tuple[slice, slice]
 """Rows and columns of a region."""

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from bharateo.chips.scratch import Kept
-from bharateo.web import Traffic
+from bharateo.pixels.http import Traffic
 
 Progress = Callable[[int, int, str], None]
 """Told ``(done, total, message)``; ``done`` starts again with every message."""

@@ -22,8 +22,8 @@ from bharateo.chips.cut import Piece
 from bharateo.chips.store import LAYERS
 from bharateo.errors import BuildError
 from bharateo.files import write_atomically, write_json
+from bharateo.pixels.http import Traffic
 from bharateo.sources.sentinel2 import DarkGround
-from bharateo.web import Traffic
 
 
 class Kept(NamedTuple):

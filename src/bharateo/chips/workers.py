@@ -29,8 +29,8 @@ from bharateo.chips.scratch import Kept, Scratch
 from bharateo.errors import BuildError, ConfigError, SourceError, UnreachableError
 from bharateo.machine import num_cores
 from bharateo.memory import return_freed_memory
+from bharateo.pixels.http import web_address
 from bharateo.regions import Region
-from bharateo.web import web_address
 
 _JOBS_AHEAD = 2
 """Jobs under way for every worker: one that it does, one that waits for it."""

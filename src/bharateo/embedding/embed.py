@@ -17,7 +17,6 @@ from pyproj import CRS
 
 from bharateo.chips.geography import to_lonlat
 from bharateo.chips.store import Dataset
-from bharateo.cog import Bands, Block, cog_tags, write_cog
 from bharateo.embedding.encoder import CHIPS_AT_ONCE, FrozenEncoder, PerToken
 from bharateo.embedding.inputs import RasterInput
 from bharateo.embedding.pieces import (
@@ -36,6 +35,7 @@ from bharateo.embedding.table import Rows, corners, table_provenance, write_tabl
 from bharateo.embedding.windows import TokenGrid, blended_squares
 from bharateo.errors import ConfigError
 from bharateo.outputs import Own, json_of, record_in
+from bharateo.pixels.cog import Bands, Block, cog_tags, write_cog
 from bharateo.training.batches import physical_units
 from bharateo.training.checkpoint import Run, dataset_fingerprint
 from bharateo.version import __version__

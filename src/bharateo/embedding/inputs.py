@@ -15,7 +15,7 @@ from odc.geo.geobox import GeoBox
 from bharateo.embedding.contract import band_places, check_grid, check_pixels, sample_of
 from bharateo.embedding.stac_item import ScenePixels, is_item, open_scene
 from bharateo.errors import ConfigError, SourceError
-from bharateo.raster import RasterFile, open_raster
+from bharateo.pixels.raster import RasterFile, open_raster
 from bharateo.sensor import Sensor
 from bharateo.training.contract import Differences
 

@@ -16,7 +16,7 @@ from odc.geo.geobox import GeoBox
 
 from bharateo.chips.geography import to_lonlat
 from bharateo.files import write_json
-from bharateo.formats import open_local
+from bharateo.pixels.formats import open_local
 
 COG_TYPE = "image/tiff; application=geotiff; profile=cloud-optimized"
 PARQUET_TYPE = "application/vnd.apache.parquet"

@@ -22,6 +22,7 @@ from bharateo.errors import (
     ItemError,
     SourceError,
 )
+from bharateo.pixels.http import Web
 from bharateo.sensor import SENTINEL2_L2A, Sensor
 from bharateo.sources.sentinel2 import (
     OFFSET_DN,
@@ -39,7 +40,6 @@ from bharateo.sources.stac import (
     with_whole_hrefs,
 )
 from bharateo.training.contract import Differences
-from bharateo.web import Web
 
 
 class ScenePixels:

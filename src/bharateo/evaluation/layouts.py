@@ -33,7 +33,7 @@ from bharateo.artefacts import checked, read_json, shortened
 from bharateo.chips.store import SPLITS
 from bharateo.errors import CorruptRasterError, DatasetError
 from bharateo.files import open_file
-from bharateo.raster import RasterFile, open_raster
+from bharateo.pixels.raster import RasterFile, open_raster
 
 SHARES = (0.6, 0.2, 0.2)
 """Of a task that comes without a split: train, val, test."""

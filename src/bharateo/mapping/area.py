@@ -28,7 +28,7 @@ from bharateo.embedding.embed import provenance_of
 from bharateo.embedding.table import table_provenance
 from bharateo.errors import SourceError
 from bharateo.files import open_file
-from bharateo.raster import RasterFile, open_raster
+from bharateo.pixels.raster import RasterFile, open_raster
 
 _CHUNK_BYTES = 64 << 20
 

@@ -33,7 +33,6 @@ from pyproj import Geod
 from torch import Tensor
 
 from bharateo.chips.geography import to_lonlat
-from bharateo.cog import Bands, Block, write_cog
 from bharateo.embedding.embed import COG_TAG, holding
 from bharateo.embedding.encoder import PerToken
 from bharateo.embedding.inputs import RasterInput
@@ -66,6 +65,7 @@ from bharateo.mapping.labels import (
 from bharateo.mapping.style import STYLE_MARK, write_class_style
 from bharateo.models.mae import MaskedAutoencoder
 from bharateo.outputs import Own, beginning_with, check_outputs, json_of, record_in
+from bharateo.pixels.cog import Bands, Block, write_cog
 from bharateo.sources import LabelSource
 from bharateo.training.checkpoint import Run
 from bharateo.version import __version__

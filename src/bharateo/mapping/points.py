@@ -22,7 +22,7 @@ from bharateo.embedding.pieces import CellGrid, Progress
 from bharateo.embedding.windows import Piece, blended
 from bharateo.errors import ConfigError, SourceError
 from bharateo.files import read_bytes
-from bharateo.vectors import MOST_BYTES, read_features
+from bharateo.pixels.vectors import MOST_BYTES, read_features
 
 CLASS_FIELDS = ("class", "label", "landcover", "land_cover", "class_name", "name", "type")
 """What a field with classes is called, in the order they are looked for, whatever their case."""

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
-from bharateo.cog import xml_characters
 from bharateo.files import write_text
 from bharateo.landcover import BHARATEO_CLASSES, LandCoverClass
+from bharateo.pixels.cog import xml_characters
 
 Colour = tuple[int, int, int]
 

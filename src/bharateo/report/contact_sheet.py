@@ -17,7 +17,7 @@ from bharateo.chips.store import Dataset
 from bharateo.files import write_atomically
 from bharateo.mapping.area import Area
 from bharateo.mapping.search import bounds_in_chips, dataset_of, pixel_bounds
-from bharateo.raster import open_raster
+from bharateo.pixels.raster import open_raster
 from bharateo.report.render import composite_rgb, hatch, physical
 
 SHEET_MARK = "bharateo search"

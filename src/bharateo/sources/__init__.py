@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 from odc.geo.geobox import GeoBox
 
 from bharateo.landcover import ClassScheme
-from bharateo.raster import Raster
+from bharateo.pixels.raster import Raster
 from bharateo.regions import Region
 from bharateo.sensor import Sensor
 

@@ -28,8 +28,8 @@ from pyproj.exceptions import CRSError, ProjError
 from bharateo.artefacts import shortened
 from bharateo.config import DataConfig
 from bharateo.errors import ConfigError, RegionError
+from bharateo.pixels.vectors import mended, read_features
 from bharateo.regions import Region, Roi, Zone, check_size, parse_roi
-from bharateo.vectors import mended, read_features
 
 if TYPE_CHECKING:
     import geopandas

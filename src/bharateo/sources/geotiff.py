@@ -25,7 +25,7 @@ from odc.geo.geobox import GeoBox
 from bharateo.config import DataConfig, GeotiffConfig
 from bharateo.errors import ConfigError, CorruptRasterError, SourceError
 from bharateo.landcover import BHARATEO_CLASSES, NUM_CLASSES
-from bharateo.raster import Raster
+from bharateo.pixels.raster import Raster
 from bharateo.regions import Region
 from bharateo.sensor import Band, Composite, Sensor
 from bharateo.sources import LabelSource, Recipe

@@ -12,7 +12,7 @@ from odc.geo.geobox import GeoBox
 
 from bharateo.errors import ConfigError, CorruptRasterError, UnknownCodeError
 from bharateo.landcover import BHARATEO_CLASSES, WORLDCOVER, ClassScheme
-from bharateo.raster import Raster, RasterFile, open_raster
+from bharateo.pixels.raster import Raster, RasterFile, open_raster
 from bharateo.sources.raster_files import as_integer
 
 

@@ -11,7 +11,7 @@ from pydantic import ConfigDict, Field
 
 from bharateo.artefacts import Record, checked, parse_json
 from bharateo.errors import UnreachableError
-from bharateo.web import Web
+from bharateo.pixels.http import Web
 
 CONTAINER = re.compile(r"https://(?P<account>[a-z0-9]+)\.blob\.core\.windows\.net/(?P<name>[^/]+)/")
 """What the addresses of a container begin with."""

@@ -16,8 +16,8 @@ from jaxtyping import Bool, Shaped
 from odc.geo.geobox import GeoBox
 
 from bharateo.errors import CorruptRasterError
-from bharateo.raster import RasterFile, open_raster
-from bharateo.resample import pixels_under, to_grid
+from bharateo.pixels.raster import RasterFile, open_raster
+from bharateo.pixels.resample import pixels_under, to_grid
 
 _SAME_SIZE = 1e-6
 """Pixel sizes that differ by less, relative to their size, are one."""

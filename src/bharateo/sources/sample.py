@@ -20,16 +20,16 @@ from affine import Affine
 from jaxtyping import UInt8, UInt16
 from odc.geo.geobox import GeoBox
 
-from bharateo.cog import Bands, write_cog
 from bharateo.errors import CorruptRasterError, UnknownCodeError
 from bharateo.landcover import OSM_LAND_USE
-from bharateo.raster import Raster, open_raster
+from bharateo.pixels.cog import Bands, write_cog
+from bharateo.pixels.raster import Raster, open_raster
+from bharateo.pixels.resample import to_grid
+from bharateo.pixels.vectors import read_features
 from bharateo.regions import Region
-from bharateo.resample import to_grid
 from bharateo.sensor import BAND_SETS, SENTINEL2_L1C, Band, named_bands
 from bharateo.sources import Recipe
 from bharateo.sources.sample_files import PACKAGE, VERSION, fetch_sample, find_sample
-from bharateo.vectors import read_features
 
 REGION = "brandenburg"
 

@@ -23,17 +23,17 @@ from odc.geo.geobox import GeoBox
 
 from bharateo.config import DataConfig, Sentinel2Config
 from bharateo.errors import CorruptRasterError, SourceError
-from bharateo.network import shown
-from bharateo.raster import Raster, RasterFile, open_raster
+from bharateo.pixels.http import Traffic, Web
+from bharateo.pixels.network import shown
+from bharateo.pixels.raster import Raster, RasterFile, open_raster
+from bharateo.pixels.resample import Method
 from bharateo.regions import Zone
-from bharateo.resample import Method
 from bharateo.sensor import SENTINEL2_L2A, named_bands
 from bharateo.sources import Recipe
 from bharateo.sources.areas import SQUARE_M, sentinel2_regions, tile_bounds, zones_of
 from bharateo.sources.planetary import unlock
 from bharateo.sources.stac import Client, Scene, catalogue_of, occasions
 from bharateo.sources.worldcover import WorldCover
-from bharateo.web import Traffic, Web
 
 NODATA = 0
 OFFSET_DN = 1000

@@ -29,8 +29,8 @@ from pydantic import ConfigDict, Field
 
 from bharateo.artefacts import Record, checked, shortened
 from bharateo.errors import ConfigError, ItemError, SourceError, UnreachableError
-from bharateo.network import harmless_headers, led_to
-from bharateo.web import Web
+from bharateo.pixels.http import Web
+from bharateo.pixels.network import harmless_headers, led_to
 
 SEASONS = {"rabi": (11, 3), "summer": (4, 6), "kharif": (7, 10)}
 """First and last month of India's cropping seasons; ``summer`` is zaid."""

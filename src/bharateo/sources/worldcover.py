@@ -28,7 +28,6 @@ from jaxtyping import Float64, UInt8
 from odc.geo.geobox import GeoBox
 from odc.geo.overlap import compute_reproject_roi
 
-from bharateo import s3
 from bharateo.artefacts import checked, parse_json, read_json
 from bharateo.errors import (
     ConfigError,
@@ -40,7 +39,10 @@ from bharateo.errors import (
 )
 from bharateo.files import cache_folder, read_bytes, write_atomically, write_json
 from bharateo.landcover import IGNORE, WORLDCOVER, palette
-from bharateo.raster import Raster, RasterFile, open_raster
+from bharateo.pixels import s3
+from bharateo.pixels.http import Missing, Traffic, Web, web_address
+from bharateo.pixels.raster import Raster, RasterFile, open_raster
+from bharateo.pixels.resample import to_grid
 from bharateo.regions import (
     GLOBE_WIDTH_PX,
     NAMED_ROIS,
@@ -58,10 +60,8 @@ from bharateo.regions import (
     worldcover_region,
     worldcover_window,
 )
-from bharateo.resample import to_grid
 from bharateo.sensor import WORLDCOVER_PALETTE
 from bharateo.sources import Recipe
-from bharateo.web import Missing, Traffic, Web, web_address
 
 PUBLIC_ROOT = "https://esa-worldcover.s3.eu-central-1.amazonaws.com"
 """The product's own bucket (AWS Open Data, no sign-in)."""

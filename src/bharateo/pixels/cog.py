@@ -30,7 +30,7 @@ from rasterio.windows import Window
 
 from bharateo.errors import CorruptRasterError, StorageError
 from bharateo.files import write_text
-from bharateo.formats import open_dataset, open_local
+from bharateo.pixels.formats import open_dataset, open_local
 
 Block = tuple[int, int, Shaped[np.ndarray, "band row col"]]
 """First row, first column, and the stored values from there on."""

@@ -22,9 +22,9 @@ from urllib.parse import urlsplit
 import urllib3
 from urllib3 import exceptions as web_errors
 
-from bharateo import network, s3
 from bharateo.errors import ConfigError, UnreachableError
-from bharateo.network import Proxy, shown
+from bharateo.pixels import network, s3
+from bharateo.pixels.network import Proxy, shown
 
 Found = TypeVar("Found")
 

@@ -32,10 +32,10 @@ from rasterio.session import DummySession
 from rasterio.windows import Window
 
 from bharateo.errors import BharatEOError, CorruptRasterError
-from bharateo.formats import OPTIONS, Opened, driver_of, open_dataset, open_local
-from bharateo.network import shown
-from bharateo.resample import Method, pixels_under, to_grid
-from bharateo.web import Answer, Damaged, Missing, Web, web_address
+from bharateo.pixels.formats import OPTIONS, Opened, driver_of, open_dataset, open_local
+from bharateo.pixels.http import Answer, Damaged, Missing, Web, web_address
+from bharateo.pixels.network import shown
+from bharateo.pixels.resample import Method, pixels_under, to_grid
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Rasters, masks, HTTP and COG: pixels wherever they lie; knows no sensors."""

@@ -1,4 +1,6 @@
 import gc
+import os
+import pickle
 import time
 import weakref
 from itertools import pairwise
@@ -14,9 +16,9 @@ from hypothesis import strategies as st
 from odc.geo.geobox import GeoBox
 
 from bharateo.errors import ConfigError, CorruptRasterError, UnreachableError
+from bharateo.pixels.formats import _parts
 from bharateo.pixels.http import Web, web_address
-from bharateo.pixels.raster import _parts, open_raster
-from bharateo.pixels.resample import to_grid
+from bharateo.pixels.raster import MOST_OPEN, OpenRasters, open_raster, to_grid
 from bharateo.regions import parse_roi, tile_windows, worldcover_window
 from range_server import Faults, RangeServer
 from worldcover_tiles import block_bytes, key, patchy_codes, real_mirror, write_tile
@@ -554,3 +556,53 @@ def test_a_location_is_a_path_or_an_address_of_a_server():
     with pytest.raises(ConfigError, match=r"https://host/a was given with a user") as refused:
         web_address("https://me:hunter2@host/a")
     assert "hunter2" not in str(refused.value)
+
+
+# Files that stay open.
+
+
+def test_files_stay_open_until_others_take_their_place(synthetic):
+    files, opened = OpenRasters(), []
+
+    def get(name):
+        return files.get(name, lambda: opened.append(name) or open_raster(str(synthetic / KEY)))
+
+    first = get("0")
+    assert get("0") is first
+    for number in range(1, MOST_OPEN + 4):
+        get(str(number))
+    assert len(files) == MOST_OPEN
+    first.read_window(*WINDOW)  # who has it may go on reading
+    assert get("0") is not first
+    assert opened == [*map(str, range(MOST_OPEN + 4)), "0"]
+    if Path("/proc/self/fd").exists():
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        files.get("0", pytest.fail).close()
+        del files
+        assert len(list(Path("/proc/self/fd").iterdir())) <= before - MOST_OPEN
+
+
+def test_a_file_that_is_closed_is_opened_anew_and_one_that_is_not_there_asked_for_once(synthetic):
+    files = OpenRasters()
+    first = files.get("here", lambda: open_raster(str(synthetic / KEY)))
+    first.close()
+    second = files.get("here", lambda: open_raster(str(synthetic / KEY)))
+    assert second is not first
+    second.read_window(*WINDOW)
+    assert files.get("nowhere", lambda: None) is None
+    assert files.get("nowhere", pytest.fail) is None
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_open_files_do_not_travel_to_other_processes(synthetic, expected):
+    files = OpenRasters()
+    files.get("here", lambda: open_raster(str(synthetic / KEY)))
+    assert len(pickle.loads(pickle.dumps(files))) == 0
+    child = os.fork()
+    if child == 0:
+        opened = []
+        files.get("here", lambda: opened.append(1))
+        os._exit(0 if opened and len(files) == 1 else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    np.testing.assert_array_equal(files.get("here", pytest.fail).read_window(*WINDOW), expected)

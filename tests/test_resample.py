@@ -1,5 +1,6 @@
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pyproj
@@ -13,8 +14,8 @@ from odc.geo.geobox import GeoBox
 from rasterio.enums import Resampling
 from rasterio.errors import NotGeoreferencedWarning
 
-import bharateo.pixels.resample
-from bharateo.pixels.resample import doubled, to_grid
+import bharateo.pixels.raster
+from bharateo.pixels.raster import doubled, to_grid
 
 SHAPES = st.tuples(st.integers(1, 3), st.integers(1, 12), st.integers(1, 12))
 OFFSETS = st.tuples(st.integers(-15, 30), st.integers(-15, 30))
@@ -53,7 +54,9 @@ def no_gdal(monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("GDAL was asked")
 
-    monkeypatch.setattr(bharateo.pixels.resample, "_warped", refuse)
+    # The module alone: the tests ask GDAL themselves.
+    warp = SimpleNamespace(reproject=refuse)
+    monkeypatch.setattr(bharateo.pixels.raster, "rasterio", SimpleNamespace(warp=warp))
 
 
 def random_values(shape, dtype=np.uint16, least=1, seed=0) -> np.ndarray:

@@ -5,10 +5,10 @@ from datetime import UTC, datetime
 import pytest
 
 from bharateo.errors import UnreachableError
-from bharateo.pixels import s3
+from bharateo.pixels import network
 from bharateo.pixels.http import Web
+from bharateo.pixels.network import place_of, request_of, signed
 from bharateo.pixels.raster import open_raster
-from bharateo.pixels.s3 import place_of, request_of, signed
 from bharateo.sources.worldcover import PUBLIC_ROOT, WorldCover
 from scripted_server import Reply, answering
 
@@ -24,7 +24,7 @@ VARIABLES = (
 def no_settings(monkeypatch):
     for name in VARIABLES:
         monkeypatch.delenv(f"AWS_{name}", raising=False)
-    monkeypatch.setattr(s3, "_learnt", {})
+    monkeypatch.setattr(network, "_learnt", {})
 
 
 @pytest.fixture
@@ -131,9 +131,9 @@ def test_a_bucket_in_another_region_is_asked_there_and_remembered(monkeypatch, k
         lambda asked: Reply(content=CONTENT) if "eu-west-3" in asked.headers["Authorization"] else
         Reply(301, {"x-amz-bucket-region": "eu-west-3", "Location": "https://evil.invalid"})
     ) as server:  # fmt: skip
-        monkeypatch.setattr(s3, "place_of", lambda address: s3.Place(
-            f"{server.url}/{s3._learnt.get('mine')}/x", "mine", s3._learnt.get("mine", "us-east-1"),
-            False,
+        monkeypatch.setattr(network, "place_of", lambda address: network.Place(
+            f"{server.url}/{network._learnt.get('mine')}/x", "mine",
+            network._learnt.get("mine", "us-east-1"), False,
         ))  # fmt: skip
         web = eager_web()
         for _ in range(2):

@@ -30,8 +30,7 @@ from bharateo.errors import (
 from bharateo.landcover import IGNORE, WORLDCOVER
 from bharateo.pixels.raster import RasterFile
 from bharateo.regions import PIXELS_PER_DEGREE
-from bharateo.sources.geotiff import geotiff_recipe
-from bharateo.sources.label_raster import LabelRaster
+from bharateo.sources.geotiff import LabelRaster, geotiff_recipe
 from worldcover_tiles import patchy_codes, real_mirror, write_tile
 
 CRS = "EPSG:32643"
@@ -561,7 +560,7 @@ def test_few_files_stay_open(chips, label_raster):
     for place in region.squares:
         row, col = map(round, place)
         made.image.read(region.geobox[row : row + SIZE, col : col + SIZE])
-    assert len(made.image.files._open) < 30
+    assert len(made.image.files.opened) < 30
 
 
 # What is refused

@@ -16,8 +16,7 @@ from bharateo.errors import ConfigError, CorruptRasterError, SourceError
 from bharateo.evaluation.layouts import LAYOUTS
 from bharateo.pixels.raster import open_raster
 from bharateo.sensor import Band, Sensor
-from bharateo.sources.geotiff import geotiff_recipe
-from bharateo.sources.label_raster import LabelRaster
+from bharateo.sources.geotiff import LabelRaster, geotiff_recipe
 from range_server import RangeServer
 from tiny_rasters import write_raster
 
@@ -151,7 +150,7 @@ def test_what_is_not_there_has_no_part_in_what_is_resampled(kind, tmp_path):
     made = recipe(path)
     grid = made.regions[0].geobox.zoom_to(resolution=5)[20:140, 20:180]
     part = made.image.stacks[0].parts[0]
-    values, valid = made.image.files.read_on(part, grid)
+    values, valid, _ = made.image.files.read(part, grid)
     assert valid[:, :70].all()
     assert not valid[:, 80:].any()
     assert values[:, valid].max() < 200

@@ -519,17 +519,17 @@ def test_files_stay_open_between_reads_of_a_scene(harmonised_scene):
         assert server.gets == []
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts descriptors by /proc")
 def test_no_more_files_stay_open_than_a_few_scenes_have(harmonised_scene):
     files, _ = harmonised_scene
     source = opened(files)
     here = files.geobox[:16, :16]
+    before = len(list(Path("/proc/self/fd").iterdir()))
     for number in range(5):
         folder = f"{files.folder}/{'./' * number}{files.name}"
         assets = {band: f"{folder}/{band}.tif" for band in (*BANDS, "SCL")}
         source.source.at(replace(source.scene, assets=assets)).read(here)
-        assert len(source.source._files) <= 26 + 11
-    source.source.close_old()
-    assert len(source.source._files) <= 26
+        assert len(list(Path("/proc/self/fd").iterdir())) <= before + 26
 
 
 def test_scenes_of_planetary_computer_are_unlocked_when_read(harmonised_scene, monkeypatch):

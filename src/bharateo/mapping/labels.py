@@ -16,7 +16,7 @@ from bharateo.embedding.windows import Piece
 from bharateo.evaluation.scores import class_metrics
 from bharateo.landcover import IGNORE, NUM_CLASSES, patch_class_counts, patch_mode
 from bharateo.sources import LabelSource
-from bharateo.sources.label_raster import LabelRaster
+from bharateo.sources.geotiff import LabelRaster
 from bharateo.sources.worldcover import WorldCover
 
 PURE = 0.9

@@ -48,7 +48,7 @@ from bharateo.mapping.points import (
     vectors_at,
 )
 from bharateo.outputs import Own, json_of, record_in
-from bharateo.sources.raster_files import existing
+from bharateo.pixels.raster import existing
 from bharateo.training.checkpoint import Run
 
 PROBE_FILE, MAP_FILE = "probe.safetensors", "map.tif"

@@ -13,13 +13,15 @@ which GDAL sees a folder that holds them and the raster and nothing else, and wo
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import uuid
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from contextvars import Context
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 from xml.etree import ElementTree
@@ -27,13 +29,14 @@ from xml.etree import ElementTree
 import rasterio
 from affine import Affine
 from rasterio._vsiopener import _opener_registration  # rasterio.open lets go of it too soon
-from rasterio.abc import FileContainer
+from rasterio.abc import FileContainer, MultiByteRangeResourceContainer
 from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning
 
 from bharateo.artefacts import shortened
 from bharateo.errors import CorruptRasterError
 from bharateo.files import open_file, read_bytes
+from bharateo.pixels.http import Answer, Damaged, Web
 
 _SIGNATURES = {
     b"II*\0": "GTiff",
@@ -293,6 +296,156 @@ class _Folder(FileContainer):
 
     def size(self, path: str) -> int:
         return self._files[Path(path).name].stat().st_size
+
+
+# Files on web servers
+
+_PAGE_BYTES = 32 * 1024
+"""Holds the whole header of a WorldCover tile (23 KiB)."""
+
+
+class WebFile(MultiByteRangeResourceContainer):
+    """A file on a web server as GDAL opens it: a folder with this one file in it.
+
+    GDAL calls from C, where an exception would be lost: the first one is kept in ``failure``, and
+    from then on every read comes back empty at once.
+    """
+
+    def __init__(self, web: Web, url: str):
+        header = web.get(url, 0, _PAGE_BYTES)
+        self.name = "raster"  # what a server calls it means nothing
+        self.num_bytes, self.identity = header.file_bytes, header.identity
+        self.failure: BaseException | None = None
+        self.max_requests = 1
+        self._web, self._url, self._header = web, url, header.body
+        self._page = lru_cache(maxsize=64)(self._fetch_page)
+
+    def read_at(self, offset: int, num_bytes: int) -> bytes:
+        """Bytes from anywhere, fewer at the end of the file; small pieces from pages kept."""
+        end = min(offset + num_bytes, self.num_bytes)
+        if end <= offset:
+            return b""
+        if end - offset > _PAGE_BYTES:
+            return self._body(self._web.get(self._url, offset, end - offset))
+        first = offset // _PAGE_BYTES
+        pages = b"".join(self._page(page) for page in range(first, -(-end // _PAGE_BYTES)))
+        return pages[offset - first * _PAGE_BYTES : end - first * _PAGE_BYTES]
+
+    def read_ranges(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        """The bytes of runs of blocks, all fetched at once, long runs in several parts."""
+        end = max(offset + size for offset, size in ranges)
+        if end > self.num_bytes:
+            raise Damaged(f"it ends after {self.num_bytes} of at least {end} bytes")
+        parts = [_parts(run, ranges, self.max_requests, self._web.part_bytes) for run in ranges]
+        answers = iter(self._web.get_all(self._url, [part for run in parts for part in run]))
+        return [b"".join(self._body(next(answers)) for _ in run) for run in parts]
+
+    def _fetch_page(self, page: int) -> bytes:
+        if page == 0:
+            return self._header
+        return self._body(self._web.get(self._url, page * _PAGE_BYTES, _PAGE_BYTES))
+
+    def _body(self, answer: Answer) -> bytes:
+        if answer.identity != self.identity:
+            raise Damaged("it changed on the server while it was being read")
+        return answer.body
+
+    def open(self, path: str, mode: str = "r", **options: Any) -> _WebCursor:
+        """The file, from its beginning."""
+        if not self.isfile(path):
+            raise FileNotFoundError(path)
+        return _WebCursor(self)
+
+    def isfile(self, path: str) -> bool:
+        """Whether it is this one."""
+        return Path(path).name == self.name
+
+    def isdir(self, path: str) -> bool:
+        """The folder itself is not looked at."""
+        return False
+
+    def ls(self, path: str) -> list[str]:
+        """So that nothing beside the file is looked for."""
+        return []
+
+    def mtime(self, path: str) -> int:
+        """Not known."""
+        return 0
+
+    def rm(self, path: str) -> None:
+        """Never."""
+        raise PermissionError(path)
+
+    def size(self, path: str) -> int:
+        """Of the file, in bytes."""
+        return self.num_bytes
+
+
+def _parts(
+    run: tuple[int, int],
+    runs: Sequence[tuple[int, int]],
+    max_requests: int,
+    least_bytes: int = 64 * 1024,
+) -> list[tuple[int, int]]:
+    """A run ``(offset, size)`` cut so that all runs together take ``max_requests`` parts at most.
+
+    GDAL merges neighbouring blocks into one run; apart they arrive sooner. Every run is one part,
+    and the parts to spare are shared in proportion to the runs' sizes; below ``least_bytes`` a
+    request costs more in latency than its bytes take to arrive.
+    """
+    offset, size = run
+    to_spare = max(max_requests - len(runs), 0) * size // sum(other for _, other in runs)
+    part_bytes = math.ceil(size / (1 + min(to_spare, size // least_bytes)))
+    return [
+        (start, min(part_bytes, offset + size - start))
+        for start in range(offset, offset + size, part_bytes)
+    ]
+
+
+class _WebCursor:
+    """GDAL's position in a ``WebFile``."""
+
+    def __init__(self, file: WebFile):
+        self._file, self._position = file, 0
+
+    def __enter__(self) -> _WebCursor:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+    def read(self, num_bytes: int = -1) -> bytes:
+        if self._file.failure:
+            return b""
+        if num_bytes < 0:
+            num_bytes = self._file.num_bytes - self._position
+        try:
+            data = self._file.read_at(self._position, num_bytes)
+        except BaseException as error:
+            self._file.failure = error
+            return b""
+        self._position += len(data)
+        return data
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._file.num_bytes}
+        self._position = start[whence] + offset
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def get_byte_ranges(self, offsets: Sequence[int], sizes: Sequence[int]) -> list[bytes]:
+        try:
+            if not self._file.failure:
+                return self._file.read_ranges(list(zip(offsets, sizes, strict=True)))
+        except BaseException as error:
+            self._file.failure = error
+        # GDAL takes whatever is in its buffers for the file's bytes: fill them.
+        return [bytes(size) for size in sizes]
+
+    def close(self) -> None:
+        pass
 
 
 # VRT: of its many elements those that lay rasters side by side and say what their numbers mean.

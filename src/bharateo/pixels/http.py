@@ -23,7 +23,7 @@ import urllib3
 from urllib3 import exceptions as web_errors
 
 from bharateo.errors import ConfigError, UnreachableError
-from bharateo.pixels import network, s3
+from bharateo.pixels import network
 from bharateo.pixels.network import Proxy, shown
 
 Found = TypeVar("Found")
@@ -106,9 +106,8 @@ class Web:
     A server that has never answered is given up sooner, a certificate or proxy that is wrong at
     once. Long ranges may be fetched in parts of ``part_bytes`` or more at once.
 
-    Proxies, certificates, tokens and where an answer may lead are the environment's (``network``),
-    and so is what ``s3://`` addresses mean (``s3``). ``traffic`` counts what arrived whole.
-    Thread-safe.
+    Proxies, certificates, tokens, what ``s3://`` addresses mean and where an answer may lead are
+    the environment's (``network``). ``traffic`` counts what arrived whole. Thread-safe.
     """
 
     def __init__(
@@ -286,7 +285,7 @@ class Web:
             query = key.query() if key else ""
             in_bucket = address.startswith("s3://")
             if in_bucket:
-                url, sent = s3.request_of(address, headers)
+                url, sent = network.request_of(address, headers)
             else:
                 url, sent = address, {**headers}
                 if query:
@@ -295,7 +294,7 @@ class Web:
                     sent["Authorization"] = f"Bearer {token}"
             response = self._send(method, url, sent, body)
             self._met.add(urlsplit(address).netloc)
-            if in_bucket and s3.learns_region(address, url, response.headers):
+            if in_bucket and network.learns_region(address, url, response.headers):
                 response.close()
             elif key and response.status in (401, 403) and not renewed:
                 response.close()

@@ -1,8 +1,8 @@
-"""Pixels on a grid.
+"""Pixels on a grid: files read with the validity of every pixel, kept open, brought to other grids.
 
-A local file is read by GDAL; what is let in, and as what, says ``formats``. A file on a web server
-is read by HTTP range requests that GDAL calls for: the header once when it is opened, then all
-blocks of a window in one parallel round.
+A local file is read by GDAL, and so is one on a web server, by HTTP range requests that GDAL calls
+for: the header once when it is opened, then all blocks of a window in one parallel round. What is
+let in, and as what, says ``formats``.
 """
 
 from __future__ import annotations
@@ -10,32 +10,36 @@ from __future__ import annotations
 import math
 import os
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import rasterio
+import rasterio.warp
 from affine import Affine
 from jaxtyping import Bool, Shaped
 from odc.geo.crs import CRS
 from odc.geo.geobox import GeoBox
+from odc.geo.overlap import compute_reproject_roi
 from rasterio._err import CPLE_BaseError  # what some calls let through
-from rasterio.abc import MultiByteRangeResourceContainer
-from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.errors import CRSError, RasterioError
 from rasterio.session import DummySession
 from rasterio.windows import Window
 
 from bharateo.errors import BharatEOError, CorruptRasterError
-from bharateo.pixels.formats import OPTIONS, Opened, driver_of, open_dataset, open_local
-from bharateo.pixels.http import Answer, Damaged, Missing, Web, web_address
+from bharateo.pixels.formats import OPTIONS, Opened, WebFile, driver_of, open_dataset, open_local
+from bharateo.pixels.http import Damaged, Missing, Web, web_address
 from bharateo.pixels.network import shown
-from bharateo.pixels.resample import Method, pixels_under, to_grid
+
+Found = TypeVar("Found", bound="RasterFile | None")
+Method = Literal["nearest", "bilinear"]
 
 
 @dataclass(frozen=True)
@@ -51,152 +55,27 @@ class Raster:
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
 
-_PAGE_BYTES = 32 * 1024
-"""Holds the whole header of a WorldCover tile (23 KiB)."""
-
-
-class _WebFile(MultiByteRangeResourceContainer):
-    """A file on a web server as GDAL opens it: a folder with this one file in it.
-
-    GDAL calls from C, where an exception would be lost: the first one is kept in ``failure``, and
-    from then on every read comes back empty at once.
-    """
-
-    def __init__(self, web: Web, url: str):
-        header = web.get(url, 0, _PAGE_BYTES)
-        self.name = "raster"  # what a server calls it means nothing
-        self.num_bytes, self.identity = header.file_bytes, header.identity
-        self.failure: BaseException | None = None
-        self.max_requests = 1
-        self._web, self._url, self._header = web, url, header.body
-        self._page = lru_cache(maxsize=64)(self._fetch_page)
-
-    def read_at(self, offset: int, num_bytes: int) -> bytes:
-        """Bytes from anywhere, fewer at the end of the file; small pieces from pages kept."""
-        end = min(offset + num_bytes, self.num_bytes)
-        if end <= offset:
-            return b""
-        if end - offset > _PAGE_BYTES:
-            return self._body(self._web.get(self._url, offset, end - offset))
-        first = offset // _PAGE_BYTES
-        pages = b"".join(self._page(page) for page in range(first, -(-end // _PAGE_BYTES)))
-        return pages[offset - first * _PAGE_BYTES : end - first * _PAGE_BYTES]
-
-    def read_ranges(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-        """The bytes of runs of blocks, all fetched at once, long runs in several parts."""
-        end = max(offset + size for offset, size in ranges)
-        if end > self.num_bytes:
-            raise Damaged(f"it ends after {self.num_bytes} of at least {end} bytes")
-        parts = [_parts(run, ranges, self.max_requests, self._web.part_bytes) for run in ranges]
-        answers = iter(self._web.get_all(self._url, [part for run in parts for part in run]))
-        return [b"".join(self._body(next(answers)) for _ in run) for run in parts]
-
-    def _fetch_page(self, page: int) -> bytes:
-        if page == 0:
-            return self._header
-        return self._body(self._web.get(self._url, page * _PAGE_BYTES, _PAGE_BYTES))
-
-    def _body(self, answer: Answer) -> bytes:
-        if answer.identity != self.identity:
-            raise Damaged("it changed on the server while it was being read")
-        return answer.body
-
-    def open(self, path: str, mode: str = "r", **options: Any) -> _WebCursor:
-        if not self.isfile(path):
-            raise FileNotFoundError(path)
-        return _WebCursor(self)
-
-    def isfile(self, path: str) -> bool:
-        return Path(path).name == self.name
-
-    def isdir(self, path: str) -> bool:
-        return False
-
-    def ls(self, path: str) -> list[str]:
-        return []
-
-    def mtime(self, path: str) -> int:
-        return 0
-
-    def rm(self, path: str) -> None:
-        raise PermissionError(path)
-
-    def size(self, path: str) -> int:
-        return self.num_bytes
-
-
-def _parts(
-    run: tuple[int, int],
-    runs: Sequence[tuple[int, int]],
-    max_requests: int,
-    least_bytes: int = 64 * 1024,
-) -> list[tuple[int, int]]:
-    """A run ``(offset, size)`` cut so that all runs together take ``max_requests`` parts at most.
-
-    GDAL merges neighbouring blocks into one run; apart they arrive sooner. Every run is one part,
-    and the parts to spare are shared in proportion to the runs' sizes; below ``least_bytes`` a
-    request costs more in latency than its bytes take to arrive.
-    """
-    offset, size = run
-    to_spare = max(max_requests - len(runs), 0) * size // sum(other for _, other in runs)
-    part_bytes = math.ceil(size / (1 + min(to_spare, size // least_bytes)))
-    return [
-        (start, min(part_bytes, offset + size - start))
-        for start in range(offset, offset + size, part_bytes)
-    ]
-
-
-class _WebCursor:
-    """GDAL's position in a ``_WebFile``."""
-
-    def __init__(self, file: _WebFile):
-        self._file, self._position = file, 0
-
-    def __enter__(self) -> _WebCursor:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        pass
-
-    def read(self, num_bytes: int = -1) -> bytes:
-        if self._file.failure:
-            return b""
-        if num_bytes < 0:
-            num_bytes = self._file.num_bytes - self._position
-        try:
-            data = self._file.read_at(self._position, num_bytes)
-        except BaseException as error:
-            self._file.failure = error
-            return b""
-        self._position += len(data)
-        return data
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._file.num_bytes}
-        self._position = start[whence] + offset
-        return self._position
-
-    def tell(self) -> int:
-        return self._position
-
-    def get_byte_ranges(self, offsets: Sequence[int], sizes: Sequence[int]) -> list[bytes]:
-        try:
-            if not self._file.failure:
-                return self._file.read_ranges(list(zip(offsets, sizes, strict=True)))
-        except BaseException as error:
-            self._file.failure = error
-        # GDAL takes whatever is in its buffers for the file's bytes: fill them.
-        return [bytes(size) for size in sizes]
-
-    def close(self) -> None:
-        pass
-
-
-# Rasters.
-
 _CACHE_BYTES = 16 * 2**20
 """Decoded blocks that GDAL keeps: no more than a window's, since each block is read once. Its own
 default is a twentieth of the machine's memory, for every process."""
+
+MOST_OPEN = 26
+"""Files that stay open between reads: of two scenes with all their bands."""
+
+SNAP_PX = 1e-3
+"""Grids whose pixels coincide to this are taken for one grid."""
+
+_SAME_SIZE = 1e-6
+"""Pixel sizes that differ by less, relative to their size, are one."""
+
+_ROWS_AT_ONCE = 64
+"""Rows that are doubled together: the sums stay in the processor's cache."""
+
+_WARP_PX = 0.01
+"""How far GDAL's fast reprojection may miss the exact place, in pixels."""
+
+_WARPING = threading.Lock()
+"""``rasterio.warp.reproject`` sets the process's warning filters aside, which threads share."""
 
 _WEB_OPTIONS = {
     **OPTIONS,
@@ -207,7 +86,7 @@ _WEB_OPTIONS = {
 
 @contextmanager
 def _gdal(
-    where: str, options: Mapping[str, str], web_file: _WebFile | None = None
+    where: str, options: Mapping[str, str], web_file: WebFile | None = None
 ) -> Iterator[None]:
     """GDAL set up for reading; what goes wrong in it comes out as this package's errors."""
     trouble: BaseException | None = None
@@ -240,12 +119,7 @@ class RasterFile:
     there are, and is none of the bands.
     """
 
-    def __init__(
-        self,
-        location: str,
-        opened: Opened,
-        web_file: _WebFile | None = None,
-    ):
+    def __init__(self, location: str, opened: Opened, web_file: WebFile | None = None):
         dataset, context = opened.dataset, opened.context
         self.location = location
         self.identity = dict(opened.identity)
@@ -256,8 +130,11 @@ class RasterFile:
         self.block_shape: tuple[int, int] = dataset.block_shapes[0]
         of_bands = slice(self.num_bands)
         self.nodata: tuple[float | None, ...] = dataset.nodatavals[of_bands]
-        names = map(_band_name, dataset.descriptions, dataset.colorinterp)
-        self.band_names = tuple(names)[of_bands]
+        colours = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
+        self.band_names = tuple(
+            said or (colour.name if colour in colours else None)
+            for said, colour in zip(dataset.descriptions, dataset.colorinterp, strict=True)
+        )[of_bands]
         self.units = tuple(zip(dataset.scales, dataset.offsets, strict=True))[of_bands]
         self._crs = dataset.crs.to_string() if dataset.crs else None
         self._affine = opened.affine
@@ -281,7 +158,7 @@ class RasterFile:
             CorruptRasterError: the file is truncated or damaged there, or changed meanwhile.
             UnreachableError: the server did not answer, also after retries.
         """
-        return self._read_pieces(row, col, height, width, self._dataset.read, self._indexes(bands))
+        return self._read(row, col, height, width, self._dataset.read, self._indexes(bands))
 
     def read_known(
         self,
@@ -306,13 +183,15 @@ class RasterFile:
         known = np.isfinite(values) if values.dtype.kind == "f" else np.ones(values.shape, bool)
         for layer, index, there in zip(values, indexes, known, strict=True):
             said = self.nodata[index - 1] if nodata is None else nodata
+            if values.dtype.kind in "iu":
+                said = as_integer(said, values.dtype)
             if said is not None:
-                there &= ~_equal(layer, said)
+                there &= layer != said
         if self.has_alpha:
-            known &= self._read_pieces(*window, self._dataset.read, [self.num_bands + 1]) > 0
+            known &= self._read(*window, self._dataset.read, [self.num_bands + 1]) > 0
         if self._masked:
             chosen = indexes if self._masked == "band by band" else indexes[:1]
-            known &= self._read_pieces(*window, self._dataset.read_masks, chosen) > 0
+            known &= self._read(*window, self._dataset.read_masks, chosen) > 0
         return values, known
 
     @cached_property
@@ -345,7 +224,7 @@ class RasterFile:
     def _indexes(self, bands: Sequence[int] | None) -> list[int]:
         return [band + 1 for band in (range(self.num_bands) if bands is None else bands)]
 
-    def _read_pieces(
+    def _read(
         self,
         row: int,
         col: int,
@@ -356,19 +235,25 @@ class RasterFile:
     ) -> Shaped[np.ndarray, "band row col"]:
         """A window, whole where GDAL can be trusted to read it so, else block by block."""
         where = f"{self.location}, window row {row} col {col} of {height} x {width} px,"
+        # Where blocks end within the window.
+        rows, cols = (
+            [start, *range((start // block + 1) * block, start + length, block), start + length]
+            for start, length, block in zip(
+                (row, col), (height, width), self.block_shape, strict=True
+            )
+        )
         if not self._block_by_block:
-            window, num = Window(col, row, width, height), self._num_blocks(row, col, height, width)
+            window, num = Window(col, row, width, height), (len(rows) - 1) * (len(cols) - 1)
             return np.asarray(self._call(where, num, read, indexes=indexes, window=window))
 
         def blocks() -> Shaped[np.ndarray, "band row col"]:
-            pieces = [
-                [
-                    read(indexes=indexes, window=Window.from_slices(rows, cols))
-                    for cols in _cut(col, width, self.block_shape[1])
-                ]
-                for rows in _cut(row, height, self.block_shape[0])
-            ]
-            return np.concatenate([np.concatenate(parts, axis=2) for parts in pieces], axis=1)
+            return np.concatenate([
+                np.concatenate([
+                    read(indexes=indexes, window=Window.from_slices(some_rows, some_cols))
+                    for some_cols in pairwise(cols)
+                ], axis=2)
+                for some_rows in pairwise(rows)
+            ], axis=1)  # fmt: skip
 
         return np.asarray(self._call(where, 1, blocks))
 
@@ -403,7 +288,26 @@ class RasterFile:
                 f"{', '.join(f'{number:g}' for number in numbers)}): give it one (gdal_edit.py "
                 "-a_ullr LEFT TOP RIGHT BOTTOM FILE) or leave the file out"
             )
-        _check_place(self.location, self._crs, self._affine, self.shape)
+        name = " ".join(self._crs.split())[:80]
+        try:
+            whole = CRS(self._crs)
+            if not (whole.geographic or whole.projected):
+                raise CRSError("it is neither geographic nor projected")
+            to_degrees = whole.transformer_to_crs(CRS("EPSG:4326"), always_xy=True)
+        except (ValueError, RuntimeError) as error:  # of pyproj and of odc-geo
+            raise CorruptRasterError(
+                f"{self.location} has a reference system that is none of Earth's surface ({name}): "
+                "assign the right one (gdal_edit.py -a_srs EPSG:... FILE) or leave the file out"
+            ) from error
+        height, width = self.shape
+        corners = [self._affine @ (c, r) for r in (0, height / 2, height) for c in (0, width)]
+        lon, lat = to_degrees(*np.array(corners).T)
+        if not ((np.abs(lon) <= 540) & (np.abs(lat) <= 91)).any():
+            raise CorruptRasterError(
+                f"{self.location} lies off the Earth (its first pixel at {self._affine.c:g}, "
+                f"{self._affine.f:g} of {name}): give it the right place (gdal_edit.py -a_ullr "
+                "LEFT TOP RIGHT BOTTOM FILE) or leave the file out"
+            )
         return GeoBox(self.shape, self._affine, self._crs)
 
     def read_on(
@@ -434,6 +338,32 @@ class RasterFile:
             values = self.read_window(rows.start, cols.start, height, width)
         return to_grid(values, self.geobox[rows, cols], geobox, method, nodata)
 
+    def read_known_on(
+        self, geobox: GeoBox, bands: Sequence[int], nodata: float | None = None
+    ) -> tuple[Shaped[np.ndarray, "band row col"], Bool[np.ndarray, "band row col"]]:
+        """Stored values of bands on any grid, and where each holds one: see ``read_known``.
+
+        A window of the file's own grid comes as it is, others by bilinear; 0 where nothing is.
+        """
+        corner = corner_in(self.geobox, geobox)
+        if corner is not None:
+            height, width = geobox.shape
+            return self.read_known(*corner, height, width, bands, nodata)
+        rows, cols = pixels_under(self.geobox, geobox)
+        height, width = rows.stop - rows.start, cols.stop - cols.start
+        if min(height, width) <= 0:
+            shape = (len(bands), *geobox.shape)
+            return np.zeros(shape, self.dtype), np.zeros(shape, bool)
+        stored, there = self.read_known(rows.start, cols.start, height, width, bands, nodata)
+        said = {self.nodata[band] for band in bands} if nodata is None else {nodata}
+        nothing = as_integer(said.pop(), self.dtype) if len(said) == 1 else None
+        if nothing is None:  # no value of the type is free to say so
+            stored, nothing = stored.astype(np.int32), np.iinfo(np.int32).min
+        stored[~there] = nothing
+        on_grid = to_grid(stored, self.geobox[rows, cols], geobox, "bilinear", nothing)
+        there = on_grid != nothing
+        return np.where(there, on_grid, 0).astype(self.dtype), there
+
     def read_thinned(
         self, step: float, bands: Sequence[int] | None = None
     ) -> Shaped[np.ndarray, "band row col"]:
@@ -450,10 +380,10 @@ class RasterFile:
         )
         return values
 
-    def _num_blocks(self, row: int, col: int, height: int, width: int) -> int:
-        block_height, block_width = self.block_shape
-        rows = (row + height - 1) // block_height - row // block_height + 1
-        return rows * ((col + width - 1) // block_width - col // block_width + 1)
+    @property
+    def closed(self) -> bool:
+        """Whether it is: somebody has let go of it, or a read has failed."""
+        return not self._close.alive
 
     def close(self) -> None:
         """Let go of the handle."""
@@ -465,54 +395,6 @@ class RasterFile:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-
-def _check_place(location: str, crs: str, affine: Affine, shape: tuple[int, int]) -> None:
-    """Refuse a reference system that is none of Earth's surface, and a place far off it."""
-    height, width = shape
-    try:
-        whole = CRS(crs)
-        if not (whole.geographic or whole.projected):
-            raise CRSError("it is neither geographic nor projected")
-        to_degrees = whole.transformer_to_crs(CRS("EPSG:4326"), always_xy=True)
-    except (ValueError, RuntimeError) as error:  # of pyproj and of odc-geo
-        name = " ".join(crs.split())[:80]
-        raise CorruptRasterError(
-            f"{location} has a reference system that is none of Earth's surface ({name}): assign "
-            "the right one (gdal_edit.py -a_srs EPSG:... FILE) or leave the file out"
-        ) from error
-    corners = [affine @ (col, row) for row in (0, height / 2, height) for col in (0, width)]
-    lon, lat = to_degrees(*np.array(corners).T)
-    if not ((np.abs(lon) <= 540) & (np.abs(lat) <= 91)).any():
-        raise CorruptRasterError(
-            f"{location} lies off the Earth (its first pixel at {affine.c:g}, {affine.f:g} of "
-            f"{' '.join(crs.split())[:80]}): give it the right place (gdal_edit.py -a_ullr LEFT "
-            "TOP RIGHT BOTTOM FILE) or leave the file out"
-        )
-
-
-def _cut(start: int, length: int, block: int) -> Iterator[slice]:
-    """A span cut where blocks end."""
-    end = start + length
-    edges = [start, *range((start // block + 1) * block, end, block), end]
-    return (slice(*each) for each in pairwise(edges))
-
-
-def _equal(values: Shaped[np.ndarray, "row col"], number: float) -> Bool[np.ndarray, "row col"]:
-    """Where stored values are a number; nowhere if their type cannot hold it."""
-    if values.dtype.kind in "iu":
-        limits = np.iinfo(values.dtype)
-        if not (float(number).is_integer() and limits.min <= number <= limits.max):
-            return np.zeros(values.shape, bool)
-        number = int(number)
-    where: np.ndarray = values == number
-    return where
-
-
-def _band_name(description: str | None, colour: ColorInterp) -> str | None:
-    """What a file calls a band."""
-    named = colour in (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
-    return description or (colour.name if named else None)
 
 
 def open_raster(location: str, web: Web | None = None, vrt: bool = False) -> RasterFile | None:
@@ -530,16 +412,13 @@ def open_raster(location: str, web: Web | None = None, vrt: bool = False) -> Ras
         ConfigError: the location is a URL of another kind.
     """
     url = web_address(location)
-    if url is not None:
-        return _open_web(shown(location), url, web or Web())
-    with _gdal(location, OPTIONS):
-        opened = open_local(Path(location), vrt)
-        return None if opened is None else RasterFile(location, opened)
-
-
-def _open_web(location: str, url: str, web: Web) -> RasterFile | None:
+    if url is None:
+        with _gdal(location, OPTIONS):
+            opened = open_local(Path(location), vrt)
+            return None if opened is None else RasterFile(location, opened)
+    location = shown(location)
     try:
-        web_file = _WebFile(web, url)
+        web_file = WebFile(web or Web(), url)
     except Missing:
         return None
     except Damaged as error:
@@ -550,3 +429,211 @@ def _open_web(location: str, url: str, web: Web) -> RasterFile | None:
             web_file.name, driver, location, web_file.identity, web_file, _WEB_OPTIONS
         )
         return RasterFile(location, opened, web_file)
+
+
+class OpenRasters:
+    """The rasters used last, kept open between reads. Threads may share it.
+
+    A file that is dropped for others is closed once nobody reads it any more. A process that was
+    forked, or got this pickled, begins with none.
+    """
+
+    def __init__(self) -> None:
+        self._files: OrderedDict[str, RasterFile | None] = OrderedDict()
+        self._lock, self._process = threading.Lock(), os.getpid()
+
+    def __reduce__(self) -> tuple[type[OpenRasters], tuple[()]]:
+        return OpenRasters, ()
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def get(self, name: str, open_one: Callable[[], Found]) -> Found:
+        """The open file of this name, opened by ``open_one`` if it is not, or has been closed.
+
+        That there is none is remembered as well.
+        """
+        if self._process != os.getpid():  # handles of before the fork share their places in files
+            self._files, self._lock, self._process = OrderedDict(), threading.Lock(), os.getpid()
+        with self._lock:
+            if name in self._files and not ((kept := self._files[name]) and kept.closed):
+                self._files.move_to_end(name)
+                return kept  # type: ignore[return-value]  # what open_one gave
+        file = open_one()  # several threads may wait for servers at once
+        with self._lock:
+            self._files[name] = file
+            self._files.move_to_end(name)
+            while len(self._files) > MOST_OPEN:
+                self._files.popitem(last=False)
+        return file
+
+
+def existing(path: Path) -> RasterFile:
+    """The raster at a path that was there before.
+
+    Raises:
+        CorruptRasterError: it is gone, or no raster.
+    """
+    file = open_raster(str(path), vrt=True)
+    if file is None:
+        raise CorruptRasterError(
+            f"{path} does not exist any more: put it back, or build again into another folder"
+        )
+    return file
+
+
+# Grids
+
+
+def as_integer(nodata: float | None, dtype: np.dtype) -> int | None:
+    """Nodata as a value of the type, None where the type cannot hold it."""
+    if nodata is None or not float(nodata).is_integer():
+        return None
+    limits = np.iinfo(dtype)
+    return int(nodata) if limits.min <= nodata <= limits.max else None
+
+
+def same_pixels(there: GeoBox, here: GeoBox) -> bool:
+    """Whether two grids have one reference system and pixel size, wherever they begin."""
+    return there.crs == here.crs and all(
+        math.isclose(a, b, rel_tol=_SAME_SIZE)
+        for a, b in ((there.affine.a, here.affine.a), (there.affine.e, here.affine.e))
+    )
+
+
+def begins_at(there: GeoBox, here: GeoBox) -> tuple[float, float]:
+    """The row and column of one grid where another begins."""
+    col, row = ~there.affine @ (here.affine.c, here.affine.f)
+    return row, col
+
+
+def corner_in(there: GeoBox, here: GeoBox) -> tuple[int, int] | None:
+    """The first row and column of a grid's window; None if ``here`` is no window of it."""
+    if not same_pixels(there, here):
+        return None
+    place = begins_at(there, here)
+    row, col = (round(number) for number in place)
+    inside = (
+        min(row, col) >= 0
+        and row + here.shape[0] <= there.shape[0]
+        and col + here.shape[1] <= there.shape[1]
+    )
+    exact = max(abs(place[0] - row), abs(place[1] - col)) < SNAP_PX
+    return (row, col) if inside and exact else None
+
+
+def pixels_under(there: GeoBox, here: GeoBox) -> tuple[slice, slice]:
+    """Rows and columns of the grid ``there`` that it takes to fill the grid ``here``.
+
+    With a margin for what a bilinear mean takes of the neighbours, unless pixels coincide.
+    """
+    found = compute_reproject_roi(there, here, ttol=SNAP_PX)
+    if not (found.paste_ok and found.read_shrink == 1):
+        margin = 1 if found.scale <= 1 else math.ceil(found.scale) + 1
+        found = compute_reproject_roi(there, here, ttol=SNAP_PX, padding=margin)
+    rows, cols = found.roi_src
+    return slice(rows.start, rows.stop), slice(cols.start, cols.stop)
+
+
+def to_grid(
+    values: Shaped[np.ndarray, "band row col"],
+    there: GeoBox,
+    here: GeoBox,
+    method: Method,
+    nodata: float = 0,
+) -> Shaped[np.ndarray, "band rows cols"]:
+    """``values``, which lie on the grid ``there``, on the grid ``here``; nodata outside of them.
+
+    Pixels of one grid are copied as they are. Nodata has no part in a bilinear mean: the weights
+    of the other pixels are scaled up. Pixels twice as large (20 m to 10 m) take a short way with
+    the very same result as GDAL's.
+    """
+    step, (height, width) = _integer_steps(there, here), here.shape
+    if step is not None and step[0] == 1:
+        return _pasted(values, step[1:], (height, width), nodata)
+    if step is not None and method == "nearest":
+        larger = values.repeat(step[0], axis=-2).repeat(step[0], axis=-1)
+        return _pasted(larger, step[1:], (height, width), nodata)
+    integers = np.issubdtype(values.dtype, np.unsignedinteger) and values.dtype.itemsize <= 2
+    if step is not None and step[0] == 2 and integers and not (values == nodata).any():
+        return _pasted(doubled(values), step[1:], (height, width), nodata)
+    out = np.full((len(values), *here.shape), nodata, values.dtype)
+    for band, warped in zip(values, out, strict=True):  # together, one's nodata marks another's
+        with _WARPING:
+            rasterio.warp.reproject(
+                band,
+                warped,
+                src_transform=there.affine,
+                src_crs=str(there.crs),
+                src_nodata=nodata,
+                dst_transform=here.affine,
+                dst_crs=str(here.crs),
+                dst_nodata=nodata,
+                resampling=Resampling[method],
+                tolerance=_WARP_PX,
+            )
+    return out
+
+
+def doubled(values: Shaped[np.ndarray, "band row col"]) -> Shaped[np.ndarray, "band rows cols"]:
+    """Pixels of twice the resolution by bilinear, rounded half up; exact integer arithmetic.
+
+    Every new pixel lies a quarter pixel from an old one's centre, so the weights are 9, 3, 3 and
+    1 sixteenths. At the edge the missing neighbour is the pixel itself, as in GDAL.
+    """
+    padded = np.pad(values, ((0, 0), (1, 1), (1, 1)), mode="edge")
+    num_bands, rows, cols = values.shape
+    out = np.empty((num_bands, 2 * rows, 2 * cols), values.dtype)
+    for start in range(0, rows, _ROWS_AT_ONCE):
+        some = padded[:, start : start + _ROWS_AT_ONCE + 2].astype(np.uint32)
+        both = _between(_between(some).swapaxes(1, 2)).swapaxes(1, 2)
+        both += 8
+        both >>= 4
+        out[:, 2 * start : 2 * start + both.shape[1]] = both
+    return out
+
+
+def _between(values: Shaped[np.ndarray, "band row col"]) -> Shaped[np.ndarray, "band rows col"]:
+    """Four times the values a quarter pixel above and below every row but the outermost."""
+    num_bands, rows, cols = values.shape
+    middle = 3 * values[:, 1:-1]
+    out = np.empty((num_bands, 2 * (rows - 2), cols), np.uint32)
+    out[:, 0::2] = middle + values[:, :-2]
+    out[:, 1::2] = middle + values[:, 2:]
+    return out
+
+
+def _integer_steps(there: GeoBox, here: GeoBox) -> tuple[int, int, int] | None:
+    """How many pixels of ``here`` a pixel of ``there`` is wide, and where it begins (row, col).
+
+    None where the grids have other reference systems, or pixels that do not nest.
+    """
+    if there.crs != here.crs:
+        return None
+    step: Affine = ~here.affine @ there.affine
+    num = round(step.a)
+    row, col = round(step.f), round(step.c)
+    extent = max(*there.shape, 1)
+    off = max(abs(step.a - num), abs(step.e - num), abs(step.b), abs(step.d)) * extent
+    if num < 1 or max(off, abs(step.f - row), abs(step.c - col)) > SNAP_PX:
+        return None
+    return num, row, col
+
+
+def _pasted(
+    values: Shaped[np.ndarray, "band row col"],
+    first: tuple[int, int],
+    shape: tuple[int, int],
+    nodata: float,
+) -> Shaped[np.ndarray, "band rows cols"]:
+    """``values`` put at their place in an array of ``shape``, cut where they reach beyond it."""
+    (row, col), (height, width) = first, values.shape[1:]
+    if (row, col) == (0, 0) and (height, width) == shape:
+        return values
+    out = np.full((len(values), *shape), nodata, values.dtype)
+    top, left = max(row, 0), max(col, 0)
+    bottom, right = min(row + height, shape[0]), min(col + width, shape[1])
+    if bottom > top and right > left:
+        part = values[:, top - row : bottom - row, left - col : right - col]
+        out[:, top:bottom, left:right] = part
+    return out

@@ -2,7 +2,8 @@
 
 They lie on disk in one of three ways: ready-made chips, each a file and a square of its own
 (``ChipFiles``); large rasters that hold all bands, or one raster for every band of one place,
-brought to the grid of the finest (both ``LargeRasters``).
+brought to the grid of the finest (both ``LargeRasters``). Labels may come from a raster as well
+(``LabelRaster``).
 """
 
 from __future__ import annotations
@@ -12,35 +13,34 @@ import hashlib
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import shapely
 from affine import Affine
-from jaxtyping import Float64
+from jaxtyping import Bool, Shaped
 from odc.geo.geobox import GeoBox
 
 from bharateo.config import DataConfig, GeotiffConfig
-from bharateo.errors import ConfigError, CorruptRasterError, SourceError
-from bharateo.landcover import BHARATEO_CLASSES, NUM_CLASSES
-from bharateo.pixels.raster import Raster
-from bharateo.regions import Region
-from bharateo.sensor import Band, Composite, Sensor
-from bharateo.sources import LabelSource, Recipe
-from bharateo.sources.label_raster import LabelRaster
-from bharateo.sources.raster_files import (
-    SAME_PLACE_PX,
-    Files,
-    Part,
+from bharateo.errors import ConfigError, CorruptRasterError, SourceError, UnknownCodeError
+from bharateo.landcover import BHARATEO_CLASSES, NUM_CLASSES, WORLDCOVER, ClassScheme
+from bharateo.pixels.raster import (
+    SNAP_PX,
+    OpenRasters,
+    Raster,
+    RasterFile,
     as_integer,
     begins_at,
     corner_in,
     existing,
-    nearest_square,
+    open_raster,
     same_pixels,
 )
+from bharateo.regions import Region
+from bharateo.sensor import Band, Composite, Sensor
+from bharateo.sources import LabelSource, Recipe
 from bharateo.sources.worldcover import WorldCover
 
 MOST_LOOKED_AT = 16
@@ -57,7 +57,70 @@ _STORED_AS: Mapping[str, Literal["uint8", "uint16"]] = {
 }
 """What pixels of a file's type become; int16 must not be negative."""
 
-# Sources
+# Pixels
+
+
+@dataclass(frozen=True)
+class Part:
+    """Bands of one file: their indices in it, from 0, and among all bands asked for."""
+
+    file: str
+    indices: tuple[int, ...]
+    places: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Files:
+    """The rasters below a folder, all of one type; those used last stay open.
+
+    ``nodata`` is the stored value of pixels without data; ``declared``: what each file says, and 0
+    in those that say nothing; None: what each file says, or none. Masks and alpha always hold.
+    """
+
+    folder: Path
+    dtype: str
+    nodata: float | Literal["declared"] | None
+    opened: OpenRasters = field(default_factory=OpenRasters, compare=False)
+
+    def read(
+        self, part: Part, geobox: GeoBox | None = None
+    ) -> tuple[Shaped[np.ndarray, "band row col"], Bool[np.ndarray, "row col"], GeoBox]:
+        """The stored values of bands of a file, unsigned and 0 where there is nothing; where all of
+        them hold one; and their grid, which is the file's own unless another is given.
+
+        Pixels of the file's own grid come as they are, others by bilinear.
+
+        Raises:
+            CorruptRasterError: the file is gone, damaged, of another type or negative.
+        """
+
+        def open_one() -> RasterFile:
+            file = existing(self.folder / part.file)
+            if file.dtype != self.dtype:
+                raise CorruptRasterError(
+                    f"{file.location} holds {file.dtype} where {self.dtype} was planned for: it "
+                    "changed meanwhile; build again into another folder"
+                )
+            return file
+
+        file = self.opened.get(part.file, open_one)
+        nodata = self.nodata
+        if nodata == "declared":
+            nodata = None if file.says_what_is_there else 0
+        geobox = geobox or file.geobox
+        stored, there = file.read_known_on(geobox, part.indices, nodata)
+        valid = np.all(there, axis=0)
+        if stored.dtype != np.int16:
+            return stored, valid, geobox
+        lowest = stored.min(where=valid, initial=0)
+        if lowest < 0:
+            raise CorruptRasterError(
+                f"{file.location} holds values down to {lowest}, chips hold 0 to 65535: if that "
+                "stands for no data, give it in data.geotiff.nodata (the file's own is "
+                f"{file.nodata[0]}); else shift the values with gdal_translate -ot UInt16 -scale "
+                "and set data.geotiff.offset"
+            )
+        return np.where(valid, stored, 0).astype(np.uint16), valid, geobox
 
 
 @dataclass
@@ -81,11 +144,20 @@ class ChipFiles:
 
         Raises:
             SourceError: no file is there.
-            CorruptRasterError: see ``Files.read_whole``.
+            CorruptRasterError: see ``Files.read``.
         """
-        file = self._file_at(geobox)
+        for index, grid in enumerate(self.grids):
+            row, col = (math.floor(number + 0.5) for number in begins_at(grid, geobox))
+            if same_pixels(grid, geobox) and (index, row, col) in self.squares:
+                file = self.squares[index, row, col]
+                break
+        else:
+            raise SourceError(
+                f"no file below {self.files.folder} lies at {geobox.boundingbox}: with "
+                "plan.strategy 'files' every file is one chip, and nothing is read between them"
+            )
         part = Part(file, self.indices, tuple(range(len(self.indices))))
-        values, valid, own = self.files.read_whole(part)
+        values, valid, own = self.files.read(part)
         if own.shape != geobox.shape:
             raise CorruptRasterError(
                 f"{self.files.folder / file} is {own.shape[0]} x {own.shape[1]} px where "
@@ -93,17 +165,6 @@ class ChipFiles:
                 "build again into another folder"
             )
         return Raster(values, valid, own, {"root": self.root, "item": file})
-
-    def _file_at(self, geobox: GeoBox) -> str:
-        for index, grid in enumerate(self.grids):
-            if same_pixels(grid, geobox):
-                file = self.squares.get((index, *nearest_square(grid, geobox)))
-                if file is not None:
-                    return file
-        raise SourceError(
-            f"no file below {self.files.folder} lies at {geobox.boundingbox}: with plan.strategy "
-            "'files' every file is one chip, and nothing is read between them"
-        )
 
 
 @dataclass(frozen=True)
@@ -134,28 +195,102 @@ class LargeRasters:
 
         Raises:
             SourceError: it is a window of none.
-            CorruptRasterError: see ``Files.read_whole``.
+            CorruptRasterError: see ``Files.read``.
         """
-        stack = self._stack_under(geobox)
+        found = (each for each in self.stacks if corner_in(each.geobox, geobox) is not None)
+        if (stack := next(found, None)) is None:
+            raise SourceError(
+                f"no raster below {self.files.folder} has {geobox} as a window: only pixels of the "
+                "rasters' own grids are read"
+            )
         provenance: dict[str, Any] = {"root": self.root, "item": stack.name}
         if len(stack.parts) == 1:
-            return Raster(*self.files.read_on(stack.parts[0], geobox), geobox, provenance)
+            return Raster(*self.files.read(stack.parts[0], geobox), provenance)
         values = np.empty((self.sensor.num_bands, *geobox.shape), self.sensor.dtype)
         valid = np.ones(geobox.shape, bool)
         for part in stack.parts:
-            values[list(part.places)], own = self.files.read_on(part, geobox)
+            values[list(part.places)], own, _ = self.files.read(part, geobox)
             valid &= own
         provenance |= {"files": [part.file for part in stack.parts], "resampling": "bilinear"}
         return Raster(values, valid, geobox, provenance)
 
-    def _stack_under(self, geobox: GeoBox) -> Stack:
-        for stack in self.stacks:
-            if corner_in(stack.geobox, geobox) is not None:
-                return stack
-        raise SourceError(
-            f"no raster below {self.files.folder} has {geobox} as a window: only pixels of the "
-            "rasters' own grids are read"
-        )
+
+# Labels
+
+
+class LabelRaster:
+    """Land-cover codes from a raster of one band, brought to a grid by nearest neighbour.
+
+    ``classes``: code -> class id 0..7; WorldCover's codes if empty. Nodata is what the file says,
+    else 0, unless that is a class; ground that the raster does not reach, or that its mask or alpha
+    band leaves out, has no label.
+
+    Raises:
+        ConfigError: the file does not exist, or a class contradicts its nodata.
+        CorruptRasterError: it is no raster of one band of integers.
+    """
+
+    attribution: tuple[str, ...] = ()
+
+    def __init__(self, path: Path, classes: Mapping[int, int]) -> None:
+        self.path, self.classes = path, dict(classes)
+        self.name = f"label raster {path.name}"
+        self._opened = OpenRasters()
+        file = self._file()
+        self._nodata = as_integer(file.nodata[0], file.dtype)
+        native = {
+            code: (BHARATEO_CLASSES[class_id].name, class_id)
+            for code, class_id in self.classes.items()
+        } or WORLDCOVER.native
+        if self._nodata in native:
+            raise ConfigError(
+                f"data.geotiff.label_classes makes code {self._nodata} a class, which is nodata in "
+                f"{path}: leave it out, or run gdal_edit.py -unsetnodata on the file"
+            )
+        nodata = 0 if self._nodata is None else self._nodata
+        if nodata in native or not 0 <= nodata <= 255:
+            codes = range(min(int(np.iinfo(file.dtype).max), 255) + 1)
+            nodata = max({*codes} - {*native})
+        self.scheme = ClassScheme(self.name if classes else WORLDCOVER.name, native, nodata)
+
+    def read(self, geobox: GeoBox) -> Raster:
+        """Native codes on any grid, uint8 (1, row, col), the scheme's nodata where there is none.
+
+        Raises:
+            CorruptRasterError: the file is damaged.
+            UnknownCodeError: a code is no number from 0 to 255.
+        """
+        fill = self.scheme.nodata if self._nodata is None else self._nodata
+        file = self._file()
+        codes = file.read_on(geobox, "nearest", fill, masked=True)[0]
+        valid = codes != fill
+        wrong = valid & ((codes < 0) | (codes > 255))
+        if wrong.any():
+            raise UnknownCodeError(
+                f"code {codes[wrong].min()} in {self.path} is not one from 0 to 255: name it as "
+                "the file's nodata (gdal_edit.py -a_nodata) or give the classes other codes"
+            )
+        native = np.where(valid, codes, self.scheme.nodata).astype(np.uint8)
+        provenance = {"file": str(self.path), **file.identity, "resampling": "nearest neighbour"}
+        return Raster(native[None], valid, geobox, provenance)
+
+    def _file(self) -> RasterFile:
+        def open_one() -> RasterFile:
+            file = open_raster(str(self.path), vrt=True)
+            if file is None:
+                raise ConfigError(
+                    f"data.geotiff.labels {str(self.path)!r} does not exist: give 'worldcover' or "
+                    "a raster with one band of land-cover codes"
+                )
+            if file.num_bands != 1 or file.dtype.kind not in "ui":
+                raise CorruptRasterError(
+                    f"{self.path} has {file.num_bands} band(s) of {file.dtype}, labels are one "
+                    "band of integers: take the band with gdal_translate -b N -ot Byte"
+                )
+            _ = file.geobox  # it must say where it lies
+            return file
+
+        return self._opened.get(str(self.path), open_one)
 
 
 # From a configuration to its files
@@ -170,8 +305,6 @@ class Header:
 
     name: str
     geobox: GeoBox
-    num_bands: int
-    has_alpha: bool
     dtype: str
     num_bytes: int
     units: tuple[tuple[float, float], ...]
@@ -187,34 +320,58 @@ def geotiff_recipe(data: DataConfig) -> Recipe:
         ConfigError: a value contradicts another or the files.
         SourceError: a file cannot be read, does not say where it lies or holds other numbers.
     """
-    config = data.geotiff
+    config, size_px = data.geotiff, data.plan.size_px
     _check_values(config)
     folder, names = _find(config.path)
     by_band = _files_by_band(config, folder, names)
-    headers = [_header(folder, name) for name in dict.fromkeys(by_band or names)]
-    _check_bands(config, folder, headers, by_band)
-    dtype = _one_dtype(folder, headers)
-    files = Files(folder.absolute(), dtype, _nodata(config, dtype))
+    headers = _headers(config, folder, list(dict.fromkeys(by_band or names)), by_band)
+    dtype = headers[0].dtype
+    nodata = config.nodata
+    if isinstance(nodata, int | float) and as_integer(nodata, np.dtype(dtype)) is None:
+        raise ConfigError(
+            f"data.geotiff.nodata {nodata:g} is no value of {dtype}, which the files hold: "
+            "correct it, or leave it out for what the files say"
+        )
+    files = Files(folder.absolute(), dtype, nodata)
     scale, offset = _unit(config, folder, headers, by_band)
-    plain = _sensor(config, _STORED_AS[dtype], scale, offset)
-    about = config.title, config.attribution, plain, str(folder), files
+    sensor = Sensor(
+        name="geotiff",
+        title=config.title,
+        bands=tuple(
+            Band(name, band.resolution_m, band.wavelength_nm) for name, band in config.bands.items()
+        ),
+        dtype=_STORED_AS[dtype],
+        scale=scale,
+        offset=offset,
+        unit=config.unit,
+        composites={},  # they need a look at the pixels
+        standardised=config.standardised,
+    )
+    about = config.title, config.attribution, sensor, str(folder), files
     image: ChipFiles | LargeRasters
     if data.plan.strategy == "files":
-        regions, squares = _chip_regions(folder, headers, by_band, data.plan.size_px)
+        regions, squares = _chip_regions(folder, headers, by_band, size_px)
         indices = tuple(band.band - 1 for band in config.bands.values())
         image = ChipFiles(*about, indices, tuple(r.geobox for r in regions), squares)
     else:
-        stacks = _stacks(config, folder, headers, by_band)
-        _check_apart(stacks, data.plan.size_px)
+        stacks = _stacks(config, folder, headers, by_band, size_px)
         stems = [stack.name if by_band else Path(stack.name).stem for stack in stacks]
         regions = [
             Region(name, stack.geobox) for name, stack in zip(_names(stems), stacks, strict=True)
         ]
         image = LargeRasters(*about, tuple(stacks))
-    settings = _settings(config, headers, (scale, offset))
-    looked_at = _looked_at(regions, data.plan.size_px)
-    image.sensor = replace(plain, composites=_composites(config, image, looked_at))
-    return Recipe("geotiff", regions, image, _labels(data), settings)
+    image.sensor = replace(sensor, composites=_composites(config, image, regions, size_px))
+    labels: LabelSource
+    if config.labels != "worldcover":
+        labels = LabelRaster(Path(config.labels).expanduser(), config.label_classes)
+    elif config.label_classes:
+        raise ConfigError(
+            "data.geotiff.label_classes says what the codes of a label raster mean, but labels is "
+            "'worldcover': leave one of them out"
+        )
+    else:
+        labels = WorldCover(data.worldcover_root, data.worldcover_year)
+    return Recipe("geotiff", regions, image, labels, _settings(config, headers, (scale, offset)))
 
 
 def _check_values(config: GeotiffConfig) -> None:
@@ -313,103 +470,72 @@ def _files_by_band(
         )
     files: dict[str, list[str]] = {}
     for band, pattern in named.items():
-        files.setdefault(_one_file(folder, band, pattern, names), []).append(band)
+        literal = (folder / pattern).is_file() and not Path(pattern).is_absolute()
+        matching = [folder / pattern] if literal else _matching(folder, pattern)
+        found = [file.relative_to(folder).as_posix() for file in matching if file.is_file()]
+        if len(found) != 1:
+            shown = ", ".join((found or list(names))[:5])
+            raise ConfigError(
+                f"data.geotiff.bands.{band}.file {pattern!r} matches {len(found)} files in "
+                f"{folder}, not one: correct it ({'those' if found else 'there'} are {shown})"
+            )
+        files.setdefault(found[0], []).append(band)
     return files
 
 
-def _one_file(folder: Path, band: str, pattern: str, names: Sequence[str]) -> str:
-    literal = (folder / pattern).is_file() and not Path(pattern).is_absolute()
-    matching = [folder / pattern] if literal else _matching(folder, pattern)
-    found = [file.relative_to(folder).as_posix() for file in matching if file.is_file()]
-    if len(found) == 1:
-        return found[0]
-    shown = ", ".join((found or list(names))[:5])
-    raise ConfigError(
-        f"data.geotiff.bands.{band}.file {pattern!r} matches {len(found)} files in {folder}, not "
-        f"one: correct it ({'those' if found else 'there'} are {shown})"
-    )
-
-
-def _header(folder: Path, name: str) -> Header:
-    """What a file says of itself; it is closed again.
-
-    Raises:
-        CorruptRasterError: it cannot be read, or does not say where it lies.
-        SourceError: its grid or numbers are of a kind that is not taken.
-    """
-    with existing(folder / name) as file:
-        affine: Affine = file.geobox.affine
-        num_bytes = int(file.identity["size"])
-        header = Header(
-            name,
-            file.geobox,
-            file.num_bands,
-            file.has_alpha,
-            str(file.dtype),
-            num_bytes,
-            file.units,
-        )
-        _ = file.says_what_is_there  # one image, whose mask can be read
-    if affine.b or affine.d or affine.a <= 0 or affine.e >= 0:
-        how = "rotated (its transform has a shear)" if affine.b or affine.d else "upside down"
-        raise SourceError(
-            f"the grid of {folder / name} is {how}, chips have north up: bring it there with "
-            "gdalwarp IN OUT"
-        )
-    if header.dtype not in _STORED_AS:
-        raise SourceError(
-            f"{folder / name} holds {header.dtype}, chips hold uint8 or uint16: convert it, e.g. "
-            "gdal_translate -ot UInt16 -scale 0 1 0 10000 IN OUT, and set data.geotiff.scale (here "
-            "0.0001) and offset so that they give the physical values back"
-        )
-    return header
-
-
-def _check_bands(
+def _headers(
     config: GeotiffConfig,
     folder: Path,
-    headers: Sequence[Header],
+    names: Sequence[str],
     by_band: Mapping[str, Sequence[str]],
-) -> None:
-    for header in headers:
-        for name in by_band.get(header.name, config.bands):
-            number = config.bands[name].band
-            if number > header.num_bands:
-                alpha = number == header.num_bands + 1 and header.has_alpha
+) -> list[Header]:
+    """What files say of themselves, of one kind and with all bands that are asked of them.
+
+    Raises:
+        CorruptRasterError: one cannot be read, or does not say where it lies.
+        SourceError: its grid or numbers are of a kind that is not taken, or not the others'.
+        ConfigError: it lacks a band.
+    """
+    headers: list[Header] = []
+    for name in names:
+        path = folder / name
+        with existing(path) as file:
+            affine: Affine = file.geobox.affine
+            _ = file.says_what_is_there  # one image, whose mask can be read
+        dtype = str(file.dtype)
+        if affine.b or affine.d or affine.a <= 0 or affine.e >= 0:
+            how = "rotated (its transform has a shear)" if affine.b or affine.d else "upside down"
+            raise SourceError(
+                f"the grid of {path} is {how}, chips have north up: bring it there with gdalwarp "
+                "IN OUT"
+            )
+        if dtype not in _STORED_AS:
+            raise SourceError(
+                f"{path} holds {dtype}, chips hold uint8 or uint16: convert it, e.g. "
+                "gdal_translate -ot UInt16 -scale 0 1 0 10000 IN OUT, and set data.geotiff.scale "
+                "(here 0.0001) and offset so that they give the physical values back"
+            )
+        for band in by_band.get(name, config.bands):
+            number = config.bands[band].band
+            if number > file.num_bands:
+                alpha = number == file.num_bands + 1 and file.has_alpha
                 raise ConfigError(
-                    f"data.geotiff.bands.{name} is band {number} of {folder / header.name}, which "
+                    f"data.geotiff.bands.{band} is band {number} of {path}, which "
                     + (
                         "is marked as alpha (where there are pixels), and is no band of an image: "
                         f"if it is one, run gdal_edit.py -colorinterp_{number} undefined on it"
                         if alpha
-                        else f"has {header.num_bands}: correct the number, or leave the file out "
+                        else f"has {file.num_bands}: correct the number, or leave the file out "
                         "with a pattern in data.geotiff.path"
                     )
                 )
-
-
-def _one_dtype(folder: Path, headers: Sequence[Header]) -> str:
-    first = headers[0]
-    for header in headers:
-        if header.dtype != first.dtype:
+        if headers and dtype != headers[0].dtype:
             raise SourceError(
-                f"{folder / header.name} holds {header.dtype} and {first.name} {first.dtype}: "
-                "convert one kind (gdal_translate -ot), or leave it out with a pattern in "
-                "data.geotiff.path"
+                f"{path} holds {dtype} and {headers[0].name} {headers[0].dtype}: convert one kind "
+                "(gdal_translate -ot), or leave it out with a pattern in data.geotiff.path"
             )
-    return first.dtype
-
-
-def _nodata(config: GeotiffConfig, dtype: str) -> float | Literal["declared"] | None:
-    nodata = config.nodata
-    if nodata is None or isinstance(nodata, str):
-        return nodata
-    if as_integer(nodata, np.dtype(dtype)) is None:
-        raise ConfigError(
-            f"data.geotiff.nodata {nodata:g} is no value of {dtype}, which the files hold: "
-            "correct it, or leave it out for what the files say"
-        )
-    return nodata
+        headers.append(Header(name, file.geobox, dtype, int(file.identity["size"]), file.units))
+    return headers
 
 
 # Ready-made chips
@@ -435,48 +561,36 @@ def _chip_regions(
                 f"every file is a chip of plan.size_px {size_px}: set that to the files' size, "
                 "leave the file out, or use strategy 'blocks' or 'grid'"
             )
-    groups = _groups(headers)
+    groups: list[list[Header]] = []  # of one reference system and pixel size
+    for header in headers:
+        own = (group for group in groups if same_pixels(group[0].geobox, header.geobox))
+        if group := next(own, None):
+            group.append(header)
+        else:
+            groups.append([header])
     regions = []
     squares: dict[tuple[int, int, int], str] = {}
     names = _names([folder.resolve().name] * len(groups))
     for index, (name, group) in enumerate(zip(names, groups, strict=True)):
-        grid, corners = _bounding_grid([header.geobox for header in group], size_px)
-        own = [(float(row), float(col)) for row, col in corners]
-        for place, header in zip(own, group, strict=True):
-            square = math.floor(place[0] + 0.5), math.floor(place[1] + 0.5)
+        # The grid that holds all squares, in step with the first.
+        first = group[0].geobox
+        corners = np.array([begins_at(first, header.geobox) for header in group])
+        nearest = np.floor(corners + 0.5)
+        row, col = nearest.min(axis=0).astype(int).tolist()
+        height, width = (nearest.max(axis=0) - (row, col)).astype(int) + size_px
+        affine = first.affine @ Affine.translation(col, row)
+        places = [(y, x) for y, x in (corners - (row, col)).tolist()]
+        for (y, x), header in zip(places, group, strict=True):
+            square = math.floor(y + 0.5), math.floor(x + 0.5)
             other = squares.setdefault((index, *square), header.name)
             if other != header.name:
                 raise ConfigError(
                     f"{folder / header.name} and {other} lie at one place: leave one of them out "
                     "(two dates of a place are two datasets)"
                 )
-        regions.append(Region(name, grid, squares=tuple(own)))
+        grid = GeoBox((int(height), int(width)), affine, first.crs)
+        regions.append(Region(name, grid, squares=tuple(places)))
     return regions, squares
-
-
-def _groups(headers: Sequence[Header]) -> list[list[Header]]:
-    """Files of one reference system and pixel size."""
-    groups: list[list[Header]] = []
-    for header in headers:
-        own = (group for group in groups if same_pixels(group[0].geobox, header.geobox))
-        group = next(own, None)
-        if group is None:
-            groups.append([header])
-        else:
-            group.append(header)
-    return groups
-
-
-def _bounding_grid(
-    grids: Sequence[GeoBox], size_px: int
-) -> tuple[GeoBox, Float64[np.ndarray, "square 2"]]:
-    """The grid that holds some squares, in step with the first, and where in it they begin."""
-    corners = np.array([begins_at(grids[0], grid) for grid in grids])
-    nearest = np.floor(corners + 0.5)
-    row, col = nearest.min(axis=0)
-    height, width = (nearest - (row, col)).max(axis=0) + size_px
-    affine = grids[0].affine @ Affine.translation(int(col), int(row))
-    return GeoBox((int(height), int(width)), affine, grids[0].crs), corners - (row, col)
 
 
 def _names(names: Iterable[str]) -> list[str]:
@@ -500,8 +614,12 @@ def _stacks(
     folder: Path,
     headers: Sequence[Header],
     by_band: Mapping[str, Sequence[str]],
+    size_px: int,
 ) -> list[Stack]:
-    """Every raster with all bands; or the one place whose bands lie in several."""
+    """Every raster with all bands; or the one place whose bands lie in several.
+
+    Rasters that share a grid and ground are refused: a place must say which raster is meant.
+    """
     order = list(config.bands)
     parts = [
         Part(
@@ -511,22 +629,18 @@ def _stacks(
         )
         for header in headers
     ]
-    if not by_band:
-        return [Stack(h.name, h.geobox, (p,)) for h, p in zip(headers, parts, strict=True)]
-    finest = min(order, key=lambda name: config.bands[name].resolution_m)
-    grid = next(h.geobox for h in headers if finest in by_band[h.name])
-    for header in headers:
-        if header.geobox.crs == grid.crs and header.geobox.affine.a < 0.9 * grid.affine.a:
-            raise ConfigError(
-                f"{folder / header.name} has finer pixels than band {finest}, whose "
-                f"data.geotiff.bands.{finest}.resolution_m is the least: give every band the "
-                "resolution its file has"
-            )
-    return [Stack(folder.resolve().name, grid, tuple(parts))]
-
-
-def _check_apart(stacks: Sequence[Stack], size_px: int) -> None:
-    """Refuse rasters that share a grid and ground: a place must say which raster is meant."""
+    if by_band:
+        finest = min(order, key=lambda name: config.bands[name].resolution_m)
+        grid = next(h.geobox for h in headers if finest in by_band[h.name])
+        for header in headers:
+            if header.geobox.crs == grid.crs and header.geobox.affine.a < 0.9 * grid.affine.a:
+                raise ConfigError(
+                    f"{folder / header.name} has finer pixels than band {finest}, whose "
+                    f"data.geotiff.bands.{finest}.resolution_m is the least: give every band the "
+                    "resolution its file has"
+                )
+        return [Stack(folder.resolve().name, grid, tuple(parts))]
+    stacks = [Stack(h.name, h.geobox, (p,)) for h, p in zip(headers, parts, strict=True)]
     boxes = [shapely.box(*stack.geobox.boundingbox.bbox) for stack in stacks]
     pairs = shapely.STRtree(boxes).query(boxes, "intersects")
     for one, other in pairs[:, pairs[0] < pairs[1]].T:
@@ -534,7 +648,7 @@ def _check_apart(stacks: Sequence[Stack], size_px: int) -> None:
         if not same_pixels(first, second):
             continue
         place = begins_at(first, second)
-        in_step = all(abs(number - round(number)) < SAME_PLACE_PX for number in place)
+        in_step = all(abs(number - round(number)) < SNAP_PX for number in place)
         shared = [
             min(size, number + length) - max(0.0, number)
             for number, size, length in zip(place, first.shape, second.shape, strict=True)
@@ -545,6 +659,7 @@ def _check_apart(stacks: Sequence[Stack], size_px: int) -> None:
                 "the pixels of a place are taken from one raster: merge them (gdalbuildvrt "
                 "ALL.vrt *.tif, and ALL.vrt as data.geotiff.path), or leave one out"
             )
+    return stacks
 
 
 # What the numbers mean
@@ -584,53 +699,35 @@ def _unit(
     return scale, offset
 
 
-def _overridden(headers: Sequence[Header], unit: tuple[float, float]) -> dict[str, str]:
-    """What files say of their scale and offset that the configuration says otherwise."""
-    said = sorted({each for header in headers for each in header.units} - {(1.0, 0.0), unit})
-    if not said:
-        return {}
-    theirs = ", ".join(f"{scale:g} and {offset:g}" for scale, offset in said)
-    return {"scale and offset in files, overridden": theirs}
-
-
-def _sensor(
-    config: GeotiffConfig, dtype: Literal["uint8", "uint16"], scale: float, offset: float
-) -> Sensor:
-    """The sensor a configuration describes, as yet without composites."""
-    return Sensor(
-        name="geotiff",
-        title=config.title,
-        bands=tuple(
-            Band(name, band.resolution_m, band.wavelength_nm) for name, band in config.bands.items()
-        ),
-        dtype=dtype,
-        scale=scale,
-        offset=offset,
-        unit=config.unit,
-        composites={},
-        standardised=config.standardised,
-    )
-
-
 def _composites(
-    config: GeotiffConfig, image: ChipFiles | LargeRasters, looked_at: Iterable[GeoBox]
+    config: GeotiffConfig,
+    image: ChipFiles | LargeRasters,
+    regions: Sequence[Region],
+    size_px: int,
 ) -> dict[str, Composite]:
-    """The ways to show the bands, under the range given, or else under one that is looked up."""
-    shown = dict(config.composites) or _first_bands(list(config.bands))
+    """The ways to show the bands, under the range given; else from 2 % to 98 % of the physical
+    values of a few windows, to two digits.
+    """
+    names, sensor = list(config.bands), image.sensor
+    first = (names[0], names[1], names[2]) if len(names) > 2 else (names[0],) * 3
+    title = f"bands {'-'.join(first)}" if len(names) > 2 else "first band, grey"
+    shown = dict(config.composites) or {title: first}
     if config.display_range:
         low, high = config.display_range
         return {name: Composite(bands, low, high) for name, bands in shown.items()}
-    looks = [image.read(geobox) for geobox in looked_at]
-    return {
-        name: Composite(bands, *_range(looks, sorted({*bands}), image.sensor))
-        for name, bands in shown.items()
-    }
-
-
-def _first_bands(names: Sequence[str]) -> dict[str, tuple[str, str, str]]:
-    if len(names) < 3:
-        return {"first band, grey": (names[0], names[0], names[0])}
-    return {f"bands {'-'.join(names[:3])}": (names[0], names[1], names[2])}
+    looks = [image.read(geobox) for geobox in _looked_at(regions, size_px)]
+    composites = {}
+    for name, bands in shown.items():
+        places = sorted({names.index(band) for band in bands})
+        stored = np.concatenate([look.values[places][:, look.valid].reshape(-1) for look in looks])
+        if not len(stored):
+            stored = np.array([0, np.iinfo(sensor.dtype).max])
+        physical = np.quantile(stored * sensor.scale + sensor.offset, _SHOWN)
+        low, high = (float(f"{value:.2g}") for value in physical)
+        if low >= high:  # one colour: any range shows it
+            high = low + max(abs(low), abs(sensor.scale))
+        composites[name] = Composite(bands, low, high)
+    return composites
 
 
 def _looked_at(regions: Sequence[Region], size_px: int) -> Iterator[GeoBox]:
@@ -646,8 +743,14 @@ def _looked_at(regions: Sequence[Region], size_px: int) -> Iterator[GeoBox]:
     num = math.isqrt(MOST_LOOKED_AT // len(chosen))
     for index in chosen:
         geobox = regions[index].geobox
-        rows, cols = (_windows(length, num) for length in geobox.shape)
-        yield from (geobox[row, col] for row in rows for col in cols)
+        windows: list[list[slice]] = []
+        for length in geobox.shape:
+            size = min(length, LOOK_PX)
+            # Each in the middle of its part of the axis.
+            starts = ((2 * i + 1) * length // (2 * num) - size // 2 for i in range(num))
+            starts = (min(max(start, 0), length - size) for start in starts)
+            windows.append([slice(start, start + size) for start in starts])
+        yield from (geobox[row, col] for row in windows[0] for col in windows[1])
 
 
 def _spread(length: int) -> list[int]:
@@ -655,46 +758,13 @@ def _spread(length: int) -> list[int]:
     return sorted({*np.linspace(0, length - 1, min(length, MOST_LOOKED_AT)).astype(int).tolist()})
 
 
-def _windows(length: int, num: int) -> list[slice]:
-    """So many windows along an axis, each in the middle of its part."""
-    size = min(length, LOOK_PX)
-    starts = ((2 * i + 1) * length // (2 * num) - size // 2 for i in range(num))
-    starts = (min(max(start, 0), length - size) for start in starts)
-    return [slice(start, start + size) for start in starts]
-
-
-def _range(looks: Sequence[Raster], bands: Sequence[str], sensor: Sensor) -> tuple[float, float]:
-    """From 2 % to 98 % of the physical values of some bands, to two digits."""
-    places = [sensor.band_names.index(band) for band in bands]
-    stored = np.concatenate([look.values[places][:, look.valid].reshape(-1) for look in looks])
-    if not len(stored):
-        stored = np.array([0, np.iinfo(sensor.dtype).max])
-    physical = np.quantile(stored * sensor.scale + sensor.offset, _SHOWN)
-    low, high = (float(f"{value:.2g}") for value in physical)
-    if low < high:
-        return low, high
-    return low, low + max(abs(low), abs(sensor.scale))  # one colour: any range shows it
-
-
-# Labels, and what tells builds apart
-
-
-def _labels(data: DataConfig) -> LabelSource:
-    config = data.geotiff
-    if config.labels == "worldcover":
-        if config.label_classes:
-            raise ConfigError(
-                "data.geotiff.label_classes says what the codes of a label raster mean, but labels "
-                "is 'worldcover': leave one of them out"
-            )
-        return WorldCover(data.worldcover_root, data.worldcover_year)
-    return LabelRaster(Path(config.labels).expanduser(), config.label_classes)
-
-
 def _settings(
     config: GeotiffConfig, headers: Sequence[Header], unit: tuple[float, float]
 ) -> dict[str, Any]:
     listed = "".join(f"{header.num_bytes} {header.name}\n" for header in headers)
+    # What files say of their scale and offset that the configuration says otherwise.
+    said = sorted({each for header in headers for each in header.units} - {(1.0, 0.0), unit})
+    theirs = ", ".join(f"{scale:g} and {offset:g}" for scale, offset in said)
     return {
         "geotiff": {
             "path": config.path,
@@ -704,7 +774,7 @@ def _settings(
             },
             "bands": {name: asdict(band) for name, band in config.bands.items()},
             "nodata": config.nodata,
-            **_overridden(headers, unit),
+            **({"scale and offset in files, overridden": theirs} if said else {}),
             "labels": config.labels,
             "label_classes": {str(code): name for code, name in config.label_classes.items()},
         }

@@ -23,8 +23,7 @@ from odc.geo.geobox import GeoBox
 from bharateo.errors import CorruptRasterError, UnknownCodeError
 from bharateo.landcover import OSM_LAND_USE
 from bharateo.pixels.cog import Bands, write_cog
-from bharateo.pixels.raster import Raster, open_raster
-from bharateo.pixels.resample import to_grid
+from bharateo.pixels.raster import Raster, open_raster, to_grid
 from bharateo.pixels.vectors import read_features
 from bharateo.regions import Region
 from bharateo.sensor import BAND_SETS, SENTINEL2_L1C, Band, named_bands

@@ -8,8 +8,6 @@ chip.
 from __future__ import annotations
 
 import hashlib
-import threading
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -25,8 +23,7 @@ from bharateo.config import DataConfig, Sentinel2Config
 from bharateo.errors import CorruptRasterError, SourceError
 from bharateo.pixels.http import Traffic, Web
 from bharateo.pixels.network import shown
-from bharateo.pixels.raster import Raster, RasterFile, open_raster
-from bharateo.pixels.resample import Method
+from bharateo.pixels.raster import Method, OpenRasters, Raster, RasterFile, open_raster
 from bharateo.regions import Zone
 from bharateo.sensor import SENTINEL2_L2A, named_bands
 from bharateo.sources import Recipe
@@ -71,7 +68,6 @@ _NOTHING_LEFT = 0.5
 
 _THINNED = 4
 _PART_BYTES = 8 * 2**20
-_OPEN_FILES = 26
 _FILES_AT_ONCE = 4
 _BLOCK_PX = 1024
 _COMPRESSED = 0.7
@@ -284,8 +280,7 @@ class Sentinel2:
         self.attribution: tuple[str, ...] = (_CREDIT.format(catalogue=self.catalogue.url),)
         self.occasions = occasions(config.dates, config.seasons)
         self._web = Web(config.timeout_s, config.retries, num_parallel=8, part_bytes=_PART_BYTES)
-        self._files: OrderedDict[str, RasterFile] = OrderedDict()
-        self._lock = threading.Lock()
+        self._files = OpenRasters()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Sentinel2, (self.sensor.band_names, self.config)
@@ -344,13 +339,8 @@ class Sentinel2:
                 f"{shown(address)} (item {scene.id}, band {band}) holds {file.dtype}, Sentinel-2 "
                 "L2A has unsigned integers: it is another product"
             )
-        try:
-            signed = file.dtype == np.int16
-            values: np.ndarray = file.read_on(geobox, method, NODATA, masked=signed)[0]
-        except BaseException:
-            with self._lock:
-                self._files.pop(address, None)  # an error closes it
-            raise
+        signed = file.dtype == np.int16
+        values: np.ndarray = file.read_on(geobox, method, NODATA, masked=signed)[0]
         if signed and values.min() < 0:
             raise CorruptRasterError(
                 f"{address} (item {scene.id}, band {band}) holds {values.min()}, and stored "
@@ -367,9 +357,8 @@ class Sentinel2:
             UnreachableError: the server did not answer, also after retries.
         """
         address = scene.assets[band]
-        with self._lock:
-            file = self._files.get(address)
-        if file is None:
+
+        def open_one() -> RasterFile:
             if scene.signed:
                 unlock(self._web, address, self.config.timeout_s, self.config.retries)
             file = open_raster(address, self._web)
@@ -378,19 +367,13 @@ class Sentinel2:
                     f"{shown(address)} (item {scene.id}, band {band}) does not exist, though the "
                     "catalogue lists it: choose other dates or another catalogue"
                 )
-        with self._lock:
-            self._files[address] = file
-            self._files.move_to_end(address)
-        return file
+            return file
+
+        return self._files.get(address, open_one)
 
     def interruptible(self) -> AbstractContextManager[None]:
         """A block in which Ctrl-C ends the waiting of all threads for servers."""
         return self._web.interruptible()
-
-    def close_old(self) -> None:
-        """Let go of the files used longest ago."""
-        while len(self._files) > _OPEN_FILES:
-            self._files.popitem(last=False)[1].close()
 
 
 def _square_under(geobox: GeoBox) -> tuple[tuple[int, int], bool]:
@@ -437,7 +420,6 @@ class SceneSource:
             band = bands[place].name
             values[place] = self.source.read_band(self.scene, band, geobox, "bilinear")
 
-        self.source.close_old()
         with ThreadPoolExecutor(_FILES_AT_ONCE) as threads, self.source.interruptible():
             classes = threads.submit(self.source.read_band, self.scene, "SCL", geobox, "nearest")
             list(threads.map(fill, range(len(bands))))

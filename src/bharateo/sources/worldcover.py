@@ -14,7 +14,6 @@ import re
 import threading
 import zipfile
 import zlib
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -39,10 +38,9 @@ from bharateo.errors import (
 )
 from bharateo.files import cache_folder, read_bytes, write_atomically, write_json
 from bharateo.landcover import IGNORE, WORLDCOVER, palette
-from bharateo.pixels import s3
+from bharateo.pixels import network
 from bharateo.pixels.http import Missing, Traffic, Web, web_address
-from bharateo.pixels.raster import Raster, RasterFile, open_raster
-from bharateo.pixels.resample import to_grid
+from bharateo.pixels.raster import OpenRasters, Raster, RasterFile, open_raster, to_grid
 from bharateo.regions import (
     GLOBE_WIDTH_PX,
     NAMED_ROIS,
@@ -52,7 +50,6 @@ from bharateo.regions import (
     WORLDCOVER_GRID,
     PixelWindow,
     Roi,
-    TileWindow,
     is_worldcover_grid,
     tile_of,
     tile_windows,
@@ -75,7 +72,6 @@ _REMEDY = (
     "point data.worldcover_root or BHARATEO_WORLDCOVER_ROOT at a local copy laid out like the "
     "bucket, or build from the packaged sample (data.source: sample)"
 )
-_MAX_OPEN_TILES = 16
 _GLANCE_STEP = 32
 _TILES_AT_ONCE = 8
 _TILES_AROUND = 360 // TILE_DEGREES
@@ -173,7 +169,7 @@ class WorldCover:
         self._cache_path, self._part_bytes = cache, part_bytes
         self._cache = _Cache(_cache_folder(cache)) if web_address(self.root) else None
         self._list = _TileList(self.root, self.edition, self._web, self._cache)
-        self._tiles: OrderedDict[str, RasterFile | None] = OrderedDict()
+        self._tiles = OpenRasters()
         self._last: Raster | None = None
         self._lock = threading.Lock()
         self.cache_note = ""
@@ -280,12 +276,6 @@ class WorldCover:
         warped = to_grid(native[None], window.geobox, geobox, "nearest", WORLDCOVER.nodata)
         return warped[0], {**provenance, "tiles": tiles, "offline": False}
 
-    def close(self) -> None:
-        """Let go of all open tiles."""
-        with self._lock:
-            while self._tiles:
-                self._close_oldest()
-
     def _read(self, window: PixelWindow) -> tuple[UInt8[np.ndarray, "row col"], dict[str, Any]]:
         place = {
             "root": self.root,
@@ -334,29 +324,16 @@ class WorldCover:
         native = np.zeros((window.height, window.width), np.uint8)
         for part in tile_windows(window):
             if file := self._tile(part.tile):
-                native[
-                    part.to_row : part.to_row + part.height, part.to_col : part.to_col + part.width
-                ] = self._read_part(file, part)
-        return native
-
-    def _read_part(self, file: RasterFile, part: TileWindow) -> UInt8[np.ndarray, "row col"]:
-        try:
-            native = file.read_window(part.row, part.col, part.height, part.width)[0]
-        except BaseException:
-            del self._tiles[part.tile]
-            raise
-        where = f"{file.location}, window row {part.row} col {part.col} of {native.shape}"
-        WORLDCOVER.collapse(native, where)
+                codes = file.read_window(part.row, part.col, part.height, part.width)[0]
+                where = f"{file.location}, window row {part.row} col {part.col} of {codes.shape}"
+                WORLDCOVER.collapse(codes, where)  # refuses codes that the product does not have
+                rows = slice(part.to_row, part.to_row + part.height)
+                native[rows, part.to_col : part.to_col + part.width] = codes
         return native
 
     def _tile(self, tile: str) -> RasterFile | None:
         """The tile's open file, or None where the product has no such tile."""
-        if tile not in self._tiles:
-            if len(self._tiles) == _MAX_OPEN_TILES:
-                self._close_oldest()
-            self._tiles[tile] = self._open(tile)
-        self._tiles.move_to_end(tile)
-        return self._tiles[tile]
+        return self._tiles.get(tile, lambda: self._open(tile))
 
     def _open(self, tile: str) -> RasterFile | None:
         file = self._file(tile)
@@ -382,11 +359,6 @@ class WorldCover:
                 f"a WorldCover tile has one of {(TILE_PX, TILE_PX)} uint8: fetch it again"
             )
         return file
-
-    def _close_oldest(self) -> None:
-        _, file = self._tiles.popitem(last=False)
-        if file:
-            file.close()
 
 
 class _TileList:
@@ -564,7 +536,7 @@ def _resolve_root(root: str | None) -> str:
     address = web_address(root)
     if address is None:
         return str(Path(root).expanduser()).rstrip("/")
-    if address.startswith("s3://") and (place := s3.place_of(address)).is_open:
+    if address.startswith("s3://") and (place := network.place_of(address)).is_open:
         address = place.url
     return address.rstrip("/")
 

@@ -56,7 +56,7 @@ def main() -> None:
         f"# Explorer\n\n{datetime.date.today()}, {os.cpu_count()} cores ({platform.machine()}), "
         f"Chromium {version}; load {os.getloadavg()[0]:.1f} by other work. A folder of "
         f"{size / 1e6:.1f} MB: {num_patches:,} patches with vectors of {config.width} numbers, and "
-        f"a model of {run.contract['num_parameters'] / 1e6:.2f} million parameters for "
+        f"a model of {run.contract.num_parameters / 1e6:.2f} million parameters for "
         f"{run.model.num_bands} bands.\n\n"
         f"| from | to | ms, median of {TIMES} | fastest | slowest | aim |\n"
         "|---|---|---|---|---|---|\n"

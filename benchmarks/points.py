@@ -42,7 +42,7 @@ class Patches:
 
 def patches_of(run: Run, dataset: Dataset) -> Patches:
     """Every labelled patch of the dataset's evaluation windows."""
-    chip_px, patch_px = run.contract["chip_px"], run.contract["patch_px"]
+    chip_px, patch_px = run.contract.chip_px, run.contract.patch_px
     makers = {kind: MAKERS[kind](run, dataset, 1) for kind in KINDS}
     windows = fixed_windows(list(range(dataset.num_chips)), dataset.size_px, chip_px)
     kept: dict[str, list[np.ndarray]] = {
@@ -140,7 +140,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|")
     for num in options.points:
         for radius in options.radius:
-            rows(patches, options.ground, num, radius, options.draws, run.contract["chip_px"])
+            rows(patches, options.ground, num, radius, options.draws, run.contract.chip_px)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from bharateo.pixels.raster import Raster
 from bharateo.regions import Region
 from bharateo.sensor import WORLDCOVER_PALETTE, Band, Composite, Sensor
 from bharateo.sources import Recipe
+from bharateo.training.contract import Contract, TrainStatistics
 
 CODES = np.array([10, 40, 20, 50, 80], np.uint8)
 PLAN = PlanConfig(
@@ -143,3 +145,9 @@ def contents(folder: Path, but: Collection[str] = ()) -> dict[str, bytes]:
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
     return {str(path.relative_to(folder)): path.read_bytes() for path in files
             if path.name not in but}  # fmt: skip
+
+
+def small_contract(sensor, statistics, patch_px):
+    """As much of a contract as is read of it where a raster is opened."""
+    record = TrainStatistics.model_validate_json(json.dumps(statistics.to_json()))
+    return Contract.model_construct(sensor=sensor, statistics=record, patch_px=patch_px)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from bharateo.errors import ConfigError
 
@@ -69,18 +69,6 @@ class Accounting:
                 f"mask_ratio {self.mask_ratio} of {self.tokens_per_chip} tokens hides none: raise "
                 "it, or use smaller patches"
             )
-
-    @classmethod
-    def of_run(cls, contract: Mapping[str, Any]) -> Accounting:
-        """The account of a finished run, from its contract: what was really presented."""
-        return cls(
-            contract["presented"]["chips_per_epoch"],
-            contract["presented"]["epochs"],
-            contract["chip_px"],
-            contract["patch_px"],
-            len(contract["sensor"]["bands"]),
-            contract["mask_ratio"],
-        )
 
     @property
     def tokens_per_chip(self) -> int:

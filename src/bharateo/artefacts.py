@@ -11,9 +11,17 @@ import json
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    FiniteFloat,
+    TypeAdapter,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
 
 from bharateo.errors import BharatEOError
 from bharateo.files import read_bytes
@@ -25,12 +33,24 @@ _SHOWN = 80
 
 
 class Record(BaseModel):
-    """A part of an artefact: no conversions between types, no keys but those declared.
-
-    ``extra="allow"`` in a subclass keeps what a later version may add.
-    """
+    """A part of an artefact: no conversions between types, no keys but those declared."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+
+class OpenRecord(Record):
+    """A part that a later version may add to; what it added is kept."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+def _as_written(value: Any, number: ValidatorFunctionWrapHandler) -> Any:
+    found = number(value)
+    return value if type(value) is int else found
+
+
+Number = Annotated[FiniteFloat, WrapValidator(_as_written)]
+"""A number that stays whole where it was written so: a file read and written is the same bytes."""
 
 
 def read_json(path: Path, error: type[BharatEOError], remedy: str) -> Any:

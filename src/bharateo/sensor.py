@@ -3,75 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, FiniteFloat, PositiveFloat, StringConstraints, model_validator
+from pydantic import ConfigDict, Field, StringConstraints, model_validator
 
-from bharateo.artefacts import Record
+from bharateo.artefacts import Number, checked
 from bharateo.errors import ConfigError
 
 _Line = Annotated[str, StringConstraints(min_length=1, max_length=500)]
-_Positive = Annotated[PositiveFloat, Field(lt=1e12)]
-
-
-class BandRecord(Record):
-    """A ``Band`` as files hold it."""
-
-    name: _Line
-    resolution_m: _Positive
-    wavelength_nm: _Positive | None = None
-
-
-class CompositeRecord(Record):
-    """A ``Composite`` as files hold it."""
-
-    bands: tuple[_Line, _Line, _Line]
-    low: FiniteFloat
-    high: FiniteFloat
-
-    @model_validator(mode="after")
-    def _stretches(self) -> CompositeRecord:
-        if not self.low < self.high:
-            raise ValueError(f"low {self.low:g} is not below high {self.high:g}")
-        return self
-
-
-class SensorRecord(Record):
-    """A ``Sensor`` as files hold it, which may come from anybody."""
-
-    name: _Line
-    title: _Line
-    bands: Annotated[tuple[BandRecord, ...], Field(min_length=1, max_length=10_000)]
-    dtype: Literal["uint8", "uint16"]
-    scale: Annotated[FiniteFloat, Field(gt=-1e12, lt=1e12)]
-    offset: Annotated[FiniteFloat, Field(gt=-1e12, lt=1e12)]
-    unit: _Line
-    composites: Annotated[dict[_Line, CompositeRecord], Field(min_length=1)]
-    standardised: bool
-    notes: Annotated[str, StringConstraints(max_length=10_000)] = ""
-    attribution: tuple[Annotated[str, StringConstraints(max_length=10_000)], ...]
-
-    @model_validator(mode="after")
-    def _names(self) -> SensorRecord:
-        if self.scale == 0:
-            raise ValueError("scale is 0")
-        names = [band.name for band in self.bands]
-        if len({*names}) < len(names):
-            raise ValueError("bands holds a name twice")
-        for name, composite in self.composites.items():
-            if not {*composite.bands} <= {*names}:
-                raise ValueError(f"composite {name!r} shows a band that is none of bands")
-        return self
+_Positive = Annotated[Number, Field(gt=0, lt=1e12)]
+_Bounded = Annotated[Number, Field(gt=-1e12, lt=1e12)]
+_STRICT = ConfigDict(strict=True, extra="forbid")
+"""Of what is read from a file, which may come from anybody; who makes one in Python is trusted."""
 
 
 @dataclass(frozen=True)
 class Band:
     """One band: its name in the product, native resolution, and centre wavelength where known."""
 
-    name: str
-    resolution_m: float
-    wavelength_nm: float | None = None
+    __pydantic_config__ = _STRICT
+
+    name: _Line
+    resolution_m: _Positive
+    wavelength_nm: _Positive | None = None
 
 
 @dataclass(frozen=True)
@@ -82,9 +37,17 @@ class Composite:
     so that the hue says how the bands compare.
     """
 
-    bands: tuple[str, str, str]
-    low: float
-    high: float
+    __pydantic_config__ = _STRICT
+
+    bands: tuple[_Line, _Line, _Line]
+    low: Number
+    high: Number
+
+    @model_validator(mode="after")
+    def _stretches(self) -> Composite:
+        if not self.low < self.high:
+            raise ValueError(f"low {self.low:g} is not below high {self.high:g}")
+        return self
 
 
 @dataclass(frozen=True)
@@ -97,17 +60,31 @@ class Sensor:
     (reflectances) or takes the values as they are (colours in [0, 1]).
     """
 
-    name: str
-    title: str
-    bands: tuple[Band, ...]
+    __pydantic_config__ = _STRICT
+
+    name: _Line
+    title: _Line
+    bands: Annotated[tuple[Band, ...], Field(min_length=1, max_length=10_000)]
     dtype: Literal["uint8", "uint16"]
-    scale: float
-    offset: float
-    unit: str
-    composites: Mapping[str, Composite]
+    scale: _Bounded
+    offset: _Bounded
+    unit: _Line
+    composites: Annotated[Mapping[_Line, Composite], Field(min_length=1)]
     standardised: bool
-    notes: str = ""
-    attribution: tuple[str, ...] = field(default=())
+    notes: Annotated[str, StringConstraints(max_length=10_000)] = ""
+    attribution: tuple[Annotated[str, StringConstraints(max_length=10_000)], ...] = ()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Sensor:
+        if self.scale == 0:
+            raise ValueError("scale is 0")
+        names = self.band_names
+        if len({*names}) < len(names):
+            raise ValueError("bands holds a name twice")
+        for name, composite in self.composites.items():
+            if not {*composite.bands} <= {*names}:
+                raise ValueError(f"composite {name!r} shows a band that is none of bands")
+        return self
 
     @property
     def num_bands(self) -> int:
@@ -159,25 +136,10 @@ class Sensor:
         """The sensor that ``to_json`` wrote.
 
         Raises:
-            ConfigError: a field is missing or unknown.
+            ConfigError: a field is missing, unknown, of another type or out of bounds.
         """
-        try:
-            return cls(
-                **{
-                    **record,
-                    "bands": tuple(Band(**band) for band in record["bands"]),
-                    "composites": {
-                        name: Composite(**{**one, "bands": tuple(one["bands"])})
-                        for name, one in record["composites"].items()
-                    },
-                    "attribution": tuple(record["attribution"]),
-                }
-            )
-        except (TypeError, KeyError) as error:
-            raise ConfigError(
-                f"sensor record is incomplete or unknown: {error}; build the dataset, and train "
-                "the run, again with this version of bharateo"
-            ) from error
+        remedy = "build the dataset, and train the run, again with this version of bharateo"
+        return checked(cls, record, "sensor record is incomplete or unknown", ConfigError, remedy)
 
 
 def _check_bands(names: Sequence[str], sensor: Sensor) -> None:

@@ -1,4 +1,3 @@
-import json
 import os
 import re
 from pathlib import Path
@@ -29,6 +28,7 @@ from bharateo.errors import ContractError
 from bharateo.sensor import BAND_SETS, SENTINEL2_L2A, WORLDCOVER_PALETTE
 from bharateo.training.contract import Differences
 from l2a_scenes import BANDS, made_up_scene
+from small_datasets import small_contract
 
 RGB = SENTINEL2_L2A.with_bands(("B04", "B03", "B02"))
 LAND = np.array((10, 20, 30, 40, 50, 60, 80))
@@ -50,8 +50,7 @@ TRAINED = statistics(reflectance())
 
 
 def contract(sensor=SENTINEL2_L2A, trained=TRAINED, patch_px=16):
-    record = json.loads(json.dumps(sensor.to_json()))
-    return {"sensor": record, "statistics": trained.to_json(), "patch_px": patch_px}
+    return small_contract(sensor, trained, patch_px)
 
 
 def stored_as(values, unit, dtype="uint16"):

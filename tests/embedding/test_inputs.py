@@ -1,5 +1,6 @@
 import argparse
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from bharateo.sensor import SENTINEL2_L1C, SENTINEL2_L2A
 from l2a_scenes import BANDS
 from range_server import RangeServer
 from sentinel2_rig import acquire, ground_with_holes
+from small_datasets import small_contract
 from stac_server import StacServer
 
 SHAPE = (128, 160)
@@ -30,11 +32,8 @@ CHOSEN = ("B04", "B11", "B8A")
 def contract_for(values, bands=CHOSEN, sensor=SENTINEL2_L2A, patch_px=16):
     """The contract of a run trained on just these reflectances (band, ...)."""
     flat = values.reshape(len(values), -1)
-    return {
-        "sensor": json.loads(json.dumps(sensor.with_bands(bands).to_json())),
-        "statistics": Statistics(flat.mean(1), flat.std(1), flat.shape[1]).to_json(),
-        "patch_px": patch_px,
-    }
+    statistics = Statistics(flat.mean(1), flat.std(1), flat.shape[1])
+    return small_contract(sensor.with_bands(bands), statistics, patch_px)
 
 
 @pytest.fixture(scope="module")
@@ -277,7 +276,9 @@ def test_a_run_of_another_level_or_other_bands_takes_no_item(scene, truth):
     with pytest.raises(ContractError, match=r"^unit: .*surface .* top-of-atmosphere"):
         open_input(item_of(scene), contract_for(values, sensor=SENTINEL2_L1C))
     radar = contract_for(values[:2], ("B04", "B11"))
-    radar["sensor"]["bands"][0]["name"] = "VV"
+    vv, b11 = radar.sensor.bands
+    sensor = replace(radar.sensor, bands=(replace(vv, name="VV"), b11))
+    radar = radar.model_copy(update={"sensor": sensor})
     with pytest.raises(ContractError, match=r"^bands: vv of the run"):
         open_input(item_of(scene), radar)
 

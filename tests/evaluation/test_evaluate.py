@@ -78,7 +78,7 @@ def test_the_file_is_laid_out_as_documented(run, reflectance_dataset, tmp_path):
 def test_the_conditions_of_the_evaluation_are_written(run, reflectance_dataset, record):
     assert record["own_dataset"] is True
     assert record["dataset"]["name"] == reflectance_dataset.info["name"]
-    assert record["dataset"]["fingerprint"] == run.contract["dataset"]["fingerprint"]
+    assert record["dataset"]["fingerprint"] == run.contract.dataset.fingerprint
     assert (record["chip_px"], record["patch_px"], record["mask_ratio"]) == (32, 8, 0.75)
     assert record["bootstrap"] == {
         "unit": "block", "resamples": 2000, "level": 0.95, "least_blocks": 5
@@ -143,12 +143,12 @@ def test_the_scores_are_those_of_a_slow_count(run, reflectance_dataset, record):
     """Every test chip, one at a time and token by token."""
     model = run.model
     std = model.normalise.std
-    config = ModelConfig(**run.contract["model"])
+    config = ModelConfig(**run.contract.model.model_dump())
     errors = {name: [] for name in ("model", *PREDICTORS)}
     right = {name: {True: [], False: []} for name in ("model", *PREDICTORS)}
-    train_mean = model.normalise.model_units(torch.tensor(run.contract["statistics"]["mean"]))
+    train_mean = model.normalise.model_units(torch.tensor(run.contract.statistics.mean))
     for _, batch, mask in fixed_batches(reflectance_dataset, "test", config, 1):
-        seen = look(batch, mask, model, train_mean, run.contract["majority_class"])
+        seen = look(batch, mask, model, train_mean, run.contract.majority_class)
         made = {"model": predict(run, batch, mask)[0]}
         made |= {name: baseline(seen) for name, baseline in BASELINES.items()}
         true = patch_mode(take_tokens(batch.class_counts, mask.order))[0]

@@ -97,7 +97,7 @@ def test_the_conditions_are_written(run, record, reflectance_dataset):
     assert record["own_dataset"] is True
     assert record["dataset"]["labels"] == "ESA WorldCover"
     assert record["pretraining_heads"] == {"pixels": 1.0, "landcover": 0.2}
-    assert record["weights_sha256"] == run.contract["weights"]["sha256"]
+    assert record["weights_sha256"] == run.contract.weights.sha256
     for split, counted in record["levels"]["chip"]["examples"].items():
         chips = reflectance_dataset.chips[reflectance_dataset.chips.split == split]
         assert counted["num_chips"] == len(chips)

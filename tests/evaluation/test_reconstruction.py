@@ -71,7 +71,7 @@ def test_masked_patches_are_the_models_prediction_in_physical_units(case):
     run, dataset, made = case
     windows = fixed_windows(dataset.indices("test").tolist(), 48, 32)
     by_id = dict(zip(window_ids(dataset, windows), windows, strict=True))
-    config = ModelConfig(**run.contract["model"])
+    config = ModelConfig(**run.contract.model.model_dump())
     normalise = run.model.normalise
     for example in made:
         batch = cut(dataset, [by_id[example.chip]], config.chip_px, config.patch_px)

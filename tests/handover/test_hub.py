@@ -17,7 +17,8 @@ from bharateo.files import write_json
 from bharateo.handover import hub
 from bharateo.handover.card import EVALUATION_FILE, PROBES_FILE
 from bharateo.handover.hub import BharatEOEncoder, save_folder
-from bharateo.training.checkpoint import CONTRACT_FILE, MODEL_FILE, Run
+from bharateo.training.checkpoint import Run
+from bharateo.training.contract import CONTRACT_FILE, MODEL_FILE
 from handover.tiny_run import chips_of, tiny_run
 from report.made_up_run import split_scores
 from small_datasets import contents
@@ -65,7 +66,7 @@ def test_a_folder_is_a_run(run, folder):
         torch.equal(value, again.heads.state_dict()[name])
         for name, value in run.heads.state_dict().items()
     )
-    assert again.contract["statistics"] == run.contract["statistics"]
+    assert again.contract.statistics == run.contract.statistics
 
 
 def test_saving_twice_gives_the_same_bytes(run, folder):
@@ -245,12 +246,12 @@ def test_the_card_is_written_from_the_run(run, folder):
     header, body = card(folder)
     assert header["library_name"] == "bharateo"
     assert header["license"] == "other"  # nobody's labels have no licence
-    mean = run.contract["statistics"]["mean"]
+    mean = run.contract.statistics.mean
     assert f"| B01 | 10 |  | {mean[0]:.5g} |" in body
     assert "**reflectance**" in body
     assert "offset -0.1" in body or "+ -0.1" in body
     assert "Labels by nobody" in body
-    presented = run.contract["presented"]
+    presented = run.contract.presented
     tokens = presented["chips_per_epoch"] * presented["epochs"] * 16
     assert f"| token presentations | {tokens:,} tokens |" in body
     assert "no score is known" in body

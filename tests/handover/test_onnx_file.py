@@ -12,6 +12,7 @@ from bharateo.handover import onnx_file
 from bharateo.handover.onnx_file import TOLERANCE, write_onnx
 from bharateo.models.patches import Mask, mask_from_noise, patchify
 from bharateo.training.checkpoint import Run
+from bharateo.training.contract import TrainStatistics
 from handover.tiny_run import chips_of
 
 
@@ -84,7 +85,8 @@ def test_the_file_says_what_it_may_be_fed(run, encoder):
     assert told["unit"] == "reflectance"
     assert (told["chip_px"], told["patch_px"]) == ("32", "8")
     assert json.loads(told["mean"]) == run.model.normalise.mean.tolist()
-    assert json.loads(told["contract"])["statistics"] == run.contract["statistics"]
+    statistics = json.dumps(json.loads(told["contract"])["statistics"])
+    assert TrainStatistics.model_validate_json(statistics) == run.contract.statistics
 
 
 def test_the_file_holds_no_path_of_this_machine(run, encoder, autoencoder):

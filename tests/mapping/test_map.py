@@ -157,7 +157,7 @@ def test_the_products_say_what_they_were_made_of(map_run, the_map):
     assert told["run"]["weights_sha256"] == map_run.weights_sha256
     assert told["source"]["input"].endswith("raster.tif")
     assert json.loads(files["record"].read_text()) == record
-    assert {*map_run.contract["attribution"]} <= {*record["attribution"]}
+    assert {*map_run.contract.attribution} <= {*record["attribution"]}
 
 
 # Areas

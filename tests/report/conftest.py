@@ -1,5 +1,6 @@
 """A small dataset, run files and example chips, for any sensor, without a model."""
 
+import json
 from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
@@ -17,6 +18,7 @@ from bharateo.regions import Region
 from bharateo.report.html import RunFiles
 from bharateo.sensor import SENTINEL2_L1C, WORLDCOVER_PALETTE
 from bharateo.sources import Recipe
+from bharateo.training.contract import Contract
 
 CHIP_PX, PATCH_PX, GRID = 64, 16, 4
 NATIVE = np.array([10, 20, 40, 50, 80, 0], np.uint8)
@@ -129,7 +131,13 @@ def make_run():
             "splits": splits or default,
         }
         history = [history_row(epoch, "val" in there) for epoch in range(1, epochs + 1)]
-        return RunFiles(contract, history, evaluation, to_yaml(config), provenance or {})
+        return RunFiles(
+            Contract.model_validate_json(json.dumps(contract)),
+            history,
+            evaluation,
+            to_yaml(config),
+            provenance or {},
+        )
 
     return make
 

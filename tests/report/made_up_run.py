@@ -73,7 +73,7 @@ def history_row(epoch, has_val):
 def write_run(folder, files):
     """The run's files as they lie on disk."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "contract.json").write_text(json.dumps(files.contract))
+    (folder / "contract.json").write_text(json.dumps(files.contract.to_json()))
     (folder / "evaluation.json").write_text(json.dumps(files.evaluation))
     (folder / "history.jsonl").write_text("".join(json.dumps(r) + "\n" for r in files.history))
     (folder / "config.yaml").write_text(files.config)

@@ -199,9 +199,10 @@ def rendered(text):
 def test_the_model_card_has_the_same_elements_whatever_things_are_called(both):
     headers, bodies = [], []
     for planted, (_, run) in enumerate(both):
-        name, scheme = Names(planted), run.contract["class_scheme"]
-        classes = [each | {"name": name()} for each in scheme["classes"]]
-        contract = run.contract | {"class_scheme": scheme | {"classes": classes}}
+        name, scheme = Names(planted), run.contract.class_scheme
+        classes = [each.model_copy(update={"name": name()}) for each in scheme.classes]
+        scheme = scheme.model_copy(update={"classes": classes})
+        contract = run.contract.model_copy(update={"class_scheme": scheme})
         _, header, body = model_card(replace(run, contract=contract)).split("---\n", 2)
         headers.append(yaml.safe_load(header))
         bodies.append(rendered(body))

@@ -1,6 +1,5 @@
 """Which pixels of a file are there: nodata of every band, masks inside and beside, alpha bands."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from bharateo.pixels.raster import open_raster
 from bharateo.sensor import Band, Sensor
 from bharateo.sources.geotiff import LabelRaster, geotiff_recipe
 from range_server import RangeServer
+from small_datasets import small_contract
 from tiny_rasters import write_raster
 
 SIDE = 96
@@ -116,11 +116,7 @@ def contract():
     sensor = Sensor("toy", "Toy", tuple(Band(n, 10, 500) for n in NAMES), "uint16", 1.0, 0.0,
                     "number", {}, True)  # fmt: skip
     flat = pixels().reshape(3, -1).astype(float)
-    return {
-        "sensor": json.loads(json.dumps(sensor.to_json())),
-        "statistics": Statistics(flat.mean(1), flat.std(1), flat.shape[1]).to_json(),
-        "patch_px": 16,
-    }
+    return small_contract(sensor, Statistics(flat.mean(1), flat.std(1), flat.shape[1]), 16)
 
 
 @pytest.mark.parametrize("kind", KINDS)

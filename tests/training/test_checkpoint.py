@@ -13,11 +13,7 @@ from bharateo.config import parse_config
 from bharateo.errors import ContractError, DatasetError, RunError, StorageError
 from bharateo.files import write_json
 from bharateo.landcover import NUM_CLASSES
-from bharateo.training import checkpoint
 from bharateo.training.checkpoint import (
-    CHECKPOINT_FILE,
-    CONTRACT_FILE,
-    MODEL_FILE,
     Checkpoint,
     Run,
     load_checkpoint,
@@ -25,6 +21,12 @@ from bharateo.training.checkpoint import (
     restore_training_state,
     save_checkpoint,
     training_state,
+)
+from bharateo.training.contract import (
+    CHECKPOINT_FILE,
+    CONTRACT_FILE,
+    MODEL_FILE,
+    SCHEMA_VERSION,
 )
 from bharateo.training.loop import Trainer, pretrain
 from small_datasets import PLAN, contents, many_bands, small_config, small_dataset
@@ -88,11 +90,11 @@ def test_the_contract_says_what_the_model_may_be_fed(run, reflectance_dataset):
 def test_a_run_finds_its_own_dataset_also_from_elsewhere(run, reflectance_dataset, monkeypatch):
     monkeypatch.chdir(run.path.parent)
     assert Run.open("run").own_dataset().info == reflectance_dataset.info
-    assert not Path(run.contract["dataset"]["path"]).is_absolute()
+    assert not Path(run.contract.dataset.path).is_absolute()
 
 
 def test_a_run_whose_dataset_has_gone_says_so(run):
-    contract = {**run.contract, "dataset": {"path": "../gone", "fingerprint": ""}}
+    contract = {**run.contract.to_json(), "dataset": {"path": "../gone", "fingerprint": ""}}
     write_json(run.path / CONTRACT_FILE, contract)
     with pytest.raises(DatasetError, match=r"there is no dataset at .*gone"):
         Run.open(run.path).own_dataset()
@@ -140,7 +142,7 @@ def test_a_damaged_contract_is_named_with_a_remedy(run):
 
 
 def test_a_contract_of_another_version_is_refused(run):
-    write_json(run.path / CONTRACT_FILE, {**run.contract, "schema_version": 99})
+    write_json(run.path / CONTRACT_FILE, {**run.contract.to_json(), "schema_version": 99})
     with pytest.raises(RunError, match=r"schema version 99, this bharateo .* reads 1"):
         Run.open(run.path)
 
@@ -280,4 +282,4 @@ def test_a_checkpoint_that_cannot_be_replaced_stays(tmp_path, monkeypatch):
 
 
 def test_the_version_of_the_schema_is_written(run):
-    assert run.contract["schema_version"] == checkpoint.SCHEMA_VERSION
+    assert run.contract.schema_version == SCHEMA_VERSION

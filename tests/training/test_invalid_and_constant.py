@@ -81,7 +81,7 @@ def constant(tmp_path, monkeypatch):
 def test_a_band_that_is_constant_gives_finite_features_and_a_run(constant, tmp_path):
     assert constant.statistics.std[-1] == 0
     run = pretrain(constant, small_config(), tmp_path / "run")
-    assert run.contract["statistics"]["std"][-1] == 0  # as it is
+    assert run.contract.statistics.std[-1] == 0  # as it is
     assert run.model.normalise.std[-1] == 1
     batch = cut(constant, fixed_windows(constant.indices("val").tolist(), 48, 32), 32, 8)
     tokens = torch.arange(16).expand(len(batch.image), -1)

@@ -19,7 +19,8 @@ from bharateo.errors import BharatEOError, ConfigError, ContractError, RunError
 from bharateo.files import write_json
 from bharateo.models.heads import build_heads
 from bharateo.models.mae import build_model
-from bharateo.training.checkpoint import CONTRACT_FILE, MODEL_FILE, Run
+from bharateo.training.checkpoint import Run
+from bharateo.training.contract import CONTRACT_FILE, MODEL_FILE
 from bharateo.training.loop import pretrain
 from small_datasets import many_bands, small_config, small_dataset
 
@@ -226,7 +227,7 @@ def test_what_is_no_contract_is_refused(run, text):
 
 
 def test_every_key_of_a_contract_is_needed(run, whole):
-    keys = [*set(whole.contract) - {"weights"}]
+    keys = [*set(whole.contract.to_json()) - {"weights"}]
     for key in keys:
         kept = (run / CONTRACT_FILE).read_bytes()
         change(run, **{key: ...})

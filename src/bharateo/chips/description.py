@@ -17,8 +17,9 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, FiniteFloat, NonNegativeInt, PositiveInt, StringConstraints
 
 from bharateo.artefacts import Record, checked
+from bharateo.chips.statistics import StatisticsRecord
 from bharateo.errors import DatasetError
-from bharateo.sensor import SensorRecord
+from bharateo.sensor import Sensor
 
 SCHEMA_VERSION = 2
 DATASET_FILE = "dataset.json"
@@ -106,12 +107,6 @@ class _ClassScheme(_Open):
     nodata: Colour
 
 
-class _Statistics(_Open):
-    mean: tuple[FiniteFloat, ...]
-    std: tuple[Annotated[FiniteFloat, Field(ge=0)], ...]
-    num_pixels: NonNegativeInt
-
-
 class _Source(_Open):
     image: Text
     landcover: Text
@@ -128,12 +123,12 @@ class Description(_Open):
     code_version: Text
     name: Text
     source: _Source = _Source(image="", landcover="")
-    sensor: SensorRecord
+    sensor: Sensor
     class_scheme: _ClassScheme
     chip: _Chip
     splits: dict[Literal["train", "val", "test"], NonNegativeInt]
     layers: _Layers
-    statistics: _Statistics
+    statistics: StatisticsRecord
     attribution: tuple[Text, ...]
     notes: Text | tuple[Text, ...] | None = None
     warnings: tuple[Text, ...] = ()

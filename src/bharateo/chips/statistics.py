@@ -6,10 +6,13 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from jaxtyping import Float64, Integer
+from pydantic import Field, FiniteFloat, NonNegativeInt
+
+from bharateo.artefacts import OpenRecord
 
 _EXACT_PX = 2**20
 """Pixels whose squared 16-bit values add up exactly in float64 (below 2**53)."""
@@ -75,6 +78,19 @@ class Statistics:
             np.asarray(record["std"], np.float64),
             int(record["num_pixels"]),
         )
+
+
+class StatisticsRecord(OpenRecord):
+    """``Statistics`` as files hold them."""
+
+    split: str = "train"
+    mean: tuple[FiniteFloat, ...]
+    std: tuple[Annotated[FiniteFloat, Field(ge=0)], ...]
+    num_pixels: NonNegativeInt
+
+    def as_arrays(self) -> Statistics:
+        """The same numbers to compute with."""
+        return Statistics(np.asarray(self.mean), np.asarray(self.std), self.num_pixels)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import pyproj
@@ -20,7 +19,7 @@ from bharateo.errors import ContractError
 from bharateo.sensor import SENTINEL2_L1C, SENTINEL2_L2A, Sensor
 from bharateo.sources.sentinel2 import DARK_BELOW_OFFSET, DARK_QUANTILE, OFFSET_DN
 from bharateo.sources.stac import EARTH_SEARCH
-from bharateo.training.contract import FAR, Differences, check_statistics
+from bharateo.training.contract import FAR, Contract, Differences, check_statistics
 
 # Bands
 
@@ -109,9 +108,7 @@ def ground_resolution(geobox: GeoBox) -> float:
     return float(abs(pyproj.Geod(ellps="WGS84").polygon_area_perimeter(lon, lat)[0]) ** 0.5)
 
 
-def check_grid(
-    location: str, geobox: GeoBox, contract: Mapping[str, Any], differences: Differences
-) -> None:
+def check_grid(location: str, geobox: GeoBox, contract: Contract, differences: Differences) -> None:
     """Refuse pixels of another size on the ground, and a raster too small to hold a patch.
 
     Pixels of degrees are not square on the ground, and "10 m" is nominal: a quarter more or less
@@ -120,13 +117,13 @@ def check_grid(
     Raises:
         ContractError: it is one of the two.
     """
-    patch_px, (height, width) = contract["patch_px"], geobox.shape
+    patch_px, (height, width) = contract.patch_px, geobox.shape
     if min(height, width) < patch_px:
         raise ContractError(
             f"patch_px: {location} has {height} x {width} px, and a patch of the run {patch_px} x "
             f"{patch_px}; give a larger raster"
         )
-    wanted = _grid_resolution(Sensor.from_json(contract["sensor"]))
+    wanted = _grid_resolution(contract.sensor)
     found = ground_resolution(geobox)
     if not 1 / _RESOLUTION_WITHIN <= found / wanted <= _RESOLUTION_WITHIN:
         differences.add(
@@ -278,7 +275,7 @@ def check_pixels(
     stored: Sample,
     scale: PerBand,
     offset: PerBand,
-    contract: Mapping[str, Any],
+    contract: Contract,
     differences: Differences,
 ) -> None:
     """Refuse numbers of another unit, naming it, and pixels far from those of the training.
@@ -286,9 +283,9 @@ def check_pixels(
     Raises:
         ContractError: they are, and the field (``unit``, ``statistics``) is not allowed to differ.
     """
-    trained = Statistics.from_json(contract["statistics"])
+    trained = contract.statistics.as_arrays()
     read = stored.read_as(scale, offset)
-    sensor = Sensor.from_json(contract["sensor"])
+    sensor = contract.sensor
     unit = other_unit(stored, scale, offset, sensor, trained)
     if unit:
         values = _figures(read.statistics.mean), _figures(trained.mean)

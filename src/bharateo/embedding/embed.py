@@ -192,7 +192,7 @@ def _write_items(
 ) -> None:
     """Write the STAC Items that are not there yet."""
     own = plan["source"].get("attribution", [])
-    attribution = list(dict.fromkeys([*run.contract["attribution"], *own]))
+    attribution = list(dict.fromkeys([*run.contract.attribution, *own]))
     for output in outputs:
         if not item_path(output).exists():
             write_item(output, plan, geoboxes, {"vectors": output}, attribution)

@@ -17,7 +17,7 @@ from bharateo.embedding.stac_item import ScenePixels, is_item, open_scene
 from bharateo.errors import ConfigError, SourceError
 from bharateo.pixels.raster import RasterFile, open_raster
 from bharateo.sensor import Sensor
-from bharateo.training.contract import Differences
+from bharateo.training.contract import Contract, Differences
 
 
 @dataclass(frozen=True)
@@ -146,9 +146,7 @@ class RasterInput:
         return values, valid
 
 
-def open_input(
-    location: str, contract: Mapping[str, Any], reading: Reading | None = None
-) -> RasterInput:
+def open_input(location: str, contract: Contract, reading: Reading | None = None) -> RasterInput:
     """The raster at a path or URL, or the scene of a STAC item, as input of the run with this
     contract.
 
@@ -161,7 +159,7 @@ def open_input(
         ConfigError: the reading makes no sense for it.
     """
     reading = reading or Reading()
-    sensor = Sensor.from_json(contract["sensor"])
+    sensor = contract.sensor
     differences = Differences(reading.allow)
     pixels: Pixels
     if is_item(location):

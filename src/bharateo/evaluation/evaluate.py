@@ -51,10 +51,10 @@ def evaluate(
             "path": str(dataset.path),
             "fingerprint": dataset_fingerprint(dataset),
         },
-        "own_dataset": dataset_fingerprint(dataset) == run.contract["dataset"]["fingerprint"],
-        "chip_px": run.contract["chip_px"],
-        "patch_px": run.contract["patch_px"],
-        "mask_ratio": run.contract["mask_ratio"],
+        "own_dataset": dataset_fingerprint(dataset) == run.contract.dataset.fingerprint,
+        "chip_px": run.contract.chip_px,
+        "patch_px": run.contract.patch_px,
+        "mask_ratio": run.contract.mask_ratio,
         "bootstrap": {
             "unit": "block",
             "resamples": NUM_RESAMPLES,
@@ -91,15 +91,15 @@ def predict(run: Run, batch: Batch, mask: Mask) -> tuple[Prediction, Tensor]:
 
 def seen_by_baselines(run: Run, batch: Batch, mask: Mask) -> Seen:
     """What the baselines may read of a batch: its visible tokens and the run's train split."""
-    train_mean = run.model.normalise.model_units(torch.tensor(run.contract["statistics"]["mean"]))
-    return look(batch, mask, run.model, train_mean, run.contract["majority_class"])
+    train_mean = run.model.normalise.model_units(torch.tensor(run.contract.statistics.mean))
+    return look(batch, mask, run.model, train_mean, run.contract.majority_class)
 
 
 def _split_record(
     run: Run, dataset: Dataset, split: str, on_batch: Callable[[int, int], None]
 ) -> dict[str, Any]:
     sums, num_windows = _sums(run, dataset, split, on_batch)
-    weights = {name: head["weight"] for name, head in run.contract["heads"].items()}
+    weights = {name: head.weight for name, head in run.contract.heads.items()}
     blocks = sorted(sums["model"].rows)
     by_region: dict[str, list[str]] = {}
     for block in blocks:
@@ -180,7 +180,8 @@ def _pixel_sums(prediction: Prediction, batch: Batch, mask: Mask, run: Run) -> d
     weight = pixels[:, :, None, :].expand(-1, -1, model.num_bands, -1)
     by_band = (len(weight), weight.shape[1], model.num_bands, -1)
     predicted, target = prediction.pixels.reshape(by_band), target.reshape(by_band)
-    beta = run.contract["heads"].get("pixels", {}).get("options", {}).get("beta", 0.1)
+    pixels_head = run.contract.heads.get("pixels")
+    beta: Any = pixels_head.options.get("beta", 0.1) if pixels_head else 0.1
     error = smooth_l1(predicted, target, beta).masked_fill(~weight, 0.0)
     absolute = (predicted - target).abs().masked_fill(~weight, 0.0) * model.normalise.std[:, None]
     every = (1, 2, 3)

@@ -200,9 +200,9 @@ def _whitened_filters(pixels: Tensor, valid: Tensor, seed: int) -> tuple[Tensor,
 MAKERS: Mapping[str, Callable[[Run, Dataset, int], Extractor]] = {
     "encoder": lambda run, dataset, seed: encoder(run),
     "random_encoder": lambda run, dataset, seed: random_encoder(run.model, seed),
-    "band_statistics": lambda run, dataset, seed: band_statistics(run.contract["patch_px"]),
+    "band_statistics": lambda run, dataset, seed: band_statistics(run.contract.patch_px),
     "band_statistics_context": lambda run, dataset, seed: band_statistics_context(
-        run.contract["patch_px"]
+        run.contract.patch_px
     ),
     "random_convolutions": lambda run, dataset, seed: convolutions_of(run, dataset, seed),
 }

@@ -325,7 +325,7 @@ def evaluate_task(
         scores[probe][str(budget)] = compared(cells, "encoder", classes=task.classes, unit="chip")
     record = {
         "schema_version": SCHEMA_VERSION,
-        "run": {"path": str(run.path), "dataset": run.contract["dataset"]["fingerprint"]},
+        "run": {"path": str(run.path), "dataset": run.contract.dataset.fingerprint},
         "task": task.described,
         "resize": how,
         "chip_px": config.chip_px,

@@ -245,7 +245,7 @@ class _Job:
             "code_version": __version__,
             "weights_sha256": self.run.weights_sha256,
             "pretraining_heads": {
-                name: head["weight"] for name, head in contract["heads"].items()
+                name: head.weight for name, head in contract.heads.items()
             },
             "dataset": {
                 "name": self.dataset.info["name"],
@@ -254,9 +254,9 @@ class _Job:
                 "bands": list(self.dataset.sensor.band_names),
                 "labels": self.dataset.info["class_scheme"]["name"],
             },
-            "own_dataset": fingerprint == contract["dataset"]["fingerprint"],
-            "chip_px": contract["chip_px"],
-            "patch_px": contract["patch_px"],
+            "own_dataset": fingerprint == contract.dataset.fingerprint,
+            "chip_px": contract.chip_px,
+            "patch_px": contract.patch_px,
             "seed": self.seed,
             "most": {
                 "chips_per_split": MOST_CHIPS,

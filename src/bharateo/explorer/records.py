@@ -42,16 +42,16 @@ def page_record(
             "sensor": sensor.title,
             "unit": sensor.unit.split(",")[0],
             "bands": list(sensor.band_names),
-            "parameters": run.contract["num_parameters"],
+            "parameters": run.contract.num_parameters,
             "chip_px": config.chip_px,
             "patch_px": config.patch_px,
             "mask_ratio": config.mask_ratio,
-            "mean": run.contract["statistics"]["mean"],
+            "mean": list(run.contract.statistics.mean),
         },
         "classes": [
             {"name": class_name(each.id), "colour": list(each.colour)} for each in BHARATEO_CLASSES
         ],
-        "scheme": run.contract["class_scheme"]["name"],
+        "scheme": run.contract.class_scheme.name,
         "composites": [
             {
                 "name": name,
@@ -92,7 +92,7 @@ def page_record(
 
 def _of_the_model(run: Run, attribution: Sequence[str]) -> list[str]:
     """Whose pixels and labels the model was trained on, where that is not said already."""
-    others = [line for line in run.contract["attribution"] if line not in attribution]
+    others = [line for line in run.contract.attribution if line not in attribution]
     return [f"Model trained on: {line}" for line in others]
 
 

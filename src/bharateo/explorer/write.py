@@ -188,7 +188,7 @@ def _no_painting(
     megabytes = (sum(map(len, texts.values())) + _page_bytes()) / 1e6
     if megabytes > most_megabytes:
         return (
-            f"with the model ({run.contract['num_parameters'] / 1e6:.1f} million parameters) the "
+            f"with the model ({run.contract.num_parameters / 1e6:.1f} million parameters) the "
             f"folder would have {megabytes:.0f} MB, more than {most_megabytes:g} MB"
         )
     return None

@@ -11,7 +11,6 @@ from typing import Any
 import jinja2
 import yaml
 
-from bharateo.accounting import Accounting
 from bharateo.results import EVALUATION_FILE, PROBES_FILE, Probed, Scored, read_result
 from bharateo.training.checkpoint import Run
 
@@ -50,13 +49,13 @@ def model_card(run: Run, licence: str | None = None) -> str:
         finalize=_finished,
         keep_trailing_newline=True,
     ).get_template("card.md.j2")
-    account = Accounting.of_run(run.contract)
+    account = run.contract.accounting
     body = template.render(
         title=f"BharatEO: {run.path.resolve().name}",
         contract=run.contract,
         sensor=run.sensor,
         bands=_bands(run),
-        dataset=Path(run.contract["dataset"]["path"]).name,
+        dataset=Path(run.contract.dataset.path).name,
         tokens_per_chip=account.tokens_per_chip,
         account=account.rows(),
         scores=list(map(_Markdown, (*_reconstruction_tables(run.path), *_probe_tables(run.path)))),
@@ -90,7 +89,7 @@ def markdown_text(text: str) -> str:
 
 def _header(run: Run, licence: str | None) -> Mapping[str, Any]:
     if licence is None:
-        shared = any(_CREATIVE_COMMONS in line for line in run.contract["attribution"])
+        shared = any(_CREATIVE_COMMONS in line for line in run.contract.attribution)
         licence = "cc-by-4.0" if shared else "other"
     return {
         "license": licence,
@@ -102,12 +101,10 @@ def _header(run: Run, licence: str | None) -> Mapping[str, Any]:
 
 
 def _bands(run: Run) -> list[Mapping[str, Any]]:
-    statistics = run.contract["statistics"]
+    statistics = run.contract.statistics
     return [
         {**vars(band), "mean": mean, "std": std}
-        for band, mean, std in zip(
-            run.sensor.bands, statistics["mean"], statistics["std"], strict=True
-        )
+        for band, mean, std in zip(run.sensor.bands, statistics.mean, statistics.std, strict=True)
     ]
 
 

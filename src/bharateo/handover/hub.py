@@ -26,13 +26,8 @@ from bharateo.files import read_bytes, write_json, write_text
 from bharateo.handover.card import model_card
 from bharateo.models.patches import Mask
 from bharateo.outputs import Own, beginning_with, check_outputs, record_in
-from bharateo.training.checkpoint import (
-    CONFIG_FILE,
-    CONTRACT_FILE,
-    MODEL_FILE,
-    Run,
-    save_run,
-)
+from bharateo.training.checkpoint import Run, save_run
+from bharateo.training.contract import CONFIG_FILE, CONTRACT_FILE, MODEL_FILE
 
 try:
     from huggingface_hub import ModelCard, ModelHubMixin, hf_hub_download
@@ -153,12 +148,12 @@ def save_folder(run: Run, folder: Path, licence: str | None = None) -> None:
         folder / CONTRACT_FILE: _is_ours,
     }
     check_outputs("export --to hub", products, ())  # its own folder, too: the same bytes again
-    contract = dict(run.contract)
-    contract["dataset"] = {**contract["dataset"], "path": Path(contract["dataset"]["path"]).name}
+    trained_on = run.contract.dataset
+    trained_on = trained_on.model_copy(update={"path": Path(trained_on.path).name})
     write_json(folder / SHAPE_FILE, _shape(run))
     write_text(folder / "README.md", model_card(run, licence))
     weights = nn.ModuleDict({"model": run.model, "heads": run.heads}).state_dict()
-    save_run(folder, weights, contract)
+    save_run(folder, weights, run.contract.model_copy(update={"dataset": trained_on}))
 
 
 def _is_ours(path: Path) -> bool:
@@ -180,7 +175,7 @@ def _shape(run: Run) -> Mapping[str, Any]:
         "unit": run.sensor.unit,
         "mean": run.model.normalise.mean.tolist(),
         "std": run.model.normalise.std.tolist(),
-        **run.contract["model"],
+        **run.contract.model.model_dump(),
     }
 
 
@@ -201,8 +196,8 @@ def _download(repository: str, **options: Any) -> Path:
 def _open(folder: Path) -> Run:
     """The run in a folder that somebody else may have written."""
     run = Run.open(folder)
-    file, path = folder / CONTRACT_FILE, Path(run.contract["dataset"]["path"])
-    if "weights" not in run.contract:
+    file, path = folder / CONTRACT_FILE, Path(run.contract.dataset.path)
+    if run.contract.weights is None:
         raise RunError(
             f"{file} has no checksum of the weights; write the folder with `bharateo export RUN "
             "--to hub --output FOLDER`, or use Run.open for your own run"

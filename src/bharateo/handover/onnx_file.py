@@ -209,7 +209,10 @@ def _quiet() -> Iterator[None]:
 def _metadata(run: Run, what: What) -> dict[str, str]:
     """The contract as text, by name; ``contract`` is the whole of it as JSON."""
     sensor = run.sensor
-    contract = {**run.contract, "dataset": {"fingerprint": run.contract["dataset"]["fingerprint"]}}
+    contract = {
+        **run.contract.to_json(),
+        "dataset": {"fingerprint": run.contract.dataset.fingerprint},
+    }
     return {
         "what": f"BharatEO {what}",
         "bands": ",".join(sensor.band_names),
@@ -219,7 +222,7 @@ def _metadata(run: Run, what: What) -> dict[str, str]:
         "normalisation": "in the graph: give physical values, bands in this order",
         "chip_px": str(run.model.config.chip_px),
         "patch_px": str(run.model.config.patch_px),
-        "classes": json.dumps([each["name"] for each in run.contract["class_scheme"]["classes"]]),
-        "attribution": "\n".join(run.contract["attribution"]),
+        "classes": json.dumps([each.name for each in run.contract.class_scheme.classes]),
+        "attribution": "\n".join(run.contract.attribution),
         "contract": json.dumps(contract),
     }

@@ -20,7 +20,8 @@ from bharateo.errors import ConfigError
 from bharateo.files import write_atomically, write_json
 from bharateo.models.mae import V0, MaskedAutoencoder
 from bharateo.outputs import check_outputs, json_with
-from bharateo.training.checkpoint import CONTRACT_FILE, MODEL_FILE, Run
+from bharateo.training.checkpoint import Run
+from bharateo.training.contract import CONTRACT_FILE, MODEL_FILE
 
 ARCHITECTURE = "vit_base_patch16_clip_224"
 """The name timm builds the model from. Of all its vision transformers only those named after CLIP
@@ -131,7 +132,7 @@ def _timm_config(run: Run) -> Mapping[str, Any]:
             "classifier": "head",
         },
         "bharateo": {
-            **run.contract,
-            "dataset": {"fingerprint": run.contract["dataset"]["fingerprint"]},
+            **run.contract.to_json(),
+            "dataset": {"fingerprint": run.contract.dataset.fingerprint},
         },
     }

@@ -47,7 +47,7 @@ def head_classifier(run: Run) -> Classifier:
     """
     encoder = FrozenEncoder.of_run(run)
     _ = encoder.land_cover_head
-    scheme = run.contract["class_scheme"]["name"]
+    scheme = run.contract.class_scheme.name
     about = {"classifier": "land-cover head", "trained on": scheme}
     return Classifier(BHARATEO_CLASSES, encoder.features_and_logits, about)
 

@@ -27,7 +27,7 @@ from bharateo.files import write_atomically
 from bharateo.models.mae import MaskedAutoencoder
 from bharateo.training.batches import cut, fixed_windows
 from bharateo.training.checkpoint import Run, dataset_fingerprint
-from bharateo.training.weights import check_inside
+from bharateo.training.contract import check_inside
 
 DOMAIN_FILE = "domain.safetensors"
 QUANTILE = 0.99
@@ -162,7 +162,7 @@ def domain_of(run: Run, progress: Callable[[float, float, str], object]) -> Doma
     if kept is not None:
         return kept
     dataset = run.own_dataset()
-    if dataset_fingerprint(dataset) != run.contract["dataset"]["fingerprint"]:
+    if dataset_fingerprint(dataset) != run.contract.dataset.fingerprint:
         raise DatasetError(
             f"{dataset.path} is not the dataset that {run.path} was trained on any more: put that "
             "one back"

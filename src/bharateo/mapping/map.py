@@ -272,7 +272,7 @@ def _finished(
 
 
 def _attribution(run: Run, request: Request) -> list[str]:
-    own = run.contract["attribution"]
+    own = run.contract.attribution
     labels = () if request.labels is None else request.labels.source.attribution
     return list(dict.fromkeys((*own, *labels)))
 

@@ -17,8 +17,6 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from bharateo.accounting import Accounting
-from bharateo.artefacts import read_json
 from bharateo.chips.store import RECIPE_FILE, Dataset
 from bharateo.errors import ConfigError, RunError
 from bharateo.files import read_bytes, write_text
@@ -36,6 +34,14 @@ from bharateo.results import (
     Probes,
     Provenance,
     read_result,
+)
+from bharateo.sensor import Sensor
+from bharateo.training.contract import (
+    CONFIG_FILE,
+    CONTRACT_FILE,
+    HISTORY_FILE,
+    Contract,
+    read_contract,
 )
 
 if TYPE_CHECKING:
@@ -56,7 +62,7 @@ _MACROS = ("plate", "scroll", "metric_cells", "metric_head", "no_label")
 class RunFiles:
     """What a run folder says about itself: its JSON files as plain values, its YAML as text."""
 
-    contract: Mapping[str, Any]
+    contract: Contract
     history: Sequence[Mapping[str, Any]]
     evaluation: Mapping[str, Any]
     config: str
@@ -100,25 +106,22 @@ def read_run(run: Path) -> RunFiles:
     Raises:
         RunError: one is missing or unreadable; the message says what makes it.
     """
-    from bharateo.training.contract import check_form
     from bharateo.training.watch import Epoch, read_rows
 
     for name, verb in (
-        ("contract.json", "pretrain"),
-        ("history.jsonl", "pretrain"),
+        (CONTRACT_FILE, "pretrain"),
+        (HISTORY_FILE, "pretrain"),
         (EVALUATION_FILE, "evaluate"),
-        ("config.yaml", "pretrain"),
+        (CONFIG_FILE, "pretrain"),
     ):
         if not (run / name).exists():
             raise RunError(f"{run / name} is missing: run `bharateo {verb}` first")
-    contract = read_json(run / "contract.json", RunError, "run `bharateo pretrain` again")
-    check_form(contract, run / "contract.json")
     provenance, probed = run / PROVENANCE_FILE, run / PROBES_FILE
     return RunFiles(
-        contract,
-        read_rows(run / "history.jsonl", Epoch),
+        read_contract(run),
+        read_rows(run / HISTORY_FILE, Epoch),
         read_result(Evaluation, run / EVALUATION_FILE, "bharateo evaluate"),
-        _text(run / "config.yaml"),
+        _text(run / CONFIG_FILE),
         read_result(Provenance, provenance, "bharateo demo") if provenance.exists() else {},
         read_result(Probes, probed, "bharateo evaluate --probe") if probed.exists() else None,
     )
@@ -137,7 +140,7 @@ def _text(file: Path) -> str:
 def _evaluated_dataset(run: Path, files: RunFiles) -> Path:
     """Where the evaluation found its dataset, else where the run did."""
     evaluated = Path(files.evaluation["dataset"]["path"])
-    candidates = (evaluated, run / evaluated, run / files.contract["dataset"]["path"])
+    candidates = (evaluated, run / evaluated, run / files.contract.dataset.path)
     return next((path for path in candidates if path.exists()), evaluated)
 
 
@@ -155,7 +158,7 @@ def article(
         curves=curves(files),
         probes=probes.section(files.probes) if files.probes else None,
         **all_numbers(files.evaluation),
-        accounting=list(Accounting.of_run(files.contract).rows()),
+        accounting=list(files.contract.accounting.rows()),
         contract=_contract_rows(files.contract),
         **_reproduction(files, dataset),
     )
@@ -190,12 +193,12 @@ def _opening(files: RunFiles, dataset: Dataset, why: str | None) -> dict[str, An
     own = _own_dataset(files)
     ground = _ground(split, own)
     trained = (
-        f"A masked autoencoder of {contract['num_parameters'] / 1e6:.2f} million parameters was "
+        f"A masked autoencoder of {contract.num_parameters / 1e6:.2f} million parameters was "
         f"trained for {_plural(len(files.history), 'epoch')} on "
-        f"{contract['sensor']['title']}{_among(dataset) if own else ''}."
+        f"{contract.sensor.title}{_among(dataset) if own else ''}."
     )
     return {
-        "title": contract["sensor"]["title"],
+        "title": contract.sensor.title,
         "dataset_name": evaluation["dataset"]["name"],
         "trained": trained,
         "headline": f"On {ground} {findings.headline(scores)}.",
@@ -205,17 +208,17 @@ def _opening(files: RunFiles, dataset: Dataset, why: str | None) -> dict[str, An
         "source": _source(dataset),
         "why": why or (own and files.provenance.get("why")) or "",
         "notes": _notes(dataset),
-        "attribution": list(dict.fromkeys([*contract["attribution"], *dataset.attribution])),
-        "patch_px": contract["patch_px"],
-        "mask_ratio": contract["mask_ratio"],
-        "chip_px": contract["chip_px"],
+        "attribution": list(dict.fromkeys([*contract.attribution, *dataset.attribution])),
+        "patch_px": contract.patch_px,
+        "mask_ratio": contract.mask_ratio,
+        "chip_px": contract.chip_px,
     }
 
 
 def _own_dataset(files: RunFiles) -> bool:
     """Whether the run was evaluated on the dataset it was trained on."""
     theirs: str = files.evaluation["dataset"]["fingerprint"]
-    return theirs == files.contract["dataset"]["fingerprint"]
+    return theirs == files.contract.dataset.fingerprint
 
 
 def _ground(split: str, own_dataset: bool) -> str:
@@ -518,7 +521,7 @@ def curves(files: RunFiles) -> list[dict[str, Any]]:
 
 
 def _loss_chart(files: RunFiles, prefix: str) -> dict[str, Any]:
-    weights = {name: head["weight"] for name, head in files.contract["heads"].items()}
+    weights = {name: head.weight for name, head in files.contract.heads.items()}
     pixels, classes = weights.get("pixels", 0.0), weights.get("landcover", 0.0)
     parts = [
         ("total", "loss", 1.0),
@@ -666,38 +669,37 @@ def _confusion(scores: Scores) -> dict[str, Any]:
 # The run
 
 
-def _contract_rows(contract: Mapping[str, Any]) -> list[tuple[str, str]]:
-    sensor, statistics = contract["sensor"], contract["statistics"]
-    bands = [band["name"] for band in sensor["bands"]]
+def _contract_rows(contract: Contract) -> list[tuple[str, str]]:
+    sensor, statistics = contract.sensor, contract.statistics
     means = ", ".join(
         f"{band} {mean:.4f} ± {std:.4f}"
-        for band, mean, std in zip(bands, statistics["mean"], statistics["std"], strict=True)
+        for band, mean, std in zip(sensor.band_names, statistics.mean, statistics.std, strict=True)
     )
     heads = ", ".join(
-        f"{name} × {head['weight']:g}"
-        + "".join(f", {key} {value}" for key, value in head["options"].items())
-        for name, head in contract["heads"].items()
+        f"{name} × {head.weight:g}"
+        + "".join(f", {key} {value}" for key, value in head.options.items())
+        for name, head in contract.heads.items()
     )
-    model = contract["model"]
+    model = contract.model.model_dump()
     shape = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in model.items() if k != "name")
     return [
-        ("bands, in this order", ", ".join(bands)),
-        ("unit", sensor["unit"]),
-        ("stored values", f"{sensor['dtype']} × {sensor['scale']:g} + {sensor['offset']:g}"),
+        ("bands, in this order", ", ".join(sensor.band_names)),
+        ("unit", sensor.unit),
+        ("stored values", f"{sensor.dtype} × {sensor.scale:g} + {sensor.offset:g}"),
         ("normalisation", _normalisation(sensor)),
         ("train statistics, mean ± std", means),
-        ("statistics over", f"{statistics['num_pixels']:,} valid pixels of the train split"),
-        ("statistics hash", statistics["hash"]),
-        ("model", f"{model.get('name', '')}: {shape}"),
+        ("statistics over", f"{statistics.num_pixels:,} valid pixels of the train split"),
+        ("statistics hash", statistics.hash),
+        ("model", f"{model['name']}: {shape}"),
         ("heads", heads),
-        ("parameters", f"{contract['num_parameters']:,}"),
-        ("dataset fingerprint", contract["dataset"]["fingerprint"]),
-        ("code", f"bharateo {contract['code_version']}"),
+        ("parameters", f"{contract.num_parameters:,}"),
+        ("dataset fingerprint", contract.dataset.fingerprint),
+        ("code", f"bharateo {contract.code_version}"),
     ]
 
 
-def _normalisation(sensor: Mapping[str, Any]) -> str:
-    if sensor["standardised"]:
+def _normalisation(sensor: Sensor) -> str:
+    if sensor.standardised:
         return "inside the model: minus the mean, divided by the standard deviation, band by band"
     return "none: values are taken as they are"
 
@@ -708,7 +710,7 @@ def _reproduction(files: RunFiles, dataset: Dataset) -> dict[str, Any]:
     The run's own ``data`` section is not read by a training and may be of any other dataset. Where
     the dataset's is not known there is none, and the build command is left out.
     """
-    theirs = dataset.path if _own_dataset(files) else Path(files.contract["dataset"]["path"])
+    theirs = dataset.path if _own_dataset(files) else Path(files.contract.dataset.path)
     recipe = theirs / RECIPE_FILE
     config = {key: value for key, value in _yaml(files.config, "config.yaml").items()
               if key != "data"}  # fmt: skip

@@ -140,7 +140,7 @@ def pretrain(
             bar.update(now.step, now.num_steps, note)
 
         run = train(dataset, config, output, show, display.say)
-    display.say(f"run: {output} ({run.contract['num_parameters'] / 1e6:.2f} M parameters)")
+    display.say(f"run: {output} ({run.contract.num_parameters / 1e6:.2f} M parameters)")
     return run
 
 
@@ -211,15 +211,15 @@ def tokens(
     Raises:
         RunError: the folder holds no finished run.
     """
-    from bharateo.accounting import Accounting, published
+    from bharateo.accounting import published
 
     bytes_per_value, display = 2, display or Display()
     if run is not None:
-        from bharateo.training.checkpoint import read_contract
+        from bharateo.training.contract import read_contract
 
         contract = read_contract(Path(run))
-        bytes_per_value = 1 if contract["sensor"]["dtype"] == "uint8" else 2
-        accounts = {str(run): Accounting.of_run(contract)}
+        bytes_per_value = 1 if contract.sensor.dtype == "uint8" else 2
+        accounts = {str(run): contract.accounting}
     elif account is not None:
         accounts = {"as given": account}
     else:

@@ -1,13 +1,4 @@
-"""The run folder: checkpoints to resume from, the finished weights and their contract.
-
-::
-
-    config.yaml                   the configuration as resolved, written first
-    history.jsonl                 one line an epoch
-    checkpoints/last.safetensors  weights, optimiser state and progress, replaced as a whole
-    model.safetensors             the trained weights
-    contract.json                 what the weights may be fed; written last: the run is complete
-"""
+"""Checkpoints to resume from, finished runs and their weights; ``contract`` has the layout."""
 
 from __future__ import annotations
 
@@ -34,8 +25,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.optim import Optimizer
 
-from bharateo.artefacts import Record, checked, parse_json, read_json, shortened
-from bharateo.chips.statistics import Statistics
+from bharateo.artefacts import Record, checked, parse_json, shortened
 from bharateo.chips.store import DATASET_FILE, Dataset
 from bharateo.config import Config, ModelConfig, parse_config
 from bharateo.errors import ConfigError, RunError
@@ -44,16 +34,18 @@ from bharateo.landcover import BHARATEO_CLASSES
 from bharateo.models.heads import build_heads
 from bharateo.models.mae import MaskedAutoencoder, build_model, num_parameters
 from bharateo.sensor import Sensor
-from bharateo.training.contract import check_dataset, check_form
-from bharateo.training.weights import check_inside, load_weights
+from bharateo.training.contract import (
+    CHECKPOINT_FILE,
+    CONTRACT_FILE,
+    MODEL_FILE,
+    SCHEMA_VERSION,
+    Contract,
+    check_dataset,
+    check_inside,
+    read_contract,
+)
+from bharateo.training.weights import load_weights
 from bharateo.version import __version__
-
-SCHEMA_VERSION = 1
-CONTRACT_FILE = "contract.json"
-MODEL_FILE = "model.safetensors"
-CONFIG_FILE = "config.yaml"
-HISTORY_FILE = "history.jsonl"
-CHECKPOINT_FILE = "checkpoints/last.safetensors"
 
 
 def dataset_fingerprint(dataset: Dataset) -> str:
@@ -83,12 +75,12 @@ def majority_class(dataset: Dataset) -> int:
 
 def make_contract(
     config: Config, dataset: Dataset, module: nn.Module, run: Path, num_chips: int
-) -> dict[str, Any]:
-    """What a model trained on ``dataset`` may be fed, and what made it, as plain JSON.
+) -> Contract:
+    """What a model trained on ``dataset`` may be fed, and what made it.
 
     ``num_chips`` were presented in every epoch.
     """
-    return {
+    plain = {
         "schema_version": SCHEMA_VERSION,
         "code_version": __version__,
         "sensor": dataset.sensor.to_json(),
@@ -109,6 +101,7 @@ def make_contract(
         },
         "attribution": list(dataset.attribution),
     }
+    return checked(Contract, plain, str(run / CONTRACT_FILE), RunError, "build the dataset again")
 
 
 @dataclass(frozen=True)
@@ -116,7 +109,7 @@ class Run:
     """A finished run: model and heads ready to use, and the contract they keep."""
 
     path: Path
-    contract: Mapping[str, Any]
+    contract: Contract
     model: MaskedAutoencoder
     heads: nn.ModuleDict
 
@@ -130,12 +123,12 @@ class Run:
         """
         path = Path(path)
         contract = read_contract(path)
-        where = str(path / CONTRACT_FILE)
+        plain, where = contract.to_json(), str(path / CONTRACT_FILE)
         try:
-            config = parse_config({key: contract[key] for key in ("model", "heads")}, where)
+            config = parse_config({key: plain[key] for key in ("model", "heads")}, where)
         except ConfigError as error:
             raise RunError(f"{error}; train the run again, or fetch it whole") from error
-        bands = len(contract["sensor"]["bands"])
+        bands = contract.sensor.num_bands
 
         def build() -> nn.ModuleDict:
             model = build_model(config.model, [0.0] * bands, [1.0] * bands)  # in the weights
@@ -162,7 +155,7 @@ class Run:
     @property
     def sensor(self) -> Sensor:
         """The sensor the model was trained on."""
-        return Sensor.from_json(self.contract["sensor"])
+        return self.contract.sensor
 
     def own_dataset(self) -> Dataset:
         """The dataset the run was trained on, in the bands it was trained on.
@@ -170,7 +163,7 @@ class Run:
         Raises:
             DatasetError: it is no longer where it was.
         """
-        dataset = Dataset.open(self.path / self.contract["dataset"]["path"])
+        dataset = Dataset.open(self.path / self.contract.dataset.path)
         bands = self.sensor.band_names
         return dataset.with_bands(bands) if {*bands} <= {*dataset.sensor.band_names} else dataset
 
@@ -186,32 +179,6 @@ class Run:
         return check_dataset(self.contract, dataset, self.path, allow)
 
 
-def read_contract(run: Path) -> dict[str, Any]:
-    """The contract of a finished run.
-
-    Raises:
-        RunError: there is none, it is damaged, or another version of the package wrote it.
-    """
-    check_inside(run, CONTRACT_FILE)
-    file = run / CONTRACT_FILE
-    if not file.exists():
-        state = "its training has not finished: run the same pretrain command again to go on"
-        if not (run / CONFIG_FILE).exists():
-            state = "there is no run; make one with `bharateo pretrain`"
-        raise RunError(f"{run} holds no {CONTRACT_FILE}: {state}")
-    contract = read_json(file, RunError, "restore the file")
-    version = contract.get("schema_version") if isinstance(contract, dict) else None
-    if version != SCHEMA_VERSION:
-        raise RunError(
-            f"{file} has schema version {shortened(repr(version))}, this "
-            f"bharateo {__version__} reads {SCHEMA_VERSION}; restore the file, or open it "
-            "with the bharateo that wrote it"
-        )
-    check_form(contract, file)
-    plain: dict[str, Any] = contract
-    return plain
-
-
 def _least_values(model: ModelConfig, num_bands: int) -> int:
     """Numbers that a model has in its first layer and its encoder's blocks alone."""
     block = (4 + 2 * model.mlp_ratio) * model.width**2
@@ -220,7 +187,7 @@ def _least_values(model: ModelConfig, num_bands: int) -> int:
 
 def _check_normalisation(run: Run) -> None:
     """Refuse a contract whose statistics are not those its model normalises with."""
-    statistics, num_bands = Statistics.from_json(run.contract["statistics"]), run.sensor.num_bands
+    statistics, num_bands = run.contract.statistics.as_arrays(), run.sensor.num_bands
     expected = {"mean": [0.0] * num_bands, "std": [1.0] * num_bands}
     if run.sensor.standardised:
         expected = {"mean": statistics.mean.tolist(), "std": statistics.scale.tolist()}
@@ -369,7 +336,7 @@ def _misfits(
             yield f"{shortened(name)} holds values that are no numbers"
 
 
-def save_run(run: Path, weights: Mapping[str, Tensor], contract: Mapping[str, Any]) -> None:
+def save_run(run: Path, weights: Mapping[str, Tensor], contract: Contract) -> None:
     """Write the weights, then the contract that declares the run complete.
 
     The contract as written says under ``weights`` how many bytes they have and their SHA-256.
@@ -377,4 +344,4 @@ def save_run(run: Path, weights: Mapping[str, Tensor], contract: Mapping[str, An
     content = save(dict(weights))
     write_atomically(run / MODEL_FILE, lambda file: file.write(content))
     weighed = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    write_json(run / CONTRACT_FILE, {**contract, "weights": weighed})
+    write_json(run / CONTRACT_FILE, {**contract.to_json(), "weights": weighed})

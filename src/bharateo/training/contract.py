@@ -1,4 +1,15 @@
-"""The contract of a run: the form it must have on disk, and what input may be allowed to differ.
+"""The run folder's layout; its contract: what the weights may be fed, what input may differ.
+
+::
+
+    config.yaml                   the configuration as resolved, written first
+    history.jsonl                 one line an epoch
+    events.jsonl                  spikes of loss and gradient, with the chips of their steps
+    diverged.json                 left by a run that ended in numbers that are none
+    tensorboard/                  the same numbers for TensorBoard, where asked for
+    checkpoints/last.safetensors  weights, optimiser state and progress, replaced as a whole
+    model.safetensors             the trained weights
+    contract.json                 what the weights may be fed; written last: the run is complete
 
 A contract may come from anybody, as every file of a run may: nothing is believed before its form
 has been checked.
@@ -6,18 +17,32 @@ has been checked.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, FiniteFloat, NonNegativeInt, PositiveInt, StringConstraints
+from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveInt, StringConstraints
 
-from bharateo.artefacts import Record, checked
-from bharateo.chips.statistics import Statistics
+from bharateo.accounting import Accounting
+from bharateo.artefacts import Number, OpenRecord, Record, checked, read_json, shortened
+from bharateo.chips.statistics import Statistics, StatisticsRecord
 from bharateo.chips.store import Dataset
 from bharateo.errors import ContractError, RunError
+from bharateo.files import target_outside
 from bharateo.landcover import NUM_CLASSES
-from bharateo.sensor import Sensor, SensorRecord
+from bharateo.sensor import Sensor
+from bharateo.version import __version__
+
+CONFIG_FILE = "config.yaml"
+HISTORY_FILE = "history.jsonl"
+EVENTS_FILE = "events.jsonl"
+DIVERGED_FILE = "diverged.json"
+TENSORBOARD_FOLDER = "tensorboard"
+CHECKPOINT_FILE = "checkpoints/last.safetensors"
+MODEL_FILE = "model.safetensors"
+CONTRACT_FILE = "contract.json"
+
+SCHEMA_VERSION = 1
 
 FAR = 4.0
 """``Statistics.distance`` from which on pixels are not those of the training. Other land lies up to
@@ -33,30 +58,29 @@ Px = Annotated[int, Field(ge=1, le=_MOST_PX)]
 Count = Annotated[int, Field(ge=1, le=2**53)]
 
 
-class _Open(Record):
-    """A part that a later version may add to."""
+class TrainStatistics(StatisticsRecord):
+    """Of the train split, with the hash that tells whether two runs normalise alike."""
 
-    model_config = ConfigDict(extra="allow")
-
-
-class _Statistics(_Open):
-    mean: tuple[FiniteFloat, ...]
-    std: tuple[Annotated[FiniteFloat, Field(ge=0)], ...]
-    num_pixels: NonNegativeInt
     hash: Text
 
 
-class _Class(_Open):
+class LandClass(OpenRecord):
+    """A class as the labels name it."""
+
     id: NonNegativeInt
     name: Text
 
 
-class _ClassScheme(_Open):
+class ClassScheme(OpenRecord):
+    """The labels' classes."""
+
     name: Text
-    classes: tuple[_Class, ...]
+    classes: tuple[LandClass, ...]
 
 
-class _Model(_Open):
+class ModelShape(OpenRecord):
+    """The model's part of the configuration; see ``config.ModelConfig``."""
+
     name: Literal["v0", "seed"]
     chip_px: Px
     patch_px: Px
@@ -70,86 +94,138 @@ class _Model(_Open):
     mlp_ratio: PositiveInt
 
 
-class _Head(Record):
-    weight: Annotated[FiniteFloat, Field(ge=0)]
+class HeadOptions(Record):
+    """A head's part of the configuration; see ``config.HeadConfig``."""
+
+    weight: Annotated[Number, Field(ge=0)]
     options: dict[Text, Text | bool | int | FiniteFloat | None]
 
 
-class _Presented(_Open):
+class Presented(OpenRecord):
+    """How much was shown."""
+
     chips_per_epoch: Count
     epochs: Count
 
 
-class _Dataset(_Open):
+class TrainedOn(OpenRecord):
+    """The dataset: where it lay, seen from the run, and the SHA-256 of its ``dataset.json``."""
+
     path: PathText
     fingerprint: Text
 
 
-class _Weights(_Open):
+class WeightsFile(OpenRecord):
+    """The file the contract was written with."""
+
     bytes: NonNegativeInt
     sha256: Text
 
 
-class Contract(_Open):
-    """The contents of ``contract.json``."""
+class Contract(OpenRecord):
+    """The contents of ``contract.json``: what a model may be fed, and what made it."""
 
     schema_version: Literal[1]
     code_version: Text
-    sensor: SensorRecord
+    sensor: Sensor
     nodata: Text
-    statistics: _Statistics
+    statistics: TrainStatistics
     majority_class: Annotated[int, Field(ge=0, lt=NUM_CLASSES)]
     chip_px: Px
     patch_px: Px
     mask_ratio: float
-    class_scheme: _ClassScheme
-    model: _Model
-    heads: Annotated[dict[Text, _Head], Field(min_length=1)]
+    class_scheme: ClassScheme
+    model: ModelShape
+    heads: Annotated[dict[Text, HeadOptions], Field(min_length=1)]
     num_parameters: Annotated[int, Field(ge=0, le=2**53)]
-    presented: _Presented
-    dataset: _Dataset
+    presented: Presented
+    dataset: TrainedOn
     attribution: tuple[Text, ...]
-    weights: _Weights | None = None
+    weights: WeightsFile | None = None
     """Missing in runs from before it was written."""
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, as they stand in the file: what was not there is left out."""
+        return self.model_dump(exclude_unset=True)
 
-_REMEDY = "restore the file, or pretrain again into another folder"
+    @property
+    def accounting(self) -> Accounting:
+        """What was really presented, counted."""
+        return Accounting(
+            self.presented.chips_per_epoch,
+            self.presented.epochs,
+            self.chip_px,
+            self.patch_px,
+            self.sensor.num_bands,
+            self.mask_ratio,
+        )
 
 
-def check_form(contract: Any, file: Path) -> None:
-    """Refuse what is no contract, or one that contradicts itself.
+def check_inside(folder: Path, name: str) -> None:
+    """Refuse a file of a folder that is a link to somewhere else; see ``target_outside``.
 
     Raises:
-        RunError: a key is missing, of another type or size, or does not fit another one.
+        RunError: the link leads out of the folder.
     """
-    said = checked(Contract, contract, str(file), RunError, _REMEDY)
-    if wrong := next(_contradictions(said), None):
-        raise RunError(f"{file}: {wrong}; {_REMEDY}")
+    if target := target_outside(folder, name):
+        raise RunError(
+            f"{folder / name} is a link out of the folder, to {target}; put the file itself there"
+        )
 
 
-def _contradictions(said: Contract) -> Iterator[str]:
-    """What in a contract of the right form cannot be."""
-    num_bands, model = len(said.sensor.bands), said.model
+def read_contract(run: Path) -> Contract:
+    """The contract of a finished run.
+
+    Raises:
+        RunError: there is none, it is damaged, another version of the package wrote it, a key is
+            missing, of another type or size, or contradicts another one.
+    """
+    check_inside(run, CONTRACT_FILE)
+    file = run / CONTRACT_FILE
+    if not file.exists():
+        state = "its training has not finished: run the same pretrain command again to go on"
+        if not (run / CONFIG_FILE).exists():
+            state = "there is no run; make one with `bharateo pretrain`"
+        raise RunError(f"{run} holds no {CONTRACT_FILE}: {state}")
+    plain = read_json(file, RunError, "restore the file")
+    version = plain.get("schema_version") if isinstance(plain, dict) else None
+    if version != SCHEMA_VERSION:  # said first: of another version only that can be said
+        raise RunError(
+            f"{file} has schema version {shortened(repr(version))}, this "
+            f"bharateo {__version__} reads {SCHEMA_VERSION}; restore the file, or open it "
+            "with the bharateo that wrote it"
+        )
+    remedy = "restore the file, or pretrain again into another folder"
+    contract = checked(Contract, plain, str(file), RunError, remedy)
+    if wrong := _contradiction(contract):
+        raise RunError(f"{file}: {wrong}; {remedy}")
+    return contract
+
+
+def _contradiction(said: Contract) -> str | None:
+    """What in a contract of the right form cannot be, None where all of it can."""
+    num_bands, model = said.sensor.num_bands, said.model
     for name in ("mean", "std"):
         num = len(getattr(said.statistics, name))
         if num != num_bands:
-            yield f"statistics.{name} has {num} values for {num_bands} bands"
+            return f"statistics.{name} has {num} values for {num_bands} bands"
     for name in ("chip_px", "patch_px", "mask_ratio"):
         ours, models = getattr(said, name), getattr(model, name)
         if ours != models:
-            yield f"{name} is {ours}, model.{name} {models}"
+            return f"{name} is {ours}, model.{name} {models}"
     if said.chip_px % said.patch_px:
-        yield f"patch_px {said.patch_px} does not divide chip_px {said.chip_px}"
+        return f"patch_px {said.patch_px} does not divide chip_px {said.chip_px}"
     if int((said.chip_px // said.patch_px) ** 2 * said.mask_ratio) < 1:
-        yield f"mask_ratio {said.mask_ratio} hides no patch of a chip"
-    heads = [("", model.width, model.num_heads)]
+        return f"mask_ratio {said.mask_ratio} hides no patch of a chip"
+    parts = [("", model.width, model.num_heads)]
     if model.name != "seed":  # which has no decoder
-        heads.append(("decoder_", model.decoder_width, model.decoder_num_heads))
-    for part, width, num_heads in heads:
+        parts.append(("decoder_", model.decoder_width, model.decoder_num_heads))
+    for part, width, num_heads in parts:
         if width % num_heads:
-            yield f"model.{part}num_heads {num_heads} does not divide {part}width {width}"
+            return f"model.{part}num_heads {num_heads} does not divide {part}width {width}"
     if said.sensor.scale <= 0:
-        yield f"sensor.scale is {said.sensor.scale:g}, not above 0"
+        return f"sensor.scale is {said.sensor.scale:g}, not above 0"
+    return None
 
 
 # Input that differs
@@ -177,16 +253,19 @@ class Differences:
 
 
 def check_dataset(
-    contract: Mapping[str, Any], dataset: Dataset, run: Path, allow: Collection[str] = ()
+    contract: Contract, dataset: Dataset, run: Path, allow: Collection[str] = ()
 ) -> dict[str, str]:
     """How a dataset differs from a contract in the fields allowed to; see ``Run.check``."""
-    trained, given = Sensor.from_json(contract["sensor"]), dataset.sensor
+    trained, given = contract.sensor, dataset.sensor
     differences = Differences(allow if trained.num_bands == given.num_bands else ())
     fields = {
         "bands": (list(trained.band_names), list(given.band_names)),
         "unit": (trained.unit, given.unit),
         "standardised": (trained.standardised, given.standardised),
-        "classes": (contract["class_scheme"]["classes"], dataset.info["class_scheme"]["classes"]),
+        "classes": (
+            [each.model_dump(mode="json") for each in contract.class_scheme.classes],
+            dataset.info["class_scheme"]["classes"],
+        ),
     }
     for name, (expected, found) in fields.items():
         if expected != found:
@@ -198,9 +277,9 @@ def check_dataset(
             if name not in ("bands", "unit"):
                 raise ContractError(f"{name}: {what}; {remedy}")
             differences.add(name, what, remedy)
-    if dataset.size_px < contract["chip_px"]:
+    if dataset.size_px < contract.chip_px:
         raise ContractError(
-            f"size_px: the run {run} needs chips of {contract['chip_px']} px, the dataset "
+            f"size_px: the run {run} needs chips of {contract.chip_px} px, the dataset "
             f"{dataset.path} stores {dataset.size_px}; build it with a larger data.plan.size_px"
         )
     if trained.standardised and not differences.found and dataset.statistics.num_pixels:
@@ -209,18 +288,18 @@ def check_dataset(
 
 
 def check_statistics(
-    contract: Mapping[str, Any], found: Statistics, where: str, differences: Differences
+    contract: Contract, found: Statistics, where: str, differences: Differences
 ) -> None:
     """Refuse pixels that are far from those of the training.
 
     Raises:
         ContractError: they are, and ``statistics`` is not allowed to differ.
     """
-    trained = Statistics.from_json(contract["statistics"])
+    trained = contract.statistics.as_arrays()
     distance = found.distance(trained)
     if distance < FAR:
         return
-    names = Sensor.from_json(contract["sensor"]).band_names
+    names = contract.sensor.band_names
     worst = int((abs(found.mean - trained.mean) / trained.scale).argmax())
     differences.add(
         "statistics",

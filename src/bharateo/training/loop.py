@@ -25,9 +25,6 @@ from bharateo.plain_yaml import read_yaml
 from bharateo.sensor import named_bands
 from bharateo.training.batches import fixed_batch, fixed_windows
 from bharateo.training.checkpoint import (
-    CHECKPOINT_FILE,
-    CONFIG_FILE,
-    CONTRACT_FILE,
     Checkpoint,
     Run,
     dataset_fingerprint,
@@ -39,6 +36,15 @@ from bharateo.training.checkpoint import (
     save_run,
     training_state,
 )
+from bharateo.training.contract import (
+    CHECKPOINT_FILE,
+    CONFIG_FILE,
+    CONTRACT_FILE,
+    DIVERGED_FILE,
+    EVENTS_FILE,
+    HISTORY_FILE,
+    TENSORBOARD_FOLDER,
+)
 from bharateo.training.engine import Engine, open_engine
 from bharateo.training.forecast import AFTER_STEPS, Forecast
 from bharateo.training.learner import Launched, Learner
@@ -47,9 +53,6 @@ from bharateo.training.optimisers import learning_rate
 from bharateo.training.prepare import RawBatch
 from bharateo.training.stopping import StopWish
 from bharateo.training.watch import (
-    EVENTS_FILE,
-    HISTORY_FILE,
-    TENSORBOARD_FOLDER,
     Epoch,
     Event,
     Log,
@@ -60,7 +63,6 @@ from bharateo.training.watch import (
     read_rows,
 )
 
-DIVERGED_FILE = "diverged.json"
 CHECKPOINT_SHARE = 0.02
 """Share of the time that writing checkpoints may take."""
 

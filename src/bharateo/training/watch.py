@@ -18,10 +18,6 @@ from bharateo.errors import ConfigError, RunError
 from bharateo.files import read_bytes, write_text
 from bharateo.models.objective import weighted_loss
 
-HISTORY_FILE = "history.jsonl"
-EVENTS_FILE = "events.jsonl"
-TENSORBOARD_FOLDER = "tensorboard"
-
 SPIKES: Mapping[str, float] = {"loss": 1.5, "grad_norm": 5.0}
 """How many times its usual value makes a spike; usual is the median of the last steps."""
 

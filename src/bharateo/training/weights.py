@@ -8,14 +8,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from bharateo.artefacts import shortened
 from bharateo.errors import RunError
-from bharateo.files import open_file, target_outside
+from bharateo.files import open_file
+from bharateo.training.contract import Contract
 
 _PICKLES = (b"PK\x03\x04", b"\x80")
 """How files of ``torch.save`` begin: a zip archive with a pickle in it, or a pickle."""
@@ -29,20 +29,8 @@ def not_its_weights(file: Path, reason: object) -> RunError:
     )
 
 
-def check_inside(folder: Path, name: str) -> None:
-    """Refuse a file of a folder that is a link to somewhere else; see ``target_outside``.
-
-    Raises:
-        RunError: the link leads out of the folder.
-    """
-    if target := target_outside(folder, name):
-        raise RunError(
-            f"{folder / name} is a link out of the folder, to {target}; put the file itself there"
-        )
-
-
 def load_weights(
-    file: Path, contract: Mapping[str, Any], build: Callable[[], nn.Module], least_values: int
+    file: Path, contract: Contract, build: Callable[[], nn.Module], least_values: int
 ) -> nn.Module:
     """The module that ``build`` makes, with the tensors of a safetensors file in it.
 
@@ -84,16 +72,16 @@ def _refuse_pickle(file: Path) -> None:
             )
 
 
-def _check_sum(file: Path, contract: Mapping[str, Any]) -> None:
+def _check_sum(file: Path, contract: Contract) -> None:
     """Refuse a file that is not the one the contract was written with, if the contract says."""
-    if "weights" not in contract:
+    promised = contract.weights
+    if promised is None:
         return
-    promised = contract["weights"]
     size = file.stat().st_size
-    if size != promised["bytes"]:
-        raise not_its_weights(file, f"{size} bytes of {promised['bytes']}")
+    if size != promised.bytes:
+        raise not_its_weights(file, f"{size} bytes of {promised.bytes}")
     with open_file(file) as opened:
-        if hashlib.file_digest(opened, "sha256").hexdigest() != promised["sha256"]:
+        if hashlib.file_digest(opened, "sha256").hexdigest() != promised.sha256:
             raise not_its_weights(file, "its SHA-256 is another")
 
 

@@ -11,7 +11,8 @@ import torch
 from bharateo import doctor
 from bharateo.cli import main
 from bharateo.pixels.http import Web
-from bharateo.sources import sample_files, worldcover
+from bharateo.sources import sample as sample_module
+from bharateo.sources import worldcover
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def sample(monkeypatch, tmp_path):
     """Whether the packaged sample is there; it is until told otherwise."""
 
     def be(there):
-        monkeypatch.setattr(sample_files, "find_sample", lambda: tmp_path if there else None)
+        monkeypatch.setattr(sample_module, "find_sample", lambda: tmp_path if there else None)
 
     be(True)
     return be

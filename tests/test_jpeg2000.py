@@ -8,7 +8,7 @@ import pytest
 from bharateo.errors import BharatEOError, CorruptRasterError
 from bharateo.pixels.http import Web
 from bharateo.pixels.raster import open_raster
-from bharateo.sources.sample_files import find_sample
+from bharateo.sources.sample import find_sample
 from range_server import Faults, RangeServer
 
 SCENE = "T33UUU_20170216T102101"

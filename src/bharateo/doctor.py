@@ -63,6 +63,7 @@ def examine() -> list[Finding]:
     """Everything found, in the order of ``LANES``."""
     # Here and not in two threads at once: both would wait for the other's half-made modules.
     with suppress(Exception):
+        import_module("bharateo.sources.sample")
         import_module("bharateo.sources.stac")
         import_module("bharateo.sources.worldcover")
     findings: dict[str, list[Finding]] = {}
@@ -260,7 +261,7 @@ def _catalogue(name: str) -> Check:
 
 
 def _sample() -> Iterator[Finding]:
-    from bharateo.sources.sample_files import INSTALL, find_sample
+    from bharateo.sources.sample import INSTALL, find_sample
 
     folder = find_sample()
     if folder:

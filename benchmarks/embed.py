@@ -39,9 +39,9 @@ import json, sys, time
 from pathlib import Path
 from bharateo import stages
 from bharateo.display import Display
-from bharateo.embedding.embed import Embedding
-from bharateo.embedding.encoder import FrozenEncoder
-from bharateo.embedding.inputs import Reading
+from bharateo.inference.embed import Embedding
+from bharateo.inference.encoder import FrozenEncoder
+from bharateo.inference.inputs import Reading
 from bharateo.training.checkpoint import Run
 
 run, location, output, precision = sys.argv[1:]

@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from bharateo.chips.store import Dataset
-from bharateo.embedding.encoder import CHIPS_AT_ONCE
+from bharateo.evaluation.cross_validation import cross_validate, fit_few, spatial_groups
 from bharateo.evaluation.features import MAKERS
+from bharateo.inference.encoder import CHIPS_AT_ONCE
 from bharateo.landcover import BHARATEO_CLASSES, IGNORE, patch_mode
-from bharateo.mapping.cross_validation import cross_validate, fit_few, spatial_groups
 from bharateo.training.batches import cut, fixed_windows
 from bharateo.training.checkpoint import Run
 

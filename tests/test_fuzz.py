@@ -31,15 +31,15 @@ import yaml
 from bharateo.chips.records import RecordReader
 from bharateo.chips.store import LAYERS, SPLITS, Dataset
 from bharateo.config import load_config, preset_path
-from bharateo.embedding.encoder import FrozenEncoder
 from bharateo.evaluation import probing
 from bharateo.evaluation.evaluate import evaluate
+from bharateo.evaluation.own_classes import probe_classifier
 from bharateo.evaluation.probes import fit_linear, save_probe
 from bharateo.handover.card import model_card
+from bharateo.inference.area import open_area
+from bharateo.inference.encoder import FrozenEncoder
+from bharateo.inference.points import read_all_points
 from bharateo.landcover import BHARATEO_CLASSES
-from bharateo.mapping.area import open_area
-from bharateo.mapping.classifier import probe_classifier
-from bharateo.mapping.points import read_all_points
 from bharateo.regions import parse_roi, worldcover_region
 from bharateo.report import html
 from bharateo.sources.areas import _roi_zone, file_zones, sentinel2_regions
@@ -58,7 +58,7 @@ from damage import (
     summary,
     survey,
 )
-from mapping.areas import table
+from inference.areas import table
 from small_datasets import many_bands, small_config, small_dataset
 
 CONFIG = small_config(epochs=1)

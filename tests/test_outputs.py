@@ -12,8 +12,8 @@ from bharateo.cli import main
 from bharateo.errors import ConfigError
 from bharateo.outputs import beginning_with, check_outputs, json_of
 from handover.tiny_run import tiny_run
-from mapping.areas import centres, table, vectors
-from mapping.ground import AFFINE, write_raster
+from inference.areas import centres, table, vectors
+from inference.ground import AFFINE, write_raster
 from small_datasets import contents
 from tiny_mirror import write_config, write_mirror
 

@@ -72,7 +72,7 @@ PROMISES = {
         ),
     ),
     "a model refuses a dataset or raster of another unit.": (
-        "embedding/test_contract.py::test_the_refusal_names_the_unit_and_the_options_that_say_it",
+        "inference/test_contract.py::test_the_refusal_names_the_unit_and_the_options_that_say_it",
         "test_readme.py::test_a_model_refuses_a_dataset_of_another_unit",
     ),
     "Nodata, and cloud where the product has a cloud mask, are no class, no target and no "
@@ -93,8 +93,8 @@ PROMISES = {
             "evaluation/test_probing.py::"
             "test_killed_and_run_again_it_goes_on_and_writes_the_same_bytes"
         ),
-        "embedding/test_embed.py::test_killed_and_run_again_it_gives_the_same_bytes",
-        "mapping/test_map.py::test_a_map_killed_at_any_moment_and_rerun_is_the_same",
+        "inference/test_embed.py::test_killed_and_run_again_it_gives_the_same_bytes",
+        "inference/test_map.py::test_a_map_killed_at_any_moment_and_rerun_is_the_same",
         "explorer/test_write.py::test_a_killed_page_is_not_there_and_is_written_again",
     ),
 }

@@ -14,7 +14,7 @@ from pyproj import Geod
 
 from bharateo.config import DataConfig
 from bharateo.errors import BharatEOError, ConfigError, RegionError, SourceError
-from bharateo.mapping.points import read_points
+from bharateo.inference.points import read_points
 from bharateo.pixels.vectors import read_features
 from bharateo.regions import Zone, parse_roi
 from bharateo.sources.areas import file_zones, sentinel2_regions, zones_of

@@ -96,9 +96,9 @@ _HOMES = {
     "config": ("Config", "load_config", "with_settings"),
     "demo": ("choose_pixels=choose",),
     "display": ("Display",),
-    "embedding.embed": ("Embedding",),
-    "embedding.encoder": ("FrozenEncoder",),
-    "embedding.inputs": ("Reading",),
+    "inference.embed": ("Embedding",),
+    "inference.encoder": ("FrozenEncoder",),
+    "inference.inputs": ("Reading",),
     "errors": ("BharatEOError",),
     "evaluation.reconstruction": ("Example", "reconstruct=examples"),
     "handover.hub": ("BharatEOEncoder",),
@@ -135,13 +135,13 @@ if TYPE_CHECKING:
     from bharateo.config import Config, load_config, with_settings
     from bharateo.demo import choose as choose_pixels
     from bharateo.display import Display
-    from bharateo.embedding.embed import Embedding
-    from bharateo.embedding.encoder import FrozenEncoder
-    from bharateo.embedding.inputs import Reading
     from bharateo.errors import BharatEOError
     from bharateo.evaluation.reconstruction import Example
     from bharateo.evaluation.reconstruction import examples as reconstruct
     from bharateo.handover.hub import BharatEOEncoder
+    from bharateo.inference.embed import Embedding
+    from bharateo.inference.encoder import FrozenEncoder
+    from bharateo.inference.inputs import Reading
     from bharateo.landcover import BHARATEO_CLASSES, WORLDCOVER, ClassScheme
     from bharateo.models.heads import Batch
     from bharateo.models.patches import Mask, mask_from_noise, num_masked, patchify, unpatchify

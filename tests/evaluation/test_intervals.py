@@ -7,7 +7,7 @@ from sklearn.metrics import f1_score
 from bharateo.evaluation import scores
 from bharateo.evaluation.comparison import compared
 from bharateo.evaluation.scores import BlockSums, metrics, report, resample
-from bharateo.mapping.labels import agreement
+from bharateo.inference.labels import agreement
 
 NOTHING = np.zeros((8, 8), np.int64)
 SUMS = {"smooth_l1": 3.0, "absolute": 4.0, "scalars": 8.0, "cross_entropy": 5.0, "labelled": 10.0}

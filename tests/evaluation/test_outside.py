@@ -10,7 +10,6 @@ import pytest
 import rasterio
 import torch
 
-from bharateo.embedding.inputs import Reading
 from bharateo.errors import ContractError, CorruptRasterError, DatasetError
 from bharateo.evaluation import layouts, outside
 from bharateo.evaluation.features import Features
@@ -24,6 +23,7 @@ from bharateo.evaluation.outside import (
     open_task,
     rows,
 )
+from bharateo.inference.inputs import Reading
 from bharateo.sensor import SENTINEL2_L1C
 from bharateo.training.loop import pretrain
 from small_datasets import small_config, small_dataset

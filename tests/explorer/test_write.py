@@ -11,18 +11,18 @@ import torch
 from affine import Affine
 
 from bharateo.cli import main
-from bharateo.embedding.inputs import open_input
 from bharateo.evaluation.baselines import Prediction
 from bharateo.explorer import answers, area, runtime, write
 from bharateo.explorer.answers import covering_masks, masked_errors
 from bharateo.explorer.area import area_of_raster, areas_of_dataset
 from bharateo.explorer.chips import chips_of_raster, varied
 from bharateo.explorer.records import quantised
+from bharateo.inference.inputs import open_input
 from bharateo.landcover import patch_class_counts, patch_mode
 from bharateo.report.render import composite_rgb, physical
 from explorer.page_records import array, record
 from handover.tiny_run import tiny_run
-from mapping.ground import write_raster
+from inference.ground import write_raster
 from models.tiny_models import HEADS
 from small_datasets import contents
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 import yaml
 
-from bharateo.embedding.encoder import FrozenEncoder
 from bharateo.errors import ConfigError, ContractError, RunError
 from bharateo.evaluation.evaluate import evaluate
 from bharateo.evaluation.probing import probe_run
@@ -17,6 +16,7 @@ from bharateo.files import write_json
 from bharateo.handover import hub
 from bharateo.handover.card import EVALUATION_FILE, PROBES_FILE
 from bharateo.handover.hub import BharatEOEncoder, save_folder
+from bharateo.inference.encoder import FrozenEncoder
 from bharateo.training.checkpoint import Run
 from bharateo.training.contract import CONTRACT_FILE, MODEL_FILE
 from handover.tiny_run import chips_of, tiny_run

@@ -6,10 +6,10 @@ import onnxruntime
 import pytest
 import torch
 
-from bharateo.embedding.encoder import FrozenEncoder
 from bharateo.errors import ConfigError, RunError
 from bharateo.handover import onnx_file
 from bharateo.handover.onnx_file import TOLERANCE, write_onnx
+from bharateo.inference.encoder import FrozenEncoder
 from bharateo.models.patches import Mask, mask_from_noise, patchify
 from bharateo.training.checkpoint import Run
 from bharateo.training.contract import TrainStatistics

@@ -6,9 +6,9 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from bharateo.embedding.encoder import FrozenEncoder
 from bharateo.errors import ConfigError
 from bharateo.handover.timm_weights import timm_arguments, timm_state, write_timm
+from bharateo.inference.encoder import FrozenEncoder
 from handover.timm_reference import VisionTransformer
 from handover.tiny_run import chips_of, tiny_run
 from small_datasets import contents

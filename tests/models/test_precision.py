@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_models import TINY, random_batch, tiny_heads, tiny_model
 
-from bharateo.embedding.encoder import FrozenEncoder
+from bharateo.inference.encoder import FrozenEncoder
 from bharateo.models.heads import LandCoverHead
 from bharateo.models.mae import build_model
 

@@ -2,14 +2,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bharateo.embedding.embed import Embedding, embed_dataset
-from bharateo.mapping.area import open_area
-from bharateo.mapping.search import search, with_classes
+from bharateo.inference.area import open_area
+from bharateo.inference.embed import Embedding, embed_dataset
+from bharateo.inference.search import search, with_classes
 from bharateo.pixels.cog import Bands, write_cog
 from bharateo.report.contact_sheet import write_contact_sheet
 from bharateo.report.render import composite_rgb, physical
 from handover.tiny_run import tiny_run
-from mapping.areas import GRID, centres, table, vectors
+from inference.areas import GRID, centres, table, vectors
 
 TILE_PX, GAP_PX, FIRST_PLACE = 192, 12, (slice(68, 124), slice(68, 124))
 """Of a tile the middle third is the place itself; its frame is left out."""

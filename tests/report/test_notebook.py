@@ -10,7 +10,7 @@ from PIL import Image
 from bharateo.accounting import Accounting
 from bharateo.config import Config, ModelConfig
 from bharateo.errors import SourceError
-from bharateo.mapping.map import products
+from bharateo.inference.map import products
 from bharateo.pixels.cog import Bands, write_cog
 from bharateo.report import notebook
 from bharateo.report.notebook import Figure

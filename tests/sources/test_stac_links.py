@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from bharateo.embedding.stac_item import _with_whole_addresses
 from bharateo.errors import UnreachableError
+from bharateo.inference.stac_item import _with_whole_addresses
 from bharateo.sources import stac
 from bharateo.sources.stac import Client, catalogue_of
 from scripted_server import Reply, answering

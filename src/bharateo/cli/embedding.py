@@ -56,7 +56,7 @@ def add(verbs: Verbs) -> None:
 
 def _embed(options: argparse.Namespace) -> None:
     from bharateo import stages
-    from bharateo.embedding.embed import Embedding
+    from bharateo.inference.embed import Embedding
 
     how = Embedding(options.dtype, options.stride, options.step, options.precision, options.level)
     stages.embed(options.run, options.input, options.output, how=how, reading=reading_of(options))

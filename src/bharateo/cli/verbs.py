@@ -24,7 +24,7 @@ CONTRACT_FIELDS = ("bands", "unit", "statistics", "resolution")
 """What ``--allow`` takes: the fields of a run's contract that a user may take on themselves."""
 
 if TYPE_CHECKING:
-    from bharateo.embedding.inputs import Reading
+    from bharateo.inference.inputs import Reading
 
     Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
 else:
@@ -101,7 +101,7 @@ def reading_of(options: argparse.Namespace) -> Reading:
     Raises:
         ConfigError: the bands cannot be understood.
     """
-    from bharateo.embedding.inputs import Reading
+    from bharateo.inference.inputs import Reading
 
     return Reading(
         bands=None if options.bands is None else _bands(options.bands),

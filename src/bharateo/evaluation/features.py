@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bharateo.chips.store import Dataset
-from bharateo.embedding.encoder import CHIPS_AT_ONCE, FrozenEncoder, PerToken
+from bharateo.inference.encoder import CHIPS_AT_ONCE, FrozenEncoder, PerToken
 from bharateo.landcover import IGNORE, patch_mode
 from bharateo.models.mae import MaskedAutoencoder, Normalise, build_model
 from bharateo.models.patches import CHIPS_IN_CACHE, patchify, unpatchify

@@ -20,10 +20,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bharateo.chips.store import SPLITS
-from bharateo.embedding.contract import Sample as PixelSample
-from bharateo.embedding.contract import band_places, check_pixels
-from bharateo.embedding.encoder import CHIPS_AT_ONCE
-from bharateo.embedding.inputs import Reading
 from bharateo.errors import ContractError, DatasetError
 from bharateo.evaluation.comparison import Confusions, compared, shown
 from bharateo.evaluation.features import (
@@ -40,6 +36,10 @@ from bharateo.evaluation.probe_table import MAJORITY, Budget
 from bharateo.evaluation.probes import Probe, fit_linear, fit_nearest
 from bharateo.evaluation.probing import BUDGETS, NUM_DRAWS, few_labels
 from bharateo.files import write_json
+from bharateo.inference.contract import Sample as PixelSample
+from bharateo.inference.contract import band_places, check_pixels
+from bharateo.inference.encoder import CHIPS_AT_ONCE
+from bharateo.inference.inputs import Reading
 from bharateo.models.patches import patchify
 from bharateo.sensor import Sensor
 from bharateo.training.checkpoint import Run

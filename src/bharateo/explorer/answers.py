@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
-from bharateo.embedding.encoder import FrozenEncoder, PerToken
 from bharateo.evaluation.baselines import nearest_visible
 from bharateo.evaluation.evaluate import predict, seen_by_baselines
+from bharateo.inference.encoder import FrozenEncoder, PerToken
 from bharateo.landcover import NUM_CLASSES
 from bharateo.models.heads import Batch, LandCoverHead, PixelHead
 from bharateo.models.patches import Mask, num_masked

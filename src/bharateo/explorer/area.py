@@ -20,11 +20,11 @@ from odc.geo.geobox import GeoBox
 
 from bharateo.chips.geography import to_lonlat
 from bharateo.chips.store import SPLITS, Dataset
-from bharateo.embedding.encoder import CHIPS_AT_ONCE
-from bharateo.embedding.inputs import RasterInput
-from bharateo.embedding.pieces import CellGrid
-from bharateo.embedding.windows import TokenGrid, blended_squares
 from bharateo.explorer.answers import Answers, Asked, asked_of
+from bharateo.inference.encoder import CHIPS_AT_ONCE
+from bharateo.inference.inputs import RasterInput
+from bharateo.inference.pieces import CellGrid
+from bharateo.inference.windows import TokenGrid, blended_squares
 from bharateo.landcover import NUM_CLASSES, patch_class_counts
 from bharateo.report.html import outlines
 from bharateo.report.panels import Outline

@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Shaped, UInt8
 
 from bharateo.chips.store import Dataset
-from bharateo.embedding.inputs import RasterInput
 from bharateo.explorer.area import Area
+from bharateo.inference.inputs import RasterInput
 from bharateo.landcover import IGNORE, NUM_CLASSES, patch_class_counts, patch_mode
 from bharateo.training.batches import Window, fixed_windows, stack, window_ids
 from bharateo.training.checkpoint import Run

@@ -15,8 +15,8 @@ from bharateo.explorer.answers import covering_masks
 from bharateo.explorer.area import Area, Patches
 from bharateo.explorer.chips import Chip
 from bharateo.explorer.packing import packed, photo, see_through
+from bharateo.inference.labels import DOUBTED, PURE, compare
 from bharateo.landcover import BHARATEO_CLASSES, IGNORE, class_colours, patch_mode
-from bharateo.mapping.labels import DOUBTED, PURE, compare
 from bharateo.report.panels import class_name
 from bharateo.report.render import composite_rgb, ramp_rgb, stretch_note
 from bharateo.sensor import Sensor
@@ -176,7 +176,7 @@ def _suspect(
 
 
 def quantised(vectors: Float[np.ndarray, "patch dim"]) -> Int8[np.ndarray, "patch dim"]:
-    """Vectors as ``mapping.search`` compares them: standardised over the area, dimension by
+    """Vectors as ``inference.search`` compares them: standardised over the area, dimension by
     dimension. Each is scaled to its own range of -127..127, which no cosine notices.
     """
     spread = np.maximum(vectors.std(0), 1e-6)

@@ -24,8 +24,6 @@ from typing import Any
 import numpy as np
 
 from bharateo.chips.store import Dataset
-from bharateo.embedding.inputs import RasterInput
-from bharateo.embedding.pieces import scratch
 from bharateo.errors import ConfigError, StorageError
 from bharateo.explorer.area import Area, Keep, Progress, area_of_raster, areas_of_dataset
 from bharateo.explorer.chips import Chip, chips_of_dataset, chips_of_raster
@@ -34,6 +32,8 @@ from bharateo.explorer.records import area_record, chip_record, page_record
 from bharateo.explorer.runtime import BINARY, LICENCE, LOADER, SCRIPT, runtime_files
 from bharateo.files import remove_leftovers, write_atomically, write_text
 from bharateo.handover.onnx_file import write_onnx
+from bharateo.inference.inputs import RasterInput
+from bharateo.inference.pieces import scratch
 from bharateo.models.heads import PixelHead
 from bharateo.outputs import beginning_with
 from bharateo.report.html import templates

@@ -15,8 +15,8 @@ from PIL.PngImagePlugin import PngInfo
 
 from bharateo.chips.store import Dataset
 from bharateo.files import write_atomically
-from bharateo.mapping.area import Area
-from bharateo.mapping.search import bounds_in_chips, dataset_of, pixel_bounds
+from bharateo.inference.area import Area
+from bharateo.inference.search import bounds_in_chips, dataset_of, pixel_bounds
 from bharateo.pixels.raster import open_raster
 from bharateo.report.render import composite_rgb, hatch, physical
 
@@ -38,7 +38,7 @@ Tile = tuple[UInt8[np.ndarray, "row col rgb"], tuple[float, float, float, float]
 def write_contact_sheet(path: Path, found: gpd.GeoDataFrame, area: Area) -> bool:
     """Write the sheet as a PNG; False, and no sheet, where the area's pixels cannot be had.
 
-    ``found`` is what ``mapping.search`` found.
+    ``found`` is what ``inference.search`` found.
     """
     tiles = _tiles(found, area)
     if tiles is None:

@@ -22,7 +22,7 @@ from markupsafe import Markup, escape
 
 from bharateo.accounting import Accounting
 from bharateo.errors import SourceError
-from bharateo.mapping.map import NODATA, products
+from bharateo.inference.map import NODATA, products
 from bharateo.pixels.raster import open_raster
 from bharateo.report import html, panels, probes, render
 from bharateo.report.panels import Plate

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     import geopandas as gpd
 
     from bharateo.chips.store import Dataset
-    from bharateo.embedding.embed import Embedding
-    from bharateo.embedding.inputs import RasterInput, Reading
     from bharateo.handover.onnx_file import What
-    from bharateo.mapping.domain import Domain
+    from bharateo.inference.domain import Domain
+    from bharateo.inference.embed import Embedding
+    from bharateo.inference.inputs import RasterInput, Reading
     from bharateo.stages.opening import Paths
     from bharateo.training.checkpoint import Run
 
@@ -39,7 +39,7 @@ def embed(
         SourceError: the input cannot be read.
     """
     from bharateo.chips.store import DATASET_FILE, Dataset
-    from bharateo.embedding.embed import (
+    from bharateo.inference.embed import (
         Embedding,
         embed_dataset,
         embed_raster,
@@ -88,10 +88,11 @@ def map_raster(
         RunError: the run has no land-cover head, or the probe is not of this run.
         SourceError: the raster or the labels cannot be read.
     """
-    from bharateo.mapping.classifier import head_classifier, probe_classifier
-    from bharateo.mapping.labels import open_labels
-    from bharateo.mapping.map import Request, own_products, write_map
-    from bharateo.mapping.summary import map_lines
+    from bharateo.evaluation.own_classes import probe_classifier
+    from bharateo.inference.classifier import head_classifier
+    from bharateo.inference.labels import open_labels
+    from bharateo.inference.map import Request, own_products, write_map
+    from bharateo.inference.summary import map_lines
     from bharateo.memory import return_freed_memory
     from bharateo.outputs import check_outputs
 
@@ -134,14 +135,14 @@ def probe_points(
         ContractError: the raster breaks the run's contract.
         SourceError: the raster cannot be read.
     """
-    from bharateo.mapping.own_classes import (
+    from bharateo.evaluation.own_classes import (
         NEXT_FILE,
         Options,
         map_own_classes,
         own_class_products,
     )
-    from bharateo.mapping.points import read_all_points
-    from bharateo.mapping.summary import map_lines, probe_lines
+    from bharateo.inference.points import read_all_points
+    from bharateo.inference.summary import map_lines, probe_lines
     from bharateo.memory import return_freed_memory
     from bharateo.outputs import check_outputs
 
@@ -164,7 +165,7 @@ def _open_raster(
     run: Run, location: str | Path, reading: Reading | None, display: Display
 ) -> RasterInput:
     """A raster as a run's input; what was allowed to differ is said."""
-    from bharateo.embedding.inputs import Reading, open_input
+    from bharateo.inference.inputs import Reading, open_input
 
     source = open_input(str(location), run.contract, reading or Reading())
     for field, differs in source.overridden.items():
@@ -175,7 +176,7 @@ def _open_raster(
 def _domain(run: Run, display: Display) -> Domain | None:
     """The run's domain, None where its dataset has gone before it was known."""
     from bharateo.errors import DatasetError
-    from bharateo.mapping.domain import domain_of
+    from bharateo.inference.domain import domain_of
 
     try:
         with display.bar("domain") as bar:
@@ -220,9 +221,9 @@ def search(
         SourceError: the file is missing or holds no vectors.
     """
     from bharateo.files import write_json
-    from bharateo.mapping.area import open_area
-    from bharateo.mapping.search import dataset_of, with_classes
-    from bharateo.mapping.search import search as find
+    from bharateo.inference.area import open_area
+    from bharateo.inference.search import dataset_of, with_classes
+    from bharateo.inference.search import search as find
     from bharateo.outputs import beginning_with, check_outputs, json_of
     from bharateo.report.contact_sheet import SHEET_MARK, write_contact_sheet
 

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from typing import Literal
 
     from bharateo.chips.store import Dataset
-    from bharateo.embedding.inputs import Reading
     from bharateo.evaluation.outside import Resize
+    from bharateo.inference.inputs import Reading
     from bharateo.training.checkpoint import Run
 
 

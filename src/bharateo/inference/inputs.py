@@ -1,0 +1,226 @@
+"""A user's raster as a run's input: its bands in the run's order, its numbers in the run's unit."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Bool, Float, Shaped
+from odc.geo.geobox import GeoBox
+
+from bharateo.errors import ConfigError, SourceError
+from bharateo.inference.contract import band_places, check_grid, check_pixels, sample_of
+from bharateo.inference.stac_item import ScenePixels, is_item, open_scene
+from bharateo.pixels.raster import RasterFile, open_raster
+from bharateo.sensor import Sensor
+from bharateo.training.contract import Contract, Differences
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the numbers of a raster are to be read, where the file does not say or says it wrong.
+
+    ``bands`` are the names of all the file's bands, in the file's order, or the places of some of
+    them, counted from 1; physical value = stored value x ``scale`` + ``offset``; ``allow`` are the
+    fields of the contract the user takes on themselves.
+    """
+
+    bands: tuple[str, ...] | Mapping[str, int] | None = None
+    scale: float | None = None
+    offset: float | None = None
+    nodata: float | None = None
+    allow: frozenset[str] = frozenset()
+
+
+@runtime_checkable
+class Pixels(Protocol):
+    """Where stored values in a run's bands come from: a file, or a scene of several."""
+
+    location: str
+    geobox: GeoBox
+
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        """What tells this version of the pixels from another, as plain JSON."""
+        ...
+
+    def read(
+        self, row: int, col: int, height: int, width: int
+    ) -> tuple[Shaped[np.ndarray, "band row col"], Bool[np.ndarray, "row col"]]:
+        """Stored values of a window inside the raster, and where every band holds one."""
+        ...
+
+
+class FilePixels:
+    """Some bands of one raster file."""
+
+    def __init__(self, file: RasterFile, places: tuple[int, ...], nodata: float | None) -> None:
+        """``nodata``: what the user says in place of the file."""
+        self.file, self.location, self.geobox = file, file.location, file.geobox
+        self._places, self._nodata = places, nodata
+
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        """The version of the file, where the bands lie in it, counted from 1, and its nodata: a
+        list where the bands have different ones.
+        """
+        places = [place + 1 for place in self._places]
+        said = [self.file.nodata[place] for place in self._places]
+        nodata = said if len({*said}) > 1 else said[0]
+        if self._nodata is not None:
+            nodata = self._nodata
+        return {**self.file.identity, "bands_in_file": places, "nodata": nodata}
+
+    def read(
+        self, row: int, col: int, height: int, width: int
+    ) -> tuple[Shaped[np.ndarray, "band row col"], Bool[np.ndarray, "row col"]]:
+        """See ``Pixels``."""
+        window = row, col, height, width
+        stored, known = self.file.read_known(*window, self._places, self._nodata)
+        return stored, np.all(known, axis=0)
+
+
+@dataclass(frozen=True)
+class RasterInput:
+    """A raster opened for a run: windows of physical values, in the run's bands.
+
+    ``overridden`` names the fields of the contract that were allowed to differ, each with what
+    differs: products must carry it. ``scale`` and ``offset`` are one a band.
+    """
+
+    pixels: Pixels
+    sensor: Sensor
+    scale: Float[np.ndarray, " band"]
+    offset: Float[np.ndarray, " band"]
+    overridden: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def location(self) -> str:
+        """Path or address."""
+        return self.pixels.location
+
+    @property
+    def geobox(self) -> GeoBox:
+        """The grid of the pixels."""
+        return self.pixels.geobox
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        height, width = self.pixels.geobox.shape
+        return height, width
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 of what decides every number that ``read`` gives: tells inputs apart."""
+        return hashlib.sha256(json.dumps(self.provenance, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Where the pixels come from and how they were read, as plain JSON."""
+        return {
+            "input": self.location,
+            **self.pixels.provenance,
+            "bands": list(self.sensor.band_names),
+            "scale": self.scale.tolist(),
+            "offset": self.offset.tolist(),
+            "overridden": dict(self.overridden),
+        }
+
+    def read(
+        self, row: int, col: int, height: int, width: int
+    ) -> tuple[Float[np.ndarray, "band row col"], Bool[np.ndarray, "row col"]]:
+        """Physical values of a window inside the raster, and where every band holds one.
+
+        Raises:
+            CorruptRasterError, UnreachableError: the pixels cannot be had.
+        """
+        stored, valid = self.pixels.read(row, col, height, width)
+        values = stored.astype(np.float32)
+        values *= self.scale.astype(np.float32)[:, None, None]
+        values += self.offset.astype(np.float32)[:, None, None]
+        return values, valid
+
+
+def open_input(location: str, contract: Contract, reading: Reading | None = None) -> RasterInput:
+    """The raster at a path or URL, or the scene of a STAC item, as input of the run with this
+    contract.
+
+    Nine windows are looked at, to tell whether the numbers are what they are taken for.
+
+    Raises:
+        ContractError: its bands, unit, statistics or resolution are not those of the run, or it is
+            smaller than a patch; the field is named.
+        SourceError: there is no such raster, or it cannot be read.
+        ConfigError: the reading makes no sense for it.
+    """
+    reading = reading or Reading()
+    sensor = contract.sensor
+    differences = Differences(reading.allow)
+    pixels: Pixels
+    if is_item(location):
+        pixels, unit = _scene(location, sensor, reading, differences)
+    else:
+        pixels, unit = _file(location, sensor, reading, differences)
+    check_grid(location, pixels.geobox, contract, differences)
+    height, width = pixels.geobox.shape
+    sample = sample_of(pixels.read, (height, width))
+    if isinstance(pixels, ScenePixels):
+        pixels.check_offset(differences)
+    if sample:
+        check_pixels(location, sample, *unit, contract, differences)
+    return RasterInput(pixels, sensor, *unit, differences.found)
+
+
+Unit = tuple[Float[np.ndarray, " band"], Float[np.ndarray, " band"]]
+"""Scale and offset, one a band."""
+
+
+def _file(
+    location: str, sensor: Sensor, reading: Reading, differences: Differences
+) -> tuple[FilePixels, Unit]:
+    file = open_raster(location, vrt=True)
+    if file is None:
+        raise SourceError(
+            f"{location} does not exist: give the path or URL of a raster, or of a STAC item"
+        )
+    places = band_places(location, file.band_names, sensor, reading.bands, differences)
+    return FilePixels(file, places, reading.nodata), _unit(file, places, sensor, reading)
+
+
+def _unit(file: RasterFile, places: tuple[int, ...], sensor: Sensor, reading: Reading) -> Unit:
+    """What the user says, else the file, else the run's own: scale and offset come as a pair."""
+    own = [file.units[place] for place in places]
+    said = any(unit != (1.0, 0.0) for unit in own)
+    scales, offsets = zip(
+        *(own if said else [(sensor.scale, sensor.offset)] * len(own)), strict=True
+    )
+    scale, offset = np.array(scales, np.float64), np.array(offsets, np.float64)
+    if reading.scale is not None:
+        scale, offset = np.full_like(scale, reading.scale), np.zeros_like(offset)
+    if reading.offset is not None:
+        offset = np.full_like(offset, reading.offset)
+    if not (scale > 0).all():
+        raise ConfigError(
+            f"scale of {file.location} is {scale.min():g}, and must be above 0: give another with "
+            "--scale"
+        )
+    return scale, offset
+
+
+def _scene(
+    location: str, sensor: Sensor, reading: Reading, differences: Differences
+) -> tuple[ScenePixels, Unit]:
+    for name in ("bands", "scale", "nodata"):
+        if getattr(reading, name) is not None:
+            raise ConfigError(
+                f"--{name} is for raster files; {location} is a STAC item, which says so itself: "
+                "leave it out"
+            )
+    pixels = open_scene(location, sensor, reading.offset, differences)
+    num = sensor.num_bands
+    return pixels, (np.full(num, pixels.scale), np.zeros(num))

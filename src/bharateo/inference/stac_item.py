@@ -1,0 +1,211 @@
+"""The Sentinel-2 L2A scene of a STAC item, on its 10 m grid, as input of a run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+from affine import Affine
+from jaxtyping import Bool, UInt16
+from odc.geo.geobox import GeoBox
+
+from bharateo.config import Sentinel2Config
+from bharateo.errors import (
+    ConfigError,
+    ContractError,
+    ItemError,
+    SourceError,
+)
+from bharateo.inference.contract import canonical
+from bharateo.pixels.http import Web
+from bharateo.sensor import SENTINEL2_L2A, Sensor
+from bharateo.sources.sentinel2 import (
+    OFFSET_DN,
+    DarkGround,
+    SceneSource,
+    Sentinel2,
+    contradiction,
+)
+from bharateo.sources.stac import (
+    EARTH_SEARCH,
+    KNOWN,
+    PLANETARY_COMPUTER,
+    Catalogue,
+    scene_of,
+    with_whole_hrefs,
+)
+from bharateo.training.contract import Differences
+
+
+class ScenePixels:
+    """Reflectance x 10000 of a scene, harmonised; valid where it shows land, water or snow.
+
+    20 m bands come to 10 m by bilinear.
+    """
+
+    scale = SENTINEL2_L2A.scale
+
+    def __init__(self, location: str, source: SceneSource) -> None:
+        self.location, self._source = location, source
+        self._bands = source.source.sensor.band_names
+        self._ground = DarkGround()
+        self.geobox = _grid_10m(source)
+
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        """The scene, the version of each of its files, and what the offset was known from."""
+        scene, source = self._source.scene, self._source.source
+        names = (*self._bands, "SCL")
+        files = {n: {"file": scene.assets[n], **source.open(scene, n).identity} for n in names}
+        return {
+            "item": scene.id,
+            "datetime": scene.datetime,
+            "harmonised": asdict(self._source.offset),
+            "files": files,
+        }
+
+    def read(
+        self, row: int, col: int, height: int, width: int
+    ) -> tuple[UInt16[np.ndarray, "band row col"], Bool[np.ndarray, "row col"]]:
+        """Stored values of a window inside the scene, and where they are valid.
+
+        Raises:
+            CorruptRasterError, UnreachableError: a file cannot be read.
+        """
+        raster = self._source.read(self.geobox[row : row + height, col : col + width])
+        self._ground += DarkGround(**raster.provenance["dark_ground"])
+        return raster.values, raster.valid
+
+    def check_offset(self, differences: Differences) -> None:
+        """Refuse an offset that the pixels read so far contradict.
+
+        One that was stated is contradicted only where it is subtracted.
+
+        Raises:
+            ContractError: they do, and ``unit`` is not allowed to differ.
+        """
+        offset, stated = self._source.offset, self._source.source.config.offset != "auto"
+        wrong = contradiction(self._ground, offset)
+        if wrong and (offset.dn or not stated):
+            remedy = "add --offset 0" if offset.dn else f"add --offset {-OFFSET_DN * self.scale:g}"
+            differences.add("unit", f"{wrong.partition(';')[0]} ({self.location})", remedy)
+
+
+def _grid_10m(source: SceneSource) -> GeoBox:
+    """The grid of the scene's 10 m files, or of others with each pixel in four."""
+    band = min(source.source.sensor.bands, key=lambda band: band.resolution_m)
+    grid = source.source.open(source.scene, band.name).geobox
+    split = round(band.resolution_m / 10)
+    height, width = grid.shape
+    shape = (height * split, width * split)
+    return GeoBox(shape, grid.affine @ Affine.scale(1 / split), grid.crs)
+
+
+def is_item(location: str) -> bool:
+    """Whether a location is that of a STAC item: a JSON file, or an address of a STAC API."""
+    path = urlsplit(location).path if "://" in location else location
+    return path.endswith((".json", ".geojson")) or ("://" in location and "/items/" in path)
+
+
+def open_scene(
+    location: str, sensor: Sensor, offset: float | None, differences: Differences
+) -> ScenePixels:
+    """The scene of the item at a path or URL, in the sensor's bands.
+
+    ``offset`` overrules what the catalogue says of it: 0 (none, or removed) or -0.1.
+
+    Raises:
+        ContractError: the run takes other bands, or no surface reflectance.
+        SourceError: it is no item of Sentinel-2 L2A, or cannot be read.
+        ConfigError: the offset is none that Sentinel-2 has.
+    """
+    names = tuple(canonical(name) for name in sensor.band_names)
+    foreign = [name for name in names if name not in SENTINEL2_L2A.band_names]
+    if foreign:
+        raise ContractError(
+            f"bands: {', '.join(foreign)} of the run are not in a Sentinel-2 L2A item: give a "
+            "raster that holds them"
+        )
+    if sensor.unit != SENTINEL2_L2A.unit:
+        what = f"{location} holds {SENTINEL2_L2A.unit}, the run was trained on {sensor.unit}"
+        differences.add("unit", what, "give a raster in that unit")
+    item = _read_item(location)
+    try:
+        catalogue = catalogue_of_item(item, location)
+        scene = scene_of(_with_whole_addresses(item, location), catalogue, names)
+    except (ItemError, KeyError, TypeError, AttributeError, ValueError) as error:
+        if isinstance(error, ItemError) and error.what != ItemError.MALFORMED:
+            raise
+        raise SourceError(
+            f"{location} is no STAC item of Sentinel-2 L2A ({error!r}): give the address of one, "
+            "e.g. .../collections/sentinel-2-l2a/items/ID"
+        ) from error
+    source = Sentinel2(names, Sentinel2Config(offset=_policy(offset)))
+    return ScenePixels(location, source.at(scene))
+
+
+def _policy(offset: float | None) -> Any:
+    """``Sentinel2Config.offset`` of what the user says."""
+    policies = {None: "auto", 0.0: "applied", -OFFSET_DN * SENTINEL2_L2A.scale: "subtract"}
+    if offset not in policies:
+        raise ConfigError(
+            f"--offset {offset:g}: Sentinel-2 L2A has -0.1, or 0 where it has been removed"
+        )
+    return policies[offset]
+
+
+def catalogue_of_item(item: Mapping[str, Any], location: str) -> Catalogue:
+    """The catalogue whose rules an item follows, by where it lies or says it lies."""
+    addresses = [location, *(link.get("href", "") for link in item.get("links", ()))]
+    for known in KNOWN.values():
+        if any(address.startswith(known.url) for address in addresses):
+            return known
+    if any(name.startswith("earthsearch:") for name in item["properties"]):
+        return EARTH_SEARCH
+    like = EARTH_SEARCH if EARTH_SEARCH.assets["SCL"] in item["assets"] else PLANETARY_COMPUTER
+    return Catalogue("item", location, like.assets, "by-item")
+
+
+def _with_whole_addresses(item: Mapping[str, Any], location: str) -> Mapping[str, Any]:
+    """The item with the addresses of its assets completed by its own, as STAC has it.
+
+    Only an item that lies in a file of this machine may name others of its files.
+    """
+    if "://" in location:
+        whole: Mapping[str, Any] = with_whole_hrefs(item, location)
+        return whole
+    folder = Path(location).parent
+    assets = {
+        key: {**asset, "href": href if "://" in (href := asset["href"]) else str(folder / href)}
+        for key, asset in item["assets"].items()
+    }
+    return {**item, "assets": assets}
+
+
+def _read_item(location: str) -> Mapping[str, Any]:
+    try:
+        text = _text_of(location)
+        item = json.loads(text)
+    except FileNotFoundError:
+        raise SourceError(
+            f"{location} does not exist: give the path or address of a STAC item"
+        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise SourceError(f"{location} is no STAC item: {error}") from error
+    if not isinstance(item, dict) or item.get("type") != "Feature":
+        raise SourceError(
+            f"{location} is no STAC item (a GeoJSON feature): give the address of one, "
+            "e.g. .../collections/sentinel-2-l2a/items/ID"
+        )
+    return item
+
+
+def _text_of(location: str) -> str:
+    if "://" not in location:
+        return Path(location).read_text("utf-8")
+    return Web().fetch(location).decode("utf-8")

@@ -1,1 +1,0 @@
-"""Mapping: a map of a person's ground, an answer from their points, and places alike."""

@@ -1,0 +1,71 @@
+import pytest
+import torch
+
+from bharateo.errors import RunError
+from bharateo.inference.encoder import CHIPS_AT_ONCE, FrozenEncoder, all_visible
+from models.tiny_models import HEADS, random_batch, tiny_heads, tiny_model, with_pixels
+
+
+def encoder(name="v0", heads=HEADS):
+    model = tiny_model(name)
+    return FrozenEncoder(model, tiny_heads(model, heads))
+
+
+@pytest.mark.parametrize("name", ["v0", "seed"])
+def test_features_are_the_models_own_vectors_of_chips_without_a_mask(name):
+    frozen = encoder(name)
+    batch, _ = random_batch(frozen.model)
+    features = frozen.features(batch.image, batch.valid)
+    assert features.shape == (3, frozen.num_tokens, frozen.width)
+    if name == "seed":  # one encoder for all: its tokens are what the heads get
+        mask = all_visible(3, frozen.num_tokens)
+        with torch.no_grad():
+            tokens = frozen.model(batch.image, batch.valid, mask)
+        torch.testing.assert_close(features, tokens.values)
+
+
+def test_tokens_are_row_major():
+    frozen = encoder()
+    batch, _ = random_batch(frozen.model, chips=1)
+    frozen.model.encoder = torch.nn.Identity()  # tokens no longer mix
+    before = frozen.features(batch.image, batch.valid)
+    px = frozen.patch_px
+    image = batch.image.clone()
+    image[:, :, px : 2 * px, 2 * px : 3 * px] += 1
+    moved = (frozen.features(image, batch.valid) - before).abs().amax(2)[0]
+    assert moved.nonzero().flatten().tolist() == [frozen.grid + 2]
+
+
+@pytest.mark.parametrize("name", ["v0", "seed"])
+def test_what_an_invalid_pixel_holds_changes_no_feature_and_no_class(name):
+    frozen = encoder(name)
+    batch, _ = random_batch(frozen.model, all_valid=False)
+    other = with_pixels(batch, ~batch.valid, 1e6)
+    for ask in (frozen.features, frozen.class_probabilities):
+        assert torch.equal(ask(batch.image, batch.valid), ask(other.image, batch.valid))
+
+
+def test_a_chip_gets_the_same_features_in_any_company():
+    frozen = encoder()
+    batch, _ = random_batch(frozen.model, chips=CHIPS_AT_ONCE + 3)
+    together = frozen.features(batch.image, batch.valid)
+    alone = frozen.features(batch.image[-1:], batch.valid[-1:])
+    torch.testing.assert_close(together[-1:], alone)
+
+
+def test_class_probabilities_are_those_of_the_runs_own_head():
+    frozen = encoder()
+    batch, _ = random_batch(frozen.model)
+    shares = frozen.class_probabilities(batch.image, batch.valid)
+    torch.testing.assert_close(shares.sum(2), torch.ones(3, frozen.num_tokens))
+    with torch.no_grad():
+        mask = all_visible(3, frozen.num_tokens)
+        logits = frozen.heads["landcover"].predict(frozen.model(batch.image, batch.valid, mask))
+    assert torch.equal(shares.argmax(2), logits.argmax(2))
+
+
+def test_a_run_without_a_land_cover_head_has_no_classes_of_its_own():
+    frozen = encoder(heads={"pixels": HEADS["pixels"]})
+    batch, _ = random_batch(frozen.model)
+    with pytest.raises(RunError, match=r"heads\.landcover.*probe"):
+        frozen.class_probabilities(batch.image, batch.valid)

@@ -49,8 +49,9 @@ from bharateo.chips.store import Dataset
 from bharateo.chips.workers import Workers
 from bharateo.config import DataConfig, PlanConfig, Sentinel2Config, SplitConfig
 from bharateo.files import write_json
+from bharateo.sources.catalogue import EARTH_SEARCH
 from bharateo.sources.sentinel2 import sentinel2_recipe
-from bharateo.sources.stac import EARTH_SEARCH, scene_of
+from bharateo.sources.stac import scene_of
 from l2a_scenes import BANDS, SceneFiles, codes_under, made_up_scene, made_up_scl, write_scene
 from range_server import RangeServer
 

@@ -64,7 +64,7 @@ def examine() -> list[Finding]:
     # Here and not in two threads at once: both would wait for the other's half-made modules.
     with suppress(Exception):
         import_module("bharateo.sources.sample")
-        import_module("bharateo.sources.stac")
+        import_module("bharateo.sources.catalogue")
         import_module("bharateo.sources.worldcover")
     findings: dict[str, list[Finding]] = {}
     started = time.monotonic()
@@ -247,7 +247,7 @@ def _catalogue(name: str) -> Check:
 
     def check() -> Iterator[Finding]:
         from bharateo.pixels.http import Web
-        from bharateo.sources.stac import KNOWN
+        from bharateo.sources.catalogue import KNOWN
 
         url = KNOWN[name].url
         reason = Web(NETWORK_S, num_retries=0).refusal(url)

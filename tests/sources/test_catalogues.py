@@ -17,8 +17,9 @@ import shapely
 from bharateo.artefacts import parse_json
 from bharateo.config import Sentinel2Config
 from bharateo.errors import ItemError, SourceError, UnreachableError
+from bharateo.sources.catalogue import catalogue_of
 from bharateo.sources.sentinel2 import Sentinel2, offset_of
-from bharateo.sources.stac import Scene, catalogue_of, choose, in_range, ranked, scene_of
+from bharateo.sources.stac import Scene, choose, in_range, ranked, scene_of
 from damage import damaged_json
 
 RING = [[75.0, 28.0], [76.1, 28.0], [76.1, 28.99], [75.0, 28.99], [75.0, 28.0]]
@@ -379,7 +380,7 @@ def test_a_scene_across_the_antimeridian_covers_both_of_its_sides_and_nothing_el
 
 
 def test_a_place_across_the_antimeridian_is_asked_for_as_stac_has_it(monkeypatch):
-    from bharateo.sources.stac import Client
+    from bharateo.sources.catalogue import Client
 
     asked = {}
 

@@ -10,8 +10,8 @@ import pytest
 
 from bharateo.errors import UnreachableError
 from bharateo.pixels.http import Web
-from bharateo.sources import planetary
-from bharateo.sources.planetary import unlock
+from bharateo.sources import catalogue
+from bharateo.sources.catalogue import unlock
 from scripted_server import Reply, answering
 
 CONTENT = bytes(range(256)) * 40
@@ -48,10 +48,10 @@ def serving(account, monkeypatch):
         monkeypatch.setenv("PC_SDK_SAS_URL", f"{tokens.url}/token")
         monkeypatch.delenv("PC_SDK_SUBSCRIPTION_KEY", raising=False)
         container = rf"{re.escape(blobs.url)}/(?P<name>(?P<account>[^/]+))/"
-        monkeypatch.setattr(planetary, "CONTAINER", re.compile(container))
-        planetary._token_of.cache_clear()
+        monkeypatch.setattr(catalogue, "CONTAINER", re.compile(container))
+        catalogue._token_of.cache_clear()
         yield tokens, blobs
-    planetary._token_of.cache_clear()
+    catalogue._token_of.cache_clear()
 
 
 def eager_web():
@@ -96,7 +96,7 @@ def test_many_threads_that_are_refused_ask_for_one_token(monkeypatch):
         web, address = eager_web(), f"{blobs.url}/box/a.tif"
         unlock(web, address, 2.0, 2)
         web.get(address, 0, 9)
-        planetary._token_of("box", "box", 2.0, 2)._token = "se=x&sig=old"
+        catalogue._token_of("box", "box", 2.0, 2)._token = "se=x&sig=old"
         with ThreadPoolExecutor(6) as threads:
             answers = list(threads.map(lambda first: web.get(address, first, 9), range(6)))
         assert [answer.body[0] for answer in answers] == list(range(6))
@@ -127,7 +127,7 @@ def test_no_token_is_a_source_that_cannot_be_reached(monkeypatch, trouble):
     account.trouble = trouble
     with serving(account, monkeypatch) as (_, blobs):
         web, address = eager_web(), f"{blobs.url}/box/a.tif"
-        monkeypatch.setattr(planetary, "Web", lambda *_, **__: eager_web())
+        monkeypatch.setattr(catalogue, "Web", lambda *_, **__: eager_web())
         unlock(web, address, 2.0, 1)
         with pytest.raises(UnreachableError, match=r"no token for box/box: .*; check the network"):
             web.get(address, 0, 9)
@@ -135,7 +135,7 @@ def test_no_token_is_a_source_that_cannot_be_reached(monkeypatch, trouble):
 
 
 def test_addresses_that_need_no_token_get_none(monkeypatch):
-    monkeypatch.setattr(planetary, "_token_of", lambda *_: pytest.fail("asked"))
+    monkeypatch.setattr(catalogue, "_token_of", lambda *_: pytest.fail("asked"))
     for address in (
         "https://example.org/box/a.tif",
         "/data/a.tif",

@@ -16,6 +16,7 @@ from odc.geo.geobox import GeoBox
 from bharateo.config import Sentinel2Config
 from bharateo.errors import ConfigError, CorruptRasterError, SourceError, UnreachableError
 from bharateo.sources import sentinel2
+from bharateo.sources.catalogue import catalogue_of
 from bharateo.sources.sentinel2 import (
     VALID_SCL,
     DarkGround,
@@ -27,7 +28,7 @@ from bharateo.sources.sentinel2 import (
     harmonised,
     offset_of,
 )
-from bharateo.sources.stac import Scene, catalogue_of, scene_of
+from bharateo.sources.stac import Scene, scene_of
 from l2a_scenes import BANDS, BANDS_20M, SceneFiles, made_up_scene, made_up_scl, write_scene
 from range_server import Faults, RangeServer
 from scripted_server import Reply, answering

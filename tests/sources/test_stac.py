@@ -15,16 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bharateo.errors import ConfigError, SourceError, UnreachableError
-from bharateo.sources.stac import (
-    EARTH_SEARCH,
-    PLANETARY_COMPUTER,
-    Client,
-    Scene,
-    catalogue_of,
-    choose,
-    occasions,
-    scene_of,
-)
+from bharateo.sources.catalogue import EARTH_SEARCH, PLANETARY_COMPUTER, Client, catalogue_of
+from bharateo.sources.stac import Scene, choose, occasions, scene_of
 from l2a_scenes import BANDS, made_up_scene, made_up_scl, write_scene
 from stac_server import StacServer
 

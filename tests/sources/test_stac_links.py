@@ -7,8 +7,8 @@ import pytest
 
 from bharateo.errors import UnreachableError
 from bharateo.inference.stac_item import _with_whole_addresses
-from bharateo.sources import stac
-from bharateo.sources.stac import Client, catalogue_of
+from bharateo.sources import catalogue
+from bharateo.sources.catalogue import Client, catalogue_of
 from scripted_server import Reply, answering
 
 HERE = np.array([77.05, 28.90, 77.06, 28.92])
@@ -61,7 +61,7 @@ def test_the_next_page_is_fetched_from_the_same_server():
 
 
 def test_pages_that_never_end_are_told(monkeypatch):
-    monkeypatch.setattr(stac, "_MOST_PAGES", 5)
+    monkeypatch.setattr(catalogue, "_MOST_PAGES", 5)
     with answering(Api(item("https://x.org/a.tif"), to_next="{root}/search")) as server:
         with pytest.raises(UnreachableError, match="more than 5 pages"):
             asked_of(server)

@@ -17,8 +17,8 @@ from odc.geo.geobox import GeoBox
 from bharateo.chips.statistics import Statistics
 from bharateo.errors import ContractError
 from bharateo.sensor import SENTINEL2_L1C, SENTINEL2_L2A, Sensor
+from bharateo.sources.catalogue import EARTH_SEARCH
 from bharateo.sources.sentinel2 import DARK_BELOW_OFFSET, DARK_QUANTILE, OFFSET_DN
-from bharateo.sources.stac import EARTH_SEARCH
 from bharateo.training.contract import FAR, Contract, Differences, check_statistics
 
 # Bands

@@ -24,6 +24,13 @@ from bharateo.errors import (
 from bharateo.inference.contract import canonical
 from bharateo.pixels.http import Web
 from bharateo.sensor import SENTINEL2_L2A, Sensor
+from bharateo.sources.catalogue import (
+    EARTH_SEARCH,
+    KNOWN,
+    PLANETARY_COMPUTER,
+    Catalogue,
+    with_whole_hrefs,
+)
 from bharateo.sources.sentinel2 import (
     OFFSET_DN,
     DarkGround,
@@ -31,14 +38,7 @@ from bharateo.sources.sentinel2 import (
     Sentinel2,
     contradiction,
 )
-from bharateo.sources.stac import (
-    EARTH_SEARCH,
-    KNOWN,
-    PLANETARY_COMPUTER,
-    Catalogue,
-    scene_of,
-    with_whole_hrefs,
-)
+from bharateo.sources.stac import scene_of
 from bharateo.training.contract import Differences
 
 

@@ -28,8 +28,8 @@ from bharateo.regions import Zone
 from bharateo.sensor import SENTINEL2_L2A, named_bands
 from bharateo.sources import Recipe
 from bharateo.sources.areas import SQUARE_M, sentinel2_regions, tile_bounds, zones_of
-from bharateo.sources.planetary import unlock
-from bharateo.sources.stac import Client, Scene, catalogue_of, occasions
+from bharateo.sources.catalogue import Client, catalogue_of, unlock
+from bharateo.sources.stac import Scene, occasions
 from bharateo.sources.worldcover import WorldCover
 
 NODATA = 0

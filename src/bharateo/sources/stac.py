@@ -1,4 +1,4 @@
-"""STAC catalogues: which scenes there are of a place and a season, and which one to take.
+"""Scenes: which there are of a place and a season in a catalogue, and which one to take.
 
 A ``Scene`` is what is left of a STAC item: plain values that are stored with the dataset, so that
 a build repeats itself without asking again.
@@ -8,16 +8,12 @@ from __future__ import annotations
 
 import calendar
 import datetime
-import json
 import math
 import re
-import threading
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
-from urllib.parse import urlencode, urljoin, urlsplit
 
 import numpy as np
 import shapely
@@ -28,18 +24,14 @@ from numpy import ndarray
 from pydantic import ConfigDict, Field
 
 from bharateo.artefacts import Record, checked, shortened
-from bharateo.errors import ConfigError, ItemError, SourceError, UnreachableError
-from bharateo.pixels.http import Web
-from bharateo.pixels.network import harmless_headers, led_to
+from bharateo.errors import ConfigError, ItemError, SourceError
+from bharateo.sources.catalogue import KNOWN, Catalogue
 
 SEASONS = {"rabi": (11, 3), "summer": (4, 6), "kharif": (7, 10)}
 """First and last month of India's cropping seasons; ``summer`` is zaid."""
 
 _FULL = 0.98
 """A scene that covers this much of a place covers it."""
-
-_MOST_PAGES = 1000
-"""Pages of 100 items that a question may have; more are a circle."""
 
 _LEAST = 0.05
 """A scene that covers less of a place is not worth its bytes."""
@@ -57,99 +49,8 @@ _SHOWN = 300
 """Characters of what an item has that an error lists."""
 
 
-@dataclass(frozen=True)
-class Catalogue:
-    """A STAC API with a collection of Sentinel-2 L2A: where, and how it names things.
-
-    ``assets`` maps a band (and ``SCL``) to its asset key; ``rule`` names how its stored numbers
-    relate to reflectance (see ``sentinel2.offset_of``); ``signed`` says that addresses must be
-    signed before they are read.
-    """
-
-    name: str
-    url: str
-    assets: Mapping[str, str]
-    rule: str
-    signed: bool = False
-
-
-EARTH_SEARCH = Catalogue(
-    "earth-search",
-    "https://earth-search.aws.element84.com/v1",
-    {
-        "B02": "blue", "B03": "green", "B04": "red", "B05": "rededge1", "B06": "rededge2",
-        "B07": "rededge3", "B08": "nir", "B8A": "nir08", "B11": "swir16", "B12": "swir22",
-        "SCL": "scl",
-    },
-    "earth-search",
-)  # fmt: skip
-
-_OWN_KEYS = {
-    band: band
-    for band in ("B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B11", "B12", "SCL")
-}
-
-PLANETARY_COMPUTER = Catalogue(
-    "planetary-computer",
-    "https://planetarycomputer.microsoft.com/api/stac/v1",
-    _OWN_KEYS,
-    "by-baseline",
-    signed=True,
-)
-
-COPERNICUS = Catalogue(
-    "copernicus",
-    "https://stac.dataspace.copernicus.eu/v1",
-    {
-        band: f"{band}_{'10m' if band in ('B02', 'B03', 'B04', 'B08') else '20m'}"
-        for band in _OWN_KEYS
-    },
-    "by-item",
-)
-
-DIGITAL_EARTH_AFRICA = Catalogue(
-    "digital-earth-africa",
-    "https://explorer.digitalearth.africa/stac",
-    _OWN_KEYS,
-    "earth-search",
-)
-"""Its collection ``s2_l2a`` holds Element 84's files."""
-
-KNOWN = {
-    each.name: each for each in (EARTH_SEARCH, PLANETARY_COMPUTER, COPERNICUS, DIGITAL_EARTH_AFRICA)
-}
-
 _KEEPS_OFFSET = "sentinel-2-c1-l2a"
 """Earth Search's collection of files as ESA made them; the others are harmonised."""
-
-
-def catalogue_of(name: str, assets: Mapping[str, str] | None = None) -> Catalogue:
-    """A known catalogue by its name or its URL, or any other by its URL, with its own asset keys
-    if given.
-
-    Any other follows what its items say of themselves: whether the offset has been removed, else
-    their scale and offset, else their processing baseline. Where one answers with the items of a
-    known catalogue but is silent on these, it is read under that name with ``url`` in its place:
-    ``earth-search=https://...``.
-
-    Raises:
-        ConfigError: it is neither.
-    """
-    name, _, url = name.partition("=") if name.partition("=")[0] in KNOWN else (name, "", "")
-    if name in KNOWN:
-        known = KNOWN[name]
-        keys = {**known.assets, **(assets or {})}
-        return Catalogue(name, url or known.url, keys, known.rule, known.signed and not url)
-    if not name.startswith(("http://", "https://")):
-        raise ConfigError(
-            f"data.sentinel2.catalogue {name!r} is not known: give {', '.join(KNOWN)}, or the URL "
-            "of a STAC API with a band map in data.sentinel2.assets"
-        )
-    for known in KNOWN.values():
-        if urlsplit(name).hostname == urlsplit(known.url).hostname:
-            keys = {**known.assets, **(assets or {})}
-            return Catalogue(known.name, name, keys, known.rule, known.signed)
-    return Catalogue(name, name, {**_OWN_KEYS, **(assets or {})}, "by-item")
 
 
 # Occasions
@@ -170,26 +71,6 @@ def occasions(dates: str, seasons: Sequence[str]) -> tuple[Occasion, ...]:
     Raises:
         ConfigError: a date or season cannot be understood, or a season lies outside the dates.
     """
-    first, last = _days(dates)
-    if not seasons:
-        return (Occasion("all", ((str(first), str(last)),)),)
-    found = []
-    for text in seasons:
-        name, months = _season(text)
-        spans = tuple(_spans(first, last, months))
-        if not spans:
-            raise ConfigError(
-                f"data.sentinel2.seasons {text!r} has no day in data.sentinel2.dates {dates}: "
-                "choose other dates or leave the season out"
-            )
-        found.append(Occasion(name, spans))
-    names = [occasion.name for occasion in found]
-    if len({*names}) < len(names):
-        raise ConfigError(f"data.sentinel2.seasons {list(seasons)}: a name is given twice")
-    return tuple(found)
-
-
-def _days(dates: str) -> tuple[datetime.date, datetime.date]:
     try:
         first, last = (datetime.date.fromisoformat(day.strip()) for day in dates.split("/"))
     except ValueError as error:
@@ -199,31 +80,37 @@ def _days(dates: str) -> tuple[datetime.date, datetime.date]:
         ) from error
     if first > last:
         raise ConfigError(f"data.sentinel2.dates {dates!r}: the first day comes after the last")
-    return first, last
-
-
-def _season(text: str) -> tuple[str, tuple[int, int]]:
-    if text in SEASONS:
-        return text, SEASONS[text]
-    match = re.fullmatch(r"([\w-]+)=(\d{1,2})-(\d{1,2})", text)
-    if not match or not all(1 <= int(match[i]) <= 12 for i in (2, 3)):
-        raise ConfigError(
-            f"data.sentinel2.seasons {text!r} is not known: give {', '.join(SEASONS)} or "
-            "NAME=FIRST-LAST in months, e.g. monsoon=6-9"
-        )
-    return match[1], (int(match[2]), int(match[3]))
-
-
-def _spans(
-    first: datetime.date, last: datetime.date, months: tuple[int, int]
-) -> Iterable[tuple[str, str]]:
-    """The season in every year that it touches, cut to the dates; it may run over New Year."""
-    for year in range(first.year - 1, last.year + 1):
-        end_year = year + (months[1] < months[0])
-        start = datetime.date(year, months[0], 1)
-        end = datetime.date(end_year, months[1], calendar.monthrange(end_year, months[1])[1])
-        if start <= last and end >= first:
-            yield str(max(start, first)), str(min(end, last))
+    if not seasons:
+        return (Occasion("all", ((str(first), str(last)),)),)
+    found: dict[str, Occasion] = {}
+    for text in seasons:
+        match = re.fullmatch(r"([\w-]+)=(\d{1,2})-(\d{1,2})", text)
+        if text in SEASONS:
+            name, (first_month, last_month) = text, SEASONS[text]
+        elif match and all(1 <= int(match[i]) <= 12 for i in (2, 3)):
+            name, first_month, last_month = match[1], int(match[2]), int(match[3])
+        else:
+            raise ConfigError(
+                f"data.sentinel2.seasons {text!r} is not known: give {', '.join(SEASONS)} or "
+                "NAME=FIRST-LAST in months, e.g. monsoon=6-9"
+            )
+        if name in found:
+            raise ConfigError(f"data.sentinel2.seasons {list(seasons)}: a name is given twice")
+        spans = []
+        for year in range(first.year - 1, last.year + 1):
+            end_year = year + (last_month < first_month)  # it may run over New Year
+            last_day = calendar.monthrange(end_year, last_month)[1]
+            start = datetime.date(year, first_month, 1)
+            end = datetime.date(end_year, last_month, last_day)
+            if start <= last and end >= first:
+                spans.append((str(max(start, first)), str(min(end, last))))
+        if not spans:
+            raise ConfigError(
+                f"data.sentinel2.seasons {text!r} has no day in data.sentinel2.dates {dates}: "
+                "choose other dates or leave the season out"
+            )
+        found[name] = Occasion(name, tuple(spans))
+    return tuple(found.values())
 
 
 # Scenes
@@ -383,6 +270,12 @@ class _Properties(_Grid):
             return self.nodata
         return 100 - self.coverage
 
+    @property
+    def tile_epsg(self) -> int | None:
+        """The UTM zone of a tile such as ``MGRS-43RGM``."""
+        tile = re.fullmatch(r"MGRS-(\d{1,2})([C-HJ-NP-X])[A-Z]{2}", self.grid or "")
+        return int(tile[1]) + (32600 if tile[2] >= "N" else 32700) if tile else None
+
 
 class _Item(_Part):
     id: str = Field(min_length=1, max_length=_SHOWN)
@@ -403,7 +296,14 @@ def scene_of(item: Mapping[str, Any], catalogue: Catalogue, bands: Sequence[str]
     remedy = "it cannot be used: choose other dates or another catalogue"
     known = checked(_Item, item, where, ItemError, remedy)
     properties = known.properties
-    _check_product(properties, where)
+    for said in (properties.platform, properties.constellation):
+        if said is not None and not re.match(r"s(entinel)?[ _-]?2", said, re.IGNORECASE):
+            # Other satellites have bands of the same names.
+            raise ItemError(
+                f"{where} is of {shortened(said)}, not of Sentinel-2: choose a collection of "
+                "Sentinel-2 L2A in data.sentinel2.collection",
+                "are of another satellite",
+            )
     addresses, numbers = {}, {}
     for band in (*bands, "SCL"):
         key = _key(band, known.assets, catalogue)
@@ -439,7 +339,7 @@ def scene_of(item: Mapping[str, Any], catalogue: Catalogue, bands: Sequence[str]
         catalogue.signed,
         _moment(properties, where),
         100.0 if properties.cloud_cover is None else properties.cloud_cover,
-        properties.epsg or first.epsg or _epsg_of_tile(properties.grid),
+        properties.epsg or first.epsg or properties.tile_epsg,
         dict(known.geometry),
         addresses,
         properties.baseline or properties.first_baseline or properties.version,
@@ -447,17 +347,6 @@ def scene_of(item: Mapping[str, Any], catalogue: Catalogue, bands: Sequence[str]
         next(iter(numbers.values())),
         properties.nodata_percent,
     )
-
-
-def _check_product(properties: _Properties, where: str) -> None:
-    """Other satellites have bands of the same names."""
-    for said in (properties.platform, properties.constellation):
-        if said is not None and not re.match(r"s(entinel)?[ _-]?2", said, re.IGNORECASE):
-            raise ItemError(
-                f"{where} is of {shortened(said)}, not of Sentinel-2: choose a collection of "
-                "Sentinel-2 L2A in data.sentinel2.collection",
-                "are of another satellite",
-            )
 
 
 def _key(band: str, assets: Mapping[str, Any], catalogue: Catalogue) -> str:
@@ -483,12 +372,6 @@ def _moment(properties: _Properties, where: str) -> str:
         return text
     moment = moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)
     return moment.astimezone(datetime.UTC).isoformat().replace("+00:00", "Z")
-
-
-def _epsg_of_tile(grid: str | None) -> int | None:
-    """The UTM zone of a tile such as ``MGRS-43RGM``."""
-    tile = re.fullmatch(r"MGRS-(\d{1,2})([C-HJ-NP-X])[A-Z]{2}", grid or "")
-    return int(tile[1]) + (32600 if tile[2] >= "N" else 32700) if tile else None
 
 
 def _outline(geometry: Mapping[str, Any], where: str) -> shapely.Geometry:
@@ -570,183 +453,3 @@ def ranked(scenes: Sequence[Scene], footprint: shapely.Geometry, epsg: int | Non
             (-covered, other_grid, scene.cloud_cover, baseline, scene.datetime, scene.id), scene,
         ))  # fmt: skip
     return [scene for _, scene in sorted(found, key=lambda each: each[0])]
-
-
-# Asking
-
-
-class Client:
-    """A connection to a catalogue's API, opened when it is first asked."""
-
-    def __init__(
-        self, catalogue: Catalogue, collection: str, timeout_s: float = 30.0, retries: int = 24
-    ) -> None:
-        self.catalogue = catalogue
-        self.collection = collection
-        self._web = Web(timeout_s, retries, num_parallel=4)
-        self._client: Any = None
-        self._queries = False
-        self._lock = threading.Lock()
-
-    def items(
-        self, bounds: Sequence[float] | Float64[ndarray, "4"], first: str, last: str, cloud: float
-    ) -> list[dict[str, Any]]:
-        """All items within bounds (west, south, east, north) and days, less those that say they
-        have more than that cloud.
-
-        Raises:
-            UnreachableError: the API did not answer, also after retries, or not as a STAC API.
-        """
-        try:
-            search = self._opened().search(
-                collections=[self.collection],
-                bbox=_bbox(bounds),
-                datetime=f"{first}T00:00:00Z/{last}T23:59:59Z",
-                query={"eo:cloud_cover": {"lte": cloud}} if self._queries else None,
-                limit=100,
-            )
-            found = []
-            for number, page in enumerate(search.pages_as_dicts(), 1):
-                found += [
-                    with_whole_hrefs(item, _own_address(item, self.catalogue.url))
-                    for item in page["features"]
-                ]
-                if number == _MOST_PAGES and any(
-                    link["rel"] == "next" for link in page.get("links", [])
-                ):
-                    raise UnreachableError(
-                        f"the catalogue {self.catalogue.url} answers with more than {_MOST_PAGES} "
-                        "pages for one place and season: check data.sentinel2.catalogue, or ask "
-                        "for fewer days in data.sentinel2.dates"
-                    )
-        except Exception as error:
-            raise self._trouble(error) from error
-        # Not every API heeds the query: look again.
-        return [item for item in found if not _is_cloudier(item, cloud)]
-
-    def interruptible(self) -> AbstractContextManager[None]:
-        """A block in which Ctrl-C ends the waiting of all threads for the catalogue."""
-        return self._web.interruptible()
-
-    def _opened(self) -> Any:
-        with self._lock:
-            if self._client is None:
-                self._client = self._open()
-                self._queries = self._client.conforms_to("QUERY")
-        return self._client
-
-    def _open(self) -> Any:
-        import pystac_client  # here, since it takes a second to load
-        from pystac.link import Link
-        from pystac_client.stac_api_io import StacApiIO
-
-        asked = self._asked
-
-        class Asking(StacApiIO):
-            """Asks as everything here does; what it is led to is never a file."""
-
-            def request(
-                self,
-                href: str,
-                method: str | None = None,
-                headers: dict[str, str] | None = None,
-                parameters: dict[str, Any] | None = None,
-            ) -> str:
-                return asked(href, (method or "GET").upper(), headers or {}, parameters or {})
-
-            def read_text(self, source: Any, *args: Any, **kwargs: Any) -> str:
-                if isinstance(source, Link):
-                    return super().read_text(source, *args, **kwargs)
-                return self.request(str(source), *args, **kwargs)
-
-        try:
-            return pystac_client.Client.open(self.catalogue.url, stac_io=Asking(max_retries=None))
-        except Exception as error:
-            raise self._trouble(error) from error
-
-    def _asked(
-        self, href: str, method: str, headers: Mapping[str, str], parameters: Mapping[str, Any]
-    ) -> str:
-        """What the API answers; links may lead to its own server, not to others unasked."""
-        address = led_to(self.catalogue.url, href, "leads")
-        sent, body = harmless_headers(headers), None
-        if method == "GET":
-            given = {name: value for name, value in parameters.items() if value is not None}
-            if given:
-                query = urlencode(given, doseq=True)
-                address += ("&" if urlsplit(address).query else "?") + query
-        else:
-            sent["Content-Type"], body = "application/json", json.dumps(parameters).encode()
-        return self._web.fetch(address, sent, method, body).decode("utf-8")
-
-    def _trouble(self, error: Exception) -> UnreachableError:
-        if isinstance(error, UnreachableError) and not error.reason:
-            return error
-        said = " ".join(str(getattr(error, "reason", "") or error).split())
-        looks_like_html = re.search(r"<(!doctype|html|head|body)", said, re.IGNORECASE)
-        reason = (
-            "it answers with a web page (HTML), not with STAC"
-            if looks_like_html or isinstance(error, ValueError | KeyError | TypeError)
-            else said[:300] or type(error).__name__
-        )
-        return UnreachableError(
-            f"the catalogue {self.catalogue.url} could not be asked: {reason}; check "
-            "data.sentinel2.catalogue (it is the address of a STAC API's root) and the network "
-            "connection, then run the same command again"
-        )
-
-
-def with_whole_hrefs(item: Any, base: str) -> Any:
-    """An item as a server gave it, with the addresses of its assets whole.
-
-    Those that are not whole are completed by the item's own, ``base``, as STAC has it, so that they
-    never name a file of this machine. Assets whose address no server may give (``file://``,
-    another driver's) are taken out.
-    """
-    if not (isinstance(item, Mapping) and isinstance(item.get("assets"), Mapping)):
-        return item  # of odd ones ``scene_of`` says more
-    whole = {key: _with_whole_href(asset, base) for key, asset in item["assets"].items()}
-    return {**item, "assets": {key: asset for key, asset in whole.items() if asset}}
-
-
-def _own_address(item: Any, catalogue: str) -> str:
-    """Where an item says it lies, on a web server; else the catalogue."""
-    try:
-        own = next(link["href"] for link in item["links"] if link["rel"] == "self")
-        address = urljoin(catalogue, own)
-        return address if urlsplit(address).scheme in ("http", "https") else catalogue
-    except (StopIteration, KeyError, TypeError, AttributeError, ValueError):
-        return catalogue
-
-
-def _with_whole_href(asset: Any, base: str) -> dict[str, Any] | None:
-    """An asset, or another address of one, if a server may give its address."""
-    try:
-        given = asset["href"]
-        if not isinstance(given, str):
-            return None
-        href = urljoin(base, given)
-        parts = urlsplit(href)
-    except (KeyError, TypeError, AttributeError, ValueError):
-        return None
-    if parts.scheme not in ("http", "https", "s3") or not parts.hostname or parts.username:
-        return None
-    others = asset.get("alternate")
-    if not isinstance(others, Mapping):
-        return {**asset, "href": href, "alternate": None} if others else {**asset, "href": href}
-    whole = {name: _with_whole_href(other, base) for name, other in others.items()}
-    alternate = {name: other for name, other in whole.items() if other}
-    return {**asset, "href": href, "alternate": alternate}
-
-
-def _is_cloudier(item: Any, most: float) -> bool:
-    """Whether an item says that it has more cloud; of odd ones ``scene_of`` says more."""
-    properties = item.get("properties") if isinstance(item, Mapping) else None
-    cloud = properties.get("eo:cloud_cover") if isinstance(properties, Mapping) else None
-    return isinstance(cloud, int | float) and cloud > most
-
-
-def _bbox(bounds: Sequence[float] | Float64[ndarray, "4"]) -> list[float]:
-    """Bounds as STAC has them: east is less than west across the antimeridian."""
-    west, south, east, north = (float(value) for value in bounds)
-    return [west, south, east - 360 if east > 180 else east, north]

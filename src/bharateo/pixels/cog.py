@@ -1,7 +1,7 @@
-"""Cloud-optimised GeoTIFFs: written piece by piece with bounded memory, opened by anything.
+"""Cloud-optimised GeoTIFFs: written block by block with bounded memory, opened by anything.
 
-Pieces go into a plain tiled GeoTIFF in a folder aside; GDAL's COG driver makes overviews and the
-compressed file of it, which is then renamed into place. The same pieces give the same bytes.
+Blocks go into a plain tiled GeoTIFF in a folder aside; GDAL's COG driver makes overviews and the
+compressed file of it, which is then renamed into place. The same blocks give the same bytes.
 
 Axes: band, row, col.
 """
@@ -13,7 +13,6 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -97,24 +96,42 @@ def write_cog(
     """
     aside = path.with_name(f".{path.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)  # of a killed writer
-    with _disk_trouble(path), rasterio.Env(GDAL_CACHEMAX=_CACHE_BYTES):
-        aside.mkdir(parents=True)
-        _write_tiles(aside / "tiles.tif", geobox, bands, blocks, tags or {})
-        options = {
-            "COMPRESS": "DEFLATE",  # which every reader of GeoTIFFs has
-            "PREDICTOR": "YES" if bands.overviews == "average" else "NO",  # codes have no slope
-            "OVERVIEW_RESAMPLING": bands.overviews.upper(),
-            "BLOCKSIZE": str(bands.tile_px),
-            "BIGTIFF": "IF_SAFER",
-        }
-        rasterio.shutil.copy(aside / "tiles.tif", aside / "cog.tif", driver="COG", **options)
-        _check_end(aside / "cog.tif")
-        sidecar = path.with_name(f"{path.name}.aux.xml")
-        sidecar.unlink(missing_ok=True)  # what GDAL has noted of an older file
-        if bands.categories:
-            write_text(sidecar, _categories(bands.categories))
-        (aside / "cog.tif").replace(path)
-        shutil.rmtree(aside)
+    try:
+        with rasterio.Env(GDAL_CACHEMAX=_CACHE_BYTES):
+            aside.mkdir(parents=True)
+            _write_tiles(aside / "tiles.tif", geobox, bands, blocks, tags or {})
+            options = {
+                "COMPRESS": "DEFLATE",  # which every reader of GeoTIFFs has
+                "PREDICTOR": "YES" if bands.overviews == "average" else "NO",  # codes have no slope
+                "OVERVIEW_RESAMPLING": bands.overviews.upper(),
+                "BLOCKSIZE": str(bands.tile_px),
+                "BIGTIFF": "IF_SAFER",
+            }
+            rasterio.shutil.copy(aside / "tiles.tif", aside / "cog.tif", driver="COG", **options)
+            # Pixels come last: a full disk shows there.
+            finished = open_dataset(aside / "cog.tif", "GTiff", str(aside / "cog.tif"))
+            width, height = finished.dataset.width, finished.dataset.height
+            finished.dataset.read(1, window=Window(width - 1, height - 1, 1, 1))
+            finished.close()
+            with (aside / "cog.tif").open("rb+") as content:
+                os.fsync(content.fileno())
+            sidecar = path.with_name(f"{path.name}.aux.xml")
+            sidecar.unlink(missing_ok=True)  # what GDAL has noted of an older file
+            if bands.categories:
+                # As GDAL keeps them beside a file (PAM).
+                root = ElementTree.Element("PAMDataset")
+                band = ElementTree.SubElement(root, "PAMRasterBand", band="1")
+                categories = ElementTree.SubElement(band, "CategoryNames")
+                for name in bands.categories:
+                    ElementTree.SubElement(categories, "Category").text = xml_characters(name)
+                write_text(sidecar, ElementTree.tostring(root, encoding="unicode") + "\n")
+            (aside / "cog.tif").replace(path)
+            shutil.rmtree(aside)
+    except (RasterioError, CPLE_BaseError, OSError) as error:
+        raise StorageError(
+            f"cannot write {path} ({error.__cause__ or error}): free some space or choose another "
+            "--output, then run the same command again: it goes on where it stopped"
+        ) from error
 
 
 def cog_tags(path: Path) -> dict[str, str]:
@@ -164,7 +181,10 @@ def _write_tiles(
                 statistics.add(stored)
         for number, noted in enumerate(statistics.tags(height * width), 1):
             file.update_tags(number, **noted)
-    _check_size(path, geobox, bands)
+    # GDAL writes the last tiles as a file closes, and says nothing then where the disk is full.
+    expected = math.prod(-(-side // bands.tile_px) for side in geobox.shape) * bands.tile_bytes
+    if path.stat().st_size < expected:
+        raise OSError(f"{path.stat().st_size} of {expected} bytes of its pixels could be written")
 
 
 class _Statistics:
@@ -200,42 +220,3 @@ class _Statistics:
                 "VALID_PERCENT": round(100 * count / num_pixels, 4),
             }  # fmt: skip
             yield {f"STATISTICS_{name}": repr(value) for name, value in noted.items()}
-
-
-def _check_size(path: Path, geobox: GeoBox, bands: Bands) -> None:
-    """Notice a full disk: GDAL writes the last tiles as a file closes, and says nothing then."""
-    tiles = [-(-side // bands.tile_px) for side in geobox.shape]
-    expected = math.prod(tiles) * bands.tile_bytes
-    if path.stat().st_size < expected:
-        raise OSError(f"{path.stat().st_size} of {expected} bytes of its pixels could be written")
-
-
-def _check_end(path: Path) -> None:
-    """The same of a finished file, whose pixels come last; and see that it is on the disk."""
-    finished = open_dataset(path, "GTiff", str(path))
-    file = finished.dataset
-    file.read(1, window=Window(file.width - 1, file.height - 1, 1, 1))
-    finished.close()
-    with path.open("rb+") as content:
-        os.fsync(content.fileno())
-
-
-def _categories(names: Iterable[str]) -> str:
-    """Names of the values 0, 1, ... as GDAL keeps them beside a file (PAM)."""
-    root = ElementTree.Element("PAMDataset")
-    band = ElementTree.SubElement(root, "PAMRasterBand", band="1")
-    categories = ElementTree.SubElement(band, "CategoryNames")
-    for name in names:
-        ElementTree.SubElement(categories, "Category").text = xml_characters(name)
-    return ElementTree.tostring(root, encoding="unicode") + "\n"
-
-
-@contextmanager
-def _disk_trouble(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (RasterioError, CPLE_BaseError, OSError) as error:
-        raise StorageError(
-            f"cannot write {path} ({error.__cause__ or error}): free some space or choose another "
-            "--output, then run the same command again: it goes on where it stopped"
-        ) from error

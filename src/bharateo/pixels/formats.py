@@ -173,17 +173,14 @@ def _check(dataset: rasterio.DatasetReader, where: str) -> None:
         )
     height, width = dataset.block_shapes[0]
     together = dataset.count if dataset.profile.get("interleave") == "pixel" else 1
-    num_bytes = height * width * together * _item_bytes(kinds[0])
+    item_bytes = max(int("".join(filter(str.isdigit, kinds[0])) or 64) // 8, 1)
+    num_bytes = height * width * together * item_bytes
     if num_bytes > MOST_BLOCK_BYTES:
         raise CorruptRasterError(
             f"{where} lies in blocks of {height} x {width} px, {num_bytes >> 20} MiB each, and one "
             f"pixel costs a whole block; at most {MOST_BLOCK_BYTES >> 20} MiB are read: retile it "
             "with gdal_translate -co TILED=YES IN OUT.tif"
         )
-
-
-def _item_bytes(dtype: str) -> int:
-    return max(int("".join(filter(str.isdigit, dtype)) or 64) // 8, 1)
 
 
 # Local files
@@ -208,7 +205,13 @@ def open_local(path: Path, vrt: bool = False) -> Opened | None:
     identity |= {"beside": {each.name: _version(each.stat()) for each in [*beside, *world]}}
     for each in beside:
         if each.suffix in (".msk", ".ovr"):
-            _check_alone(each)
+            # GDAL opens these as whatever they are: no GeoTIFF, or one that names other files, is
+            # refused.
+            with _ordinary(each) as file:
+                kind = driver_of(file.read(16), str(each))
+            with warnings.catch_warnings():  # it need not say where it lies
+                warnings.simplefilter("ignore", NotGeoreferencedWarning)
+                open_dataset(each.absolute(), kind, str(each)).close()
     if beside:
         folder = _Folder({each.name: each for each in (path, *beside)})
         options = {**OPTIONS, "GDAL_DISABLE_READDIR_ON_OPEN": "FALSE"}
@@ -219,7 +222,14 @@ def open_local(path: Path, vrt: bool = False) -> Opened | None:
         # Absolute: a relative path could read as an address of GDAL's.
         opened = open_dataset(path.absolute(), driver, str(path), identity)
     if world and opened.affine.is_identity:
-        opened.affine = _affine_of(world[0])
+        # Six lines: the steps of x and y a column, those a row, the first pixel's middle.
+        try:
+            a, d, b, e, x, y = (float(line) for line in read_bytes(world[0], 4096).split())
+        except (OSError, ValueError) as error:
+            raise CorruptRasterError(
+                f"{world[0]} is no world file of six numbers ({error}): correct it or take it away"
+            ) from error
+        opened.affine = Affine(a, b, x, d, e, y) @ Affine.translation(-0.5, -0.5)
     return opened
 
 
@@ -243,29 +253,6 @@ def _beside(path: Path, endings: Iterable[str]) -> list[Path]:
     for each in found:
         _ordinary(each).close()
     return found
-
-
-def _affine_of(world_file: Path) -> Affine:
-    """What six lines say: the steps of x and y a column, those a row, the first pixel's middle."""
-    try:
-        numbers = [float(line) for line in read_bytes(world_file, 4096).split()]
-        a, d, b, e, x, y = numbers
-    except (OSError, ValueError) as error:
-        raise CorruptRasterError(
-            f"{world_file} is no world file of six numbers ({error}): correct it or take it away"
-        ) from error
-    affine: Affine = Affine(a, b, x, d, e, y) @ Affine.translation(-0.5, -0.5)
-    return affine
-
-
-def _check_alone(path: Path) -> None:
-    """Refuse a mask or overviews that are no GeoTIFF, or name other files: GDAL opens these as
-    whatever they are."""
-    with _ordinary(path) as file:
-        driver = driver_of(file.read(16), str(path))
-    with warnings.catch_warnings():  # it need not say where it lies
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        open_dataset(path.absolute(), driver, str(path)).close()
 
 
 class _Folder(FileContainer):

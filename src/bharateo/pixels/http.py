@@ -145,9 +145,20 @@ class Web:
 
         def answer(response: urllib3.BaseHTTPResponse) -> Answer:
             file_bytes = _file_bytes(address, response, first, num_bytes)
-            body = _whole_body(response, min(num_bytes, file_bytes - first))
+            wanted = min(num_bytes, file_bytes - first)
+            body = response.read(wanted + 1)  # and not all that a server may send
+            if len(body) != wanted:
+                much = "short" if len(body) < wanted else "long"
+                raise web_errors.ProtocolError(f"{much} answer of {len(body)} bytes")
+            response.release_conn()
             self._count(len(body))
-            return Answer(body, file_bytes, _identity(response, file_bytes))
+            identity: dict[str, Any]
+            if etag := response.headers.get("ETag"):
+                identity = {"etag": etag.strip('"')}
+            else:
+                modified = response.headers.get("Last-Modified")
+                identity = {"size": file_bytes, "last_modified": modified}
+            return Answer(body, file_bytes, identity)
 
         headers = {"Range": f"bytes={first}-{first + num_bytes - 1}"}
         return self._persistently(address, answer, headers)
@@ -281,7 +292,9 @@ class Web:
         """The answer at the end of all redirects that may be followed, with a key that is good."""
         renewed = False
         for _ in range(_MOST_REDIRECTS + 1):
-            key = self._key_of(address)
+            with self._lock:
+                fitting = (key for prefix, key in self._keys.items() if address.startswith(prefix))
+                key = next(fitting, None)
             query = key.query() if key else ""
             in_bucket = address.startswith("s3://")
             if in_bucket:
@@ -309,15 +322,26 @@ class Web:
                 return response
         raise _no_answer(address, f"it leads on and on, {_MOST_REDIRECTS} times")
 
-    def _key_of(self, address: str) -> Key | None:
-        with self._lock:
-            fitting = (key for prefix, key in self._keys.items() if address.startswith(prefix))
-            return next(fitting, None)
-
     def _send(
         self, method: str, url: str, headers: Mapping[str, str], body: bytes | None
     ) -> urllib3.BaseHTTPResponse:
-        return self._manager(url).request(
+        scheme, proxy = urlsplit(url).scheme, network.proxy_of(url)
+        with self._lock:
+            manager = self._managers.get((scheme, proxy))
+            if manager is None:
+                options: dict[str, Any] = {"maxsize": self._num_parallel}
+                if scheme == "https":
+                    options["ssl_context"] = network.certificates()
+                if proxy is None:
+                    manager = urllib3.PoolManager(**options)
+                else:
+                    if proxy.authorization:
+                        options["proxy_headers"] = {"Proxy-Authorization": proxy.authorization}
+                    if proxy.address.startswith("https://"):
+                        options["proxy_ssl_context"] = network.certificates()
+                    manager = urllib3.ProxyManager(proxy.address, **options)
+                self._managers[scheme, proxy] = manager
+        return manager.request(
             method,
             url,
             headers=dict(headers),
@@ -327,25 +351,6 @@ class Web:
             redirect=False,
             preload_content=False,
         )
-
-    def _manager(self, url: str) -> urllib3.PoolManager:
-        key = urlsplit(url).scheme, network.proxy_of(url)
-        with self._lock:
-            if key not in self._managers:
-                self._managers[key] = self._new_manager(*key)
-            return self._managers[key]
-
-    def _new_manager(self, scheme: str, proxy: Proxy | None) -> urllib3.PoolManager:
-        options: dict[str, Any] = {"maxsize": self._num_parallel}
-        if scheme == "https":
-            options["ssl_context"] = network.certificates()
-        if proxy is None:
-            return urllib3.PoolManager(**options)
-        if proxy.authorization:
-            options["proxy_headers"] = {"Proxy-Authorization": proxy.authorization}
-        if proxy.address.startswith("https://"):
-            options["proxy_ssl_context"] = network.certificates()
-        return urllib3.ProxyManager(proxy.address, **options)
 
     def _reason(self, error: BaseException) -> str:
         cause = error.reason if isinstance(error, web_errors.MaxRetryError) else error
@@ -408,15 +413,6 @@ def _retry_after(response: urllib3.BaseHTTPResponse) -> float | None:
         return None
 
 
-def _whole_body(response: urllib3.BaseHTTPResponse, num_bytes: int) -> bytes:
-    body = response.read(num_bytes + 1)  # and not all that a server may send
-    if len(body) != num_bytes:
-        much = "short" if len(body) < num_bytes else "long"
-        raise web_errors.ProtocolError(f"{much} answer of {len(body)} bytes")
-    response.release_conn()
-    return body
-
-
 def _file_bytes(
     address: str, response: urllib3.BaseHTTPResponse, first: int, num_bytes: int
 ) -> int:
@@ -451,10 +447,3 @@ def _file_bytes(
     error = _no_answer(address, reason, remedy, "read")
     error.withheld = withheld
     raise error
-
-
-def _identity(response: urllib3.BaseHTTPResponse, file_bytes: int) -> dict[str, Any]:
-    """What tells one version of the file from the next."""
-    if etag := response.headers.get("ETag"):
-        return {"etag": etag.strip('"')}
-    return {"size": file_bytes, "last_modified": response.headers.get("Last-Modified")}

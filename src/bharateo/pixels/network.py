@@ -14,7 +14,8 @@ import os
 import re
 import ssl
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -74,7 +75,9 @@ def proxy_of(url: str) -> Proxy | None:
         ConfigError: the proxy is no HTTP proxy, or its address cannot be read.
     """
     parts = urlsplit(url)
-    if is_loopback(parts) or _is_direct(parts):
+    host = parts.hostname or ""
+    straight = proxy_bypass(parts.netloc.rpartition("@")[2]) or proxy_bypass(host)
+    if is_loopback(parts) or straight or _in_networks(host, getproxies().get("no", "")):
         return None
     proxies = getproxies()
     named = proxies.get(parts.scheme) or proxies.get("all")
@@ -91,9 +94,9 @@ def proxy_of(url: str) -> Proxy | None:
             f"the proxy {shown(address)} that the environment names for {parts.scheme}:// is no "
             "http://HOST:PORT: correct HTTPS_PROXY, HTTP_PROXY or ALL_PROXY"
         )
-    user, at, host = proxy.netloc.rpartition("@")
+    user, at, there = proxy.netloc.rpartition("@")
     secret = base64.b64encode(unquote(user).encode()).decode()
-    return Proxy(f"{proxy.scheme}://{host}", f"Basic {secret}" if at else None)
+    return Proxy(f"{proxy.scheme}://{there}", f"Basic {secret}" if at else None)
 
 
 def is_loopback(parts: SplitResult) -> bool:
@@ -101,24 +104,14 @@ def is_loopback(parts: SplitResult) -> bool:
     return parts.hostname in ("localhost", "127.0.0.1", "::1")
 
 
-def _is_direct(parts: SplitResult) -> bool:
-    host = parts.hostname or ""
-    if proxy_bypass(parts.netloc.rpartition("@")[2]) or proxy_bypass(host):
-        return True
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return any(address in network for network in _networks(getproxies().get("no", "")))
-
-
-def _networks(text: str) -> Iterator[ipaddress.IPv4Network | ipaddress.IPv6Network]:
-    for part in text.split(","):
+def _in_networks(host: str, named: str) -> bool:
+    """Whether a host is an address in one of the networks of ``NO_PROXY``."""
+    for part in named.split(","):
         if "/" in part:
-            try:
-                yield ipaddress.ip_network(part.strip(), strict=False)
-            except ValueError:
-                continue  # a name
+            with suppress(ValueError):  # it is a name, or the host is
+                if ipaddress.ip_address(host) in ipaddress.ip_network(part.strip(), strict=False):
+                    return True
+    return False
 
 
 # Certificates
@@ -173,19 +166,19 @@ def token_for(url: str) -> str | None:
             raise ConfigError(
                 f"entry {number} of {TOKENS_VARIABLE} is no HOST=TOKEN or HOST=@FILE: correct it"
             )
-        if _names(name, parts):
-            return _token_in(Path(token[1:]).expanduser(), name) if token[0] == "@" else token
+        if not _names(name, parts):
+            continue
+        if token[0] != "@":
+            return token
+        file = Path(token[1:]).expanduser()
+        try:
+            return file.read_text("ascii").strip()
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"{TOKENS_VARIABLE} names {file} for {name}, which cannot be read as a token "
+                f"({type(error).__name__}): write the token alone into it"
+            ) from error
     return None
-
-
-def _token_in(file: Path, name: str) -> str:
-    try:
-        return file.read_text("ascii").strip()
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{TOKENS_VARIABLE} names {file} for {name}, which cannot be read as a token "
-            f"({type(error).__name__}): write the token alone into it"
-        ) from error
 
 
 def _names(name: str, parts: SplitResult) -> bool:
@@ -296,14 +289,8 @@ def place_of(address: str) -> Place:
 
 
 def _endpoint() -> str | None:
-    named = next(
-        (
-            os.environ[name]
-            for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_S3_ENDPOINT")
-            if os.environ.get(name)
-        ),
-        None,
-    )
+    names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_S3_ENDPOINT")
+    named = next((os.environ[name] for name in names if os.environ.get(name)), None)
     if named is None:
         return None
     plain = os.environ.get("AWS_HTTPS", "YES").upper() in ("NO", "FALSE", "0", "OFF")

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import shapely
 from pyproj import CRS
+from pyproj.exceptions import CRSError
 
 from bharateo.artefacts import parse_json, shortened
 from bharateo.errors import BharatEOError
@@ -75,7 +76,20 @@ def read_features(
         reason = shortened(trouble.strerror or str(trouble))
         raise error(f"{name} cannot be read as {what}: {reason}; give {FORMATS}") from trouble
     frame = frame.set_geometry(shapely.force_2d(frame.geometry.to_numpy()), crs=frame.crs)
-    _check_coordinates(name, frame, error)
+    geometries = frame.geometry.to_numpy()
+    num_vertices = int(shapely.get_num_coordinates(geometries).sum())
+    if num_vertices > MOST_VERTICES:
+        raise error(
+            f"{name} has {num_vertices:,} vertices, more than {MOST_VERTICES:,}: simplify its "
+            "shapes, or give a part of them"
+        )
+    coordinates, feature = shapely.get_coordinates(geometries, return_index=True)
+    wrong = ~np.isfinite(coordinates).all(1)
+    if wrong.any():
+        raise error(
+            f"{name}, feature {int(feature[wrong.argmax()]) + 1}: a coordinate is no finite "
+            "number: mend or delete the shape"
+        )
     return frame
 
 
@@ -121,23 +135,6 @@ class _Damaged(Exception):
     """What is wrong with a file, to follow its name."""
 
 
-def _check_coordinates(name: str, frame: gpd.GeoDataFrame, error: type[BharatEOError]) -> None:
-    geometries = frame.geometry.to_numpy()
-    num_vertices = int(shapely.get_num_coordinates(geometries).sum())
-    if num_vertices > MOST_VERTICES:
-        raise error(
-            f"{name} has {num_vertices:,} vertices, more than {MOST_VERTICES:,}: simplify its "
-            "shapes, or give a part of them"
-        )
-    coordinates, feature = shapely.get_coordinates(geometries, return_index=True)
-    wrong = ~np.isfinite(coordinates).all(1)
-    if wrong.any():
-        raise error(
-            f"{name}, feature {int(feature[wrong.argmax()]) + 1}: a coordinate is no finite "
-            "number: mend or delete the shape"
-        )
-
-
 # GeoJSON
 
 
@@ -146,10 +143,29 @@ def _read_geojson(path: Path, content: bytes) -> gpd.GeoDataFrame:
     import pandas as pd
 
     record = parse_json(content.removeprefix(b"\xef\xbb\xbf"), "it", _DamagedJson, "")
-    features = _features(record)
-    properties = pd.DataFrame([_properties(each) for each in features])
-    geometries = [_geometry(number, each) for number, each in enumerate(features, 1)]
-    return gpd.GeoDataFrame(properties, geometry=geometries, crs=_crs(record))
+    if not isinstance(record, dict):
+        raise _Damaged("is no GeoJSON: it is no object")
+    kind = record.get("type")
+    features: Any = [record] if kind == "Feature" else [{"geometry": record}]
+    if kind == "FeatureCollection":
+        features = record.get("features")
+        if not isinstance(features, list) or not all(isinstance(each, dict) for each in features):
+            raise _Damaged("is no GeoJSON: its features are no list of features")
+    columns, geometries = [], []
+    for number, feature in enumerate(features, 1):
+        properties = feature.get("properties") or {}
+        if not isinstance(properties, dict):
+            raise _Damaged("is no GeoJSON: the properties of a feature are no object")
+        own = {"id": feature["id"]} if "id" in feature else {}  # as GDAL has it
+        columns.append({**own, **{n: value for n, value in properties.items() if n != "geometry"}})
+        geometry = feature.get("geometry")
+        try:
+            text = json.dumps(geometry, allow_nan=False)
+            geometries.append(None if geometry is None else shapely.from_geojson(text))
+        except (shapely.GEOSException, ValueError, RecursionError) as trouble:
+            raise _Damaged(f"is damaged: geometry of feature {number}: {trouble}") from trouble
+    crs = _crs_of_geojson(record.get("crs"))
+    return gpd.GeoDataFrame(pd.DataFrame(columns), geometry=geometries, crs=crs)
 
 
 class _DamagedJson(_Damaged, BharatEOError):
@@ -157,45 +173,11 @@ class _DamagedJson(_Damaged, BharatEOError):
         super().__init__(message.removesuffix("; ").removeprefix("it "))
 
 
-def _features(record: Any) -> list[Mapping[str, Any]]:
-    if not isinstance(record, dict):
-        raise _Damaged("is no GeoJSON: it is no object")
-    kind = record.get("type")
-    if kind == "FeatureCollection":
-        features = record.get("features")
-        if not isinstance(features, list) or not all(isinstance(each, dict) for each in features):
-            raise _Damaged("is no GeoJSON: its features are no list of features")
-        return features
-    if kind == "Feature":
-        return [record]
-    return [{"geometry": record}]
-
-
-def _properties(feature: Mapping[str, Any]) -> dict[str, Any]:
-    """The feature's columns; ``id`` where it has one of its own, as GDAL has it."""
-    properties = feature.get("properties") or {}
-    if not isinstance(properties, dict):
-        raise _Damaged("is no GeoJSON: the properties of a feature are no object")
-    columns = {name: value for name, value in properties.items() if name != "geometry"}
-    return {"id": feature["id"], **columns} if "id" in feature else columns
-
-
-def _geometry(number: int, feature: Mapping[str, Any]) -> shapely.Geometry | None:
-    geometry = feature.get("geometry")
-    if geometry is None:
-        return None
-    try:
-        return shapely.from_geojson(json.dumps(geometry, allow_nan=False))
-    except (shapely.GEOSException, ValueError, RecursionError) as trouble:
-        raise _Damaged(f"is damaged: geometry of feature {number}: {trouble}") from trouble
-
-
-def _crs(record: Mapping[str, Any]) -> str:
+def _crs_of_geojson(said: Any) -> str:
     """Longitude and latitude, unless the file says otherwise.
 
     Source: RFC 7946, section 4; The GeoJSON Format Specification (2008), section 3.
     """
-    said = record.get("crs")
     if said is None:
         return "EPSG:4326"
     try:
@@ -204,12 +186,7 @@ def _crs(record: Mapping[str, Any]) -> str:
         found = None
     if found is None:
         raise _Damaged("names no reference system by its EPSG number in its key crs")
-    return _known_crs("EPSG:4326" if found[2] == "CRS84" else f"EPSG:{found[2]}")
-
-
-def _known_crs(name: str) -> str:
-    from pyproj.exceptions import CRSError
-
+    name = "EPSG:4326" if found[2] == "CRS84" else f"EPSG:{found[2]}"
     try:
         CRS.from_user_input(name)
     except CRSError as trouble:

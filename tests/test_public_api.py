@@ -19,8 +19,8 @@ FROZEN = """
     BHARATEO_CLASSES ClassScheme Roi Sensor WORLDCOVER parse_roi write_sample
     Batch BharatEOEncoder FrozenEncoder Mask fixed_batches mask_from_noise num_masked patchify
     unpatchify
-    Example Plate class_plates class_rgb composite_rgb error_plates error_top label_plates
-    reconstruct reconstruction_plates token_plates
+    Example Panel class_panels class_rgb composite_rgb error_panels error_top label_panels
+    reconstruct reconstruction_panels token_panels
     Figure show_account show_chips show_confusion show_curves show_map show_patch_classes
     show_picture show_probes show_reconstructions show_regions show_scores show_tokens
     BharatEOError

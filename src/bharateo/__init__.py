@@ -62,16 +62,16 @@ __all__ = [  # noqa: RUF022 (in groups, as the documentation lists them)
     "unpatchify",
     # Looking at chips and at what a run makes of them
     "Example",
-    "Plate",
-    "class_plates",
+    "Panel",
+    "class_panels",
     "class_rgb",
     "composite_rgb",
-    "error_plates",
+    "error_panels",
     "error_top",
-    "label_plates",
+    "label_panels",
     "reconstruct",
-    "reconstruction_plates",
-    "token_plates",
+    "reconstruction_panels",
+    "token_panels",
     # Figures of a notebook: the last line of a cell
     "Figure",
     "show_account",
@@ -110,8 +110,8 @@ _HOMES = {
     "report.notebook": ("Figure", "show_account", "show_chips", "show_confusion", "show_curves",
                         "show_map", "show_patch_classes", "show_picture", "show_probes",
                         "show_reconstructions", "show_regions", "show_scores", "show_tokens"),
-    "report.panels": ("Plate", "class_plates", "error_plates", "error_top", "label_plates",
-                      "reconstruction_plates", "token_plates"),
+    "report.panels": ("Panel", "class_panels", "error_panels", "error_top", "label_panels",
+                      "reconstruction_panels", "token_panels"),
     "report.render": ("class_rgb", "composite_rgb"),
     "sensor": ("Sensor",),
     "sources.sample": ("write_sample",),
@@ -163,13 +163,13 @@ if TYPE_CHECKING:
         show_tokens,
     )
     from bharateo.report.panels import (
-        Plate,
-        class_plates,
-        error_plates,
+        Panel,
+        class_panels,
+        error_panels,
         error_top,
-        label_plates,
-        reconstruction_plates,
-        token_plates,
+        label_panels,
+        reconstruction_panels,
+        token_panels,
     )
     from bharateo.report.render import class_rgb, composite_rgb
     from bharateo.sensor import Sensor

@@ -9,7 +9,7 @@ from made_up_run import fingerprint, split_scores, write_run
 
 from bharateo.chips.store import Dataset
 from bharateo.errors import RunError
-from bharateo.report import html
+from bharateo.report import ground, html
 from bharateo.sensor import SENTINEL2_L1C, WORLDCOVER_PALETTE
 
 VOID = {"meta", "link", "br", "hr", "img", "input", "path", "rect", "image", "use", "circle"}
@@ -117,7 +117,7 @@ def test_every_band_counts_in_the_account(page, dataset):
 
 def test_native_classes_are_counted_with_nodata_apart(dataset, page):
     counts = dataset.info["regions"][0]["native_counts"]
-    rows = html.histogram(counts, dataset.info["class_scheme"])
+    rows = ground.histogram(counts, dataset.info["class_scheme"])
     assert rows[-1]["name"] == "no data"
     assert rows[-1]["css"] is None
     assert sum(row["share"] for row in rows) == pytest.approx(1)
@@ -127,7 +127,7 @@ def test_native_classes_are_counted_with_nodata_apart(dataset, page):
 
 def test_held_out_blocks_are_outlined_over_training_ground(dataset):
     chips = dataset.chips[dataset.chips["region"] == "first"]
-    frames = html.outlines(chips, by_block=True)
+    frames = ground.outlines(chips, by_block=True)
     assert len(frames) == chips["block"].nunique()
     splits = [frame.split for frame in frames]
     assert splits == sorted(splits, key=lambda split: split != "train")
@@ -182,8 +182,8 @@ def test_text_from_files_is_escaped(make_dataset, make_run):
     assert "<script>" not in page
 
 
-class Plates(HTMLParser):
-    """How many plates every element of a figure holds itself, by the element's class."""
+class Panels(HTMLParser):
+    """How many panels every element of a figure holds itself, by the element's class."""
 
     def __init__(self, text):
         super().__init__()
@@ -217,10 +217,10 @@ def test_both_composites_are_on_the_page_and_errors_once(make_dataset, make_run,
     dataset = make_dataset(SENTINEL2_L1C)
     examples = [make_example(dataset, chip) for chip in range(3)]
     page = html.article(make_run(dataset), dataset, examples)
-    plates = Plates(page)
-    assert plates.of("grid trio") == [3, 3]
-    assert plates.of("quad") == [4] * 3
-    assert plates.of("composite") == [4] * 6
+    drawn = Panels(page)
+    assert drawn.of("grid trio") == [3, 3]
+    assert drawn.of("quad") == [4] * 3
+    assert drawn.of("composite") == [4] * 6
     assert page.count(">error, mean") == page.count(">copy&#39;s error, mean") == 3
     for name in dataset.sensor.composites:
         assert page.count(f'<p class="shown">{name}</p>') == 3
@@ -242,11 +242,11 @@ def test_a_single_composite_keeps_its_pairs_triples_and_rows(make_dataset, make_
     dataset = make_dataset(WORLDCOVER_PALETTE)
     examples = [make_example(dataset, chip) for chip in range(3)]
     page = html.article(make_run(dataset), dataset, examples)
-    plates = Plates(page)
-    assert plates.of("grid pair") == [2, 2]
-    assert plates.of("triple") == [3] * 6  # labels, and patch classes
-    assert plates.of("row") == [6] * 3
-    assert not {"trio", "quads", "quad", "compared", "composite", "errors"} & plates.classes()
+    drawn = Panels(page)
+    assert drawn.of("grid pair") == [2, 2]
+    assert drawn.of("triple") == [3] * 6  # labels, and patch classes
+    assert drawn.of("row") == [6] * 3
+    assert not {"trio", "quads", "quad", "compared", "composite", "errors"} & drawn.classes()
     assert "The image is palette colour, shown as it is; beside it the land cover." in page
     assert "Chips (palette colour, shown as it is), their land cover" in page
 
@@ -274,7 +274,7 @@ def test_a_region_without_an_overview_is_named_but_not_drawn(dataset, make_run):
 
 
 def test_regions_with_an_overview_are_drawn_first(make_dataset, make_run, monkeypatch):
-    monkeypatch.setattr(html, "MOST_REGIONS_DRAWN", 1)
+    monkeypatch.setattr(ground, "MOST_REGIONS_DRAWN", 1)
     dataset = make_dataset(WORLDCOVER_PALETTE)
     assert "Not drawn here: second." in html.article(make_run(dataset), dataset, [])
     dataset = without_overviews(dataset, ["first"])
@@ -291,8 +291,8 @@ def test_a_page_without_any_overview_still_lists_its_regions(make_dataset, make_
 
 
 def test_a_long_list_of_regions_not_drawn_is_folded(make_dataset, make_run, monkeypatch):
-    monkeypatch.setattr(html, "MOST_REGIONS_DRAWN", 0)
-    monkeypatch.setattr(html, "_MOST_NAMES_IN_SIGHT", 1)
+    monkeypatch.setattr(ground, "MOST_REGIONS_DRAWN", 0)
+    monkeypatch.setattr(ground, "_MOST_NAMES_IN_SIGHT", 1)
     dataset = make_dataset(WORLDCOVER_PALETTE)
     page = html.article(make_run(dataset), dataset, [])
     assert "<summary>2 regions are not drawn here</summary>\n<p>first, second.</p>" in page

@@ -24,7 +24,7 @@ def shown(figure: Figure) -> str:
 
 def test_a_figure_brings_its_style_along_and_asks_for_nothing_outside(dataset):
     page = shown(notebook.show_regions(dataset))
-    assert ".bharateo {" in page and ".plate {" in page
+    assert ".bharateo {" in page and ".panel {" in page
     assert all(
         link.startswith(("data:", "#")) for link in re.findall(r'(?:href|src)="(.*?)"', page)
     )
@@ -46,8 +46,8 @@ def test_chips_and_tokens_are_shown_before_there_is_a_run(dataset):
     chips = shown(notebook.show_chips(dataset, config, count=2))
     tokens = shown(notebook.show_tokens(dataset, config))
     num_composites = len(dataset.sensor.composites)
-    assert chips.count('<svg class="plate') == 2 * (num_composites + 2)
-    assert tokens.count('<svg class="plate') == 4
+    assert chips.count('<svg class="panel') == 2 * (num_composites + 2)
+    assert tokens.count('<svg class="panel') == 4
     assert "12 of 16 patches hidden" in tokens
 
 

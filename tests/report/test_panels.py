@@ -1,21 +1,10 @@
 import re
 from dataclasses import replace
-from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from bharateo.report import panels, render
-from bharateo.report.panels import Estimate, Series
-
-
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
-def test_names_at_the_ends_of_lines_keep_their_order_and_distance(places):
-    moved = panels.spread(sorted(places), 0.075)
-    assert all(b - a >= 0.075 - 1e-9 for a, b in pairwise(moved))
-    assert max(moved) <= 1 + 1e-9
 
 
 def test_shares_name_the_commonest_labelled_classes():
@@ -31,7 +20,7 @@ def test_error_is_judged_in_masked_valid_pixels_only(dataset, make_example):
     assert np.array_equal(np.isfinite(error), judged)
     expected = np.abs(example.reconstruction - example.image).mean(0)[judged].mean()
     assert np.nanmean(error) == pytest.approx(expected, rel=1e-5)
-    reconstruction, copy = panels.error_plates(example, 0.1)
+    reconstruction, copy = panels.error_panels(example, 0.1)
     assert f"mean {np.nanmean(error):.3g}" in reconstruction.alt
     assert copy.label.startswith("copy's error")
 
@@ -61,7 +50,7 @@ def test_variance_is_that_of_each_token_averaged_over_bands(dataset, make_exampl
 
 def test_only_labelled_masked_patches_are_judged_and_crossed_out(dataset, make_example):
     example = make_example(dataset)
-    true, predicted, _ = panels.class_plates(example)
+    true, predicted, _ = panels.class_panels(example)
     judged = example.hidden & (example.true_class != 255)
     right = (judged & (example.predicted_class == example.true_class)).sum()
     assert predicted.label == f"predicted, {right} of {judged.sum()} right"
@@ -70,35 +59,35 @@ def test_only_labelled_masked_patches_are_judged_and_crossed_out(dataset, make_e
     assert "cross" not in true.svg
 
 
-def test_every_plate_says_in_words_what_it_shows(dataset, make_example):
+def test_every_panel_says_in_words_what_it_shows(dataset, make_example):
     example = make_example(dataset)
     std = dataset.statistics.std
-    plates = [
-        *panels.label_plates(example, dataset.sensor),
-        *panels.token_plates(example, dataset.sensor, std),
-        *all_reconstruction_plates(example, dataset.sensor),
-        *panels.error_plates(example, 0.1),
-        *panels.class_plates(example),
+    drawn = [
+        *panels.label_panels(example, dataset.sensor),
+        *panels.token_panels(example, dataset.sensor, std),
+        *all_reconstruction_panels(example, dataset.sensor),
+        *panels.error_panels(example, 0.1),
+        *panels.class_panels(example),
     ]
-    for plate in plates:
-        assert 'role="img"' in plate.svg
-        assert len(plate.alt) > 15
-        assert plate.label
+    for panel in drawn:
+        assert 'role="img"' in panel.svg
+        assert len(panel.alt) > 15
+        assert panel.label
 
 
-def all_reconstruction_plates(example, sensor):
+def all_reconstruction_panels(example, sensor):
     return [
-        plate
+        panel
         for composite in sensor.composites
-        for plate in panels.reconstruction_plates(example, sensor, composite)
+        for panel in panels.reconstruction_panels(example, sensor, composite)
     ]
 
 
 def test_every_composite_of_a_chip_is_drawn_from_its_own_bands(dataset, make_example):
     example, sensor = make_example(dataset), dataset.sensor
     count = len(sensor.composites)
-    labels = panels.label_plates(example, sensor)
-    rebuilt = all_reconstruction_plates(example, sensor)
+    labels = panels.label_panels(example, sensor)
+    rebuilt = all_reconstruction_panels(example, sensor)
     assert len(labels) == count + 2
     assert len(rebuilt) == 4 * count
     for place, name in enumerate(sensor.composites):
@@ -109,58 +98,16 @@ def test_every_composite_of_a_chip_is_drawn_from_its_own_bands(dataset, make_exa
         assert shown in labels[place].svg
         assert shown in rebuilt[4 * place].svg
         assert made in rebuilt[4 * place + 2].svg
-    assert len({plate.alt for plate in labels + rebuilt}) == len(labels + rebuilt)
+    assert len({panel.alt for panel in labels + rebuilt}) == len(labels + rebuilt)
 
 
-def test_a_composite_is_named_on_plates_only_where_there_are_several(dataset, make_example):
+def test_a_composite_is_named_on_panels_only_where_there_are_several(dataset, make_example):
     example, sensor = make_example(dataset), dataset.sensor
-    labels = [plate.label for plate in panels.label_plates(example, sensor)]
-    alts = [plate.alt for plate in all_reconstruction_plates(example, sensor)]
+    labels = [panel.label for panel in panels.label_panels(example, sensor)]
+    alts = [panel.alt for panel in all_reconstruction_panels(example, sensor)]
     if len(sensor.composites) == 1:
         assert labels[0] == "image"
         assert not any(sensor.default_composite in alt for alt in alts)
     else:
         assert labels[:2] == list(sensor.composites)
         assert [alt.rpartition(" (")[2].rstrip(")") for alt in alts[::4]] == labels[:2]
-
-
-def chart(values=(0.5, 0.2, 0.1), alt="Loss from 0.5 to 0.1"):
-    series = [
-        Series("total", values, panels.SERIES[0]),
-        Series("part", [0.1] * len(values), "#111"),
-    ]
-    return panels.curve_chart(range(1, len(values) + 1), series, "{:.2f}".format, alt, 0.6)
-
-
-def test_a_chart_uses_the_pages_colours_and_type_and_no_fixed_ids():
-    svg = chart()
-    assert "var(--series-1)" in svg
-    assert "#0a0b" not in svg
-    assert "DejaVu" not in svg
-    assert "total 0.10" in svg
-    ids = set(re.findall(r'id="([^"]+)"', svg))
-    assert ids.isdisjoint(re.findall(r'id="([^"]+)"', chart(alt="another")))
-    assert set(re.findall(r'(?:url\(#|href="#)([^)"]+)', svg)) <= ids
-
-
-def test_the_same_chart_is_the_same_bytes():
-    assert chart() == chart()
-
-
-def test_a_chart_of_one_epoch_shows_a_point():
-    assert "total 0.50" in chart((0.5,), "one")
-
-
-def test_missing_epochs_leave_a_gap_and_the_last_measured_value():
-    assert "total 0.20" in chart((None, 0.2, None), "gap")
-
-
-def test_an_interval_chart_names_every_method_and_value():
-    estimates = [
-        Estimate("this model", 0.8, (0.75, 0.85), panels.SERIES[0]),
-        Estimate("copy", 0.7, None, panels.MUTED),
-    ]
-    svg = panels.interval_chart(estimates, lambda v: f"{100 * v:.1f} %", "Accuracy")
-    assert "this model" in svg
-    assert "80.0 %" in svg
-    assert "70.0 %" in svg

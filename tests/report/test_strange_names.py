@@ -115,7 +115,7 @@ def both(tmp_path_factory):
     return [made(tmp_path_factory.mktemp(str(planted)), planted) for planted in (False, True)]
 
 
-DRAWN = {"g", "path", "use", "defs", "clippath", "text"}
+DRAWN = {"g", "path", "use", "defs", "clippath", "text", "circle"}
 """Elements of a chart, which has as many as its numbers ask for."""
 
 

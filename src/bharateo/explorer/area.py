@@ -26,8 +26,7 @@ from bharateo.inference.inputs import RasterInput
 from bharateo.inference.pieces import CellGrid
 from bharateo.inference.windows import TokenGrid, blended_squares
 from bharateo.landcover import NUM_CLASSES, patch_class_counts
-from bharateo.report.html import outlines
-from bharateo.report.panels import Outline
+from bharateo.report.ground import Outline, outlines
 from bharateo.report.render import composite_rgb, physical, upscale
 from bharateo.sensor import Sensor
 from bharateo.training.batches import physical_units

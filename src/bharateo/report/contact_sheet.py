@@ -18,7 +18,7 @@ from bharateo.files import write_atomically
 from bharateo.inference.area import Area
 from bharateo.inference.search import bounds_in_chips, dataset_of, pixel_bounds
 from bharateo.pixels.raster import open_raster
-from bharateo.report.render import composite_rgb, hatch, physical
+from bharateo.report.render import bands_shown, composite_rgb, hatch, physical, stretched
 
 SHEET_MARK = "bharateo search"
 """The software that a sheet says it is of."""
@@ -28,7 +28,6 @@ CONTEXT = 3
 
 _TILE_PX, _GAP_PX, _TEXT_PX, _COLUMNS = 192, 12, 34, 7
 _PAPER, _INK, _MARK, _ASKED = (255, 255, 255), (40, 42, 44), (255, 255, 255), (214, 64, 39)
-_TRUE_COLOUR = (("B04", "B03", "B02"), ("red", "green", "blue"))
 
 Look = tuple[Float[np.ndarray, "band row col"], Bool[np.ndarray, "row col"]]
 Tile = tuple[UInt8[np.ndarray, "row col rgb"], tuple[float, float, float, float]]
@@ -40,24 +39,33 @@ def write_contact_sheet(path: Path, found: gpd.GeoDataFrame, area: Area) -> bool
 
     ``found`` is what ``inference.search`` found.
     """
-    tiles = _tiles(found, area)
-    if tiles is None:
+    source = area.provenance.get("source", {})
+    if dataset := dataset_of(area):
+        tiles = _dataset_tiles(found, dataset)
+    elif "bands_in_file" in source and (file := open_raster(source["input"], vrt=True)):
+        tiles = _raster_tiles(found, file, source)
+    else:
         return False
-    captions = [_caption(row) for row in found.to_dict("records")]
-    content = io.BytesIO()
-    made_by = PngInfo()
+    columns = min(_COLUMNS, len(tiles))
+    rows = -(-len(tiles) // columns)
+    across, down = _TILE_PX + _GAP_PX, _TILE_PX + _TEXT_PX + _GAP_PX
+    sheet = Image.new("RGB", (columns * across + _GAP_PX, rows * down + _GAP_PX), _PAPER)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    for number, ((rgb, place), row) in enumerate(zip(tiles, found.to_dict("records"), strict=True)):
+        x, y = number % columns * across + _GAP_PX, number // columns * down + _GAP_PX
+        picture = Image.fromarray(np.ascontiguousarray(rgb))
+        sheet.paste(picture.resize((_TILE_PX, _TILE_PX), Image.Resampling.NEAREST), (x, y))
+        left, top, right, bottom = (each * _TILE_PX / len(rgb) for each in place)
+        colour = _ASKED if row["rank"] == 0 else _MARK
+        draw.rectangle((x + left, y + top, x + right, y + bottom), outline=colour, width=2)
+        rank = "like this" if row["rank"] == 0 else f"{row['rank']}   {row['similarity']:.2f}"
+        caption = f"{rank}   {row.get('class') or ''}\n{row['lon']:.4f}, {row['lat']:.4f}"
+        draw.multiline_text((x, y + _TILE_PX + 3), caption, _INK, font, spacing=2)
+    content, made_by = io.BytesIO(), PngInfo()
     made_by.add_text("Software", SHEET_MARK)
-    _sheet(tiles, captions, found["rank"].tolist()).save(content, "png", pnginfo=made_by)
+    sheet.save(content, "png", pnginfo=made_by)
     write_atomically(path, lambda file: file.write(content.getbuffer()))
     return True
-
-
-def _tiles(found: gpd.GeoDataFrame, area: Area) -> list[Tile] | None:
-    if dataset := dataset_of(area):
-        return _dataset_tiles(found, dataset)
-    source = area.provenance.get("source", {})
-    file = open_raster(source["input"], vrt=True) if "bands_in_file" in source else None
-    return None if file is None else _raster_tiles(found, file, source)
 
 
 def _dataset_tiles(found: gpd.GeoDataFrame, dataset: Dataset) -> list[Tile]:
@@ -76,27 +84,20 @@ def _dataset_tiles(found: gpd.GeoDataFrame, dataset: Dataset) -> list[Tile]:
 
 def _raster_tiles(found: gpd.GeoDataFrame, file: Any, source: Mapping[str, Any]) -> list[Tile]:
     """True colour where its bands are there, else the first three, stretched over all tiles."""
-    names = source["bands"]
-    chosen = next(
-        (c for c in _TRUE_COLOUR if {*c} <= {*names}), names[:3] if names[2:] else names[:1]
-    )
-    places = [source["bands_in_file"][names.index(name)] - 1 for name in chosen]
+    places = [source["bands_in_file"][i] - 1 for i in bands_shown(source["bands"])]
+    nodata = None if isinstance(source["nodata"], list) else source["nodata"]
 
     def read(rows: slice, cols: slice) -> Look:
         shape = (rows.stop - rows.start, cols.stop - cols.start)
-        nodata = None if isinstance(source["nodata"], list) else source["nodata"]
         stored, known = file.read_known(rows.start, cols.start, *shape, places, nodata)
         return stored.astype(np.float32), known.all(0)
 
     looks = [_around(each, file.shape, read) for each in pixel_bounds(found.geometry, file.geobox)]
     seen = np.concatenate([pixels[:, known].ravel() for (pixels, known), _ in looks])
     low, high = np.percentile(seen, [2, 98]) if len(seen) else (0.0, 1.0)
-    tiles = []
-    for (pixels, known), place in looks:
-        share = np.clip((pixels - low) / max(high - low, 1e-9), 0, 1)
-        rgb = np.broadcast_to(np.rint(255 * share).astype(np.uint8), (3, *known.shape))
-        tiles.append((hatch(np.moveaxis(rgb, 0, -1), ~known), place))
-    return tiles
+    return [
+        (hatch(stretched(pixels, low, high), ~known), place) for (pixels, known), place in looks
+    ]
 
 
 def _around(
@@ -117,27 +118,3 @@ def _around(
     inside = (slice(rows.start - row, rows.stop - row), slice(cols.start - col, cols.stop - col))
     image[:, *inside], valid[inside] = pixels, known
     return (image, valid), (left - col, top - row, right - col, bottom - row)
-
-
-def _caption(row: Mapping[str, Any]) -> str:
-    rank = "like this" if row["rank"] == 0 else f"{row['rank']}   {row['similarity']:.2f}"
-    return f"{rank}   {row.get('class') or ''}\n{row['lon']:.4f}, {row['lat']:.4f}"
-
-
-def _sheet(tiles: list[Tile], captions: list[str], ranks: list[int]) -> Image.Image:
-    columns = min(_COLUMNS, len(tiles))
-    rows = -(-len(tiles) // columns)
-    across, down = _TILE_PX + _GAP_PX, _TILE_PX + _TEXT_PX + _GAP_PX
-    sheet = Image.new("RGB", (columns * across + _GAP_PX, rows * down + _GAP_PX), _PAPER)
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
-    for number, ((rgb, place), caption, rank) in enumerate(
-        zip(tiles, captions, ranks, strict=True)
-    ):
-        x, y = number % columns * across + _GAP_PX, number // columns * down + _GAP_PX
-        picture = Image.fromarray(np.ascontiguousarray(rgb))
-        sheet.paste(picture.resize((_TILE_PX, _TILE_PX), Image.Resampling.NEAREST), (x, y))
-        left, top, right, bottom = (each * _TILE_PX / len(rgb) for each in place)
-        colour = _ASKED if rank == 0 else _MARK
-        draw.rectangle((x + left, y + top, x + right, y + bottom), outline=colour, width=2)
-        draw.multiline_text((x, y + _TILE_PX + 3), caption, _INK, font, spacing=2)
-    return sheet

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -24,8 +24,7 @@ from bharateo.accounting import Accounting
 from bharateo.errors import SourceError
 from bharateo.inference.map import NODATA, products
 from bharateo.pixels.raster import open_raster
-from bharateo.report import html, panels, probes, render
-from bharateo.report.panels import Plate
+from bharateo.report import ground, html, panels, probes, render, scores
 
 if TYPE_CHECKING:
     from bharateo.chips.store import Dataset
@@ -57,12 +56,10 @@ def _template() -> Template:
     return html.article_template()
 
 
-def _block(title: str, *names: str, **shown: Any) -> Figure:
-    """Blocks of the report's page by themselves."""
+def _block(title: str, name: str, **shown: Any) -> Figure:
+    """A block of the report's page by itself."""
     template = _template()
-    context = template.new_context(shown)
-    parts = ["".join(template.blocks[name](context)) for name in names]
-    return Figure(Markup("".join(parts)), title)
+    return Figure(Markup("".join(template.blocks[name](template.new_context(shown)))), title)
 
 
 # Before there is a run
@@ -75,7 +72,7 @@ def show_account(account: Accounting) -> Figure:
 
 def show_regions(dataset: Dataset) -> Figure:
     """Every region as picture and class map, with its blocks and its class histogram."""
-    return _block("regions", "regions", **html.shown(dataset), **html.regions(dataset))
+    return _block("regions", "regions", **ground.shown(dataset), **ground.regions(dataset))
 
 
 def show_chips(dataset: Dataset, config: Config, count: int = 4) -> Figure:
@@ -92,7 +89,7 @@ def _chips(title: str, block: str, dataset: Dataset, config: Config, count: int)
     from bharateo.evaluation.reconstruction import chips
 
     some = chips(dataset, "train", config.model, count)
-    return _block(title, block, **html.shown(dataset), **html.chips(dataset, some))
+    return _block(title, block, **ground.shown(dataset), **html.chips(dataset, some))
 
 
 # What a run learnt
@@ -104,7 +101,8 @@ def show_curves(run: Run) -> Figure:
     Raises:
         RunError: the run has not been evaluated.
     """
-    charts = html.curves(html.read_run(run.path))
+    files = html.read_run(run.path)
+    charts = scores.curves(files.history, files.contract, files.evaluation)
     return _block("learning curves", "curves", curves=charts, sensor=run.sensor)
 
 
@@ -123,7 +121,7 @@ def _examples(title: str, block: str, run: Run, dataset: Dataset, count: int) ->
 
     split = next((s for s in ("test", "val") if len(dataset.indices(s))), "train")
     made = html.reconstructions(dataset, examples(run, dataset, split, count))
-    return _block(title, block, **html.shown(dataset), **made, example_split=split)
+    return _block(title, block, **ground.shown(dataset), **made, example_split=split)
 
 
 def show_scores(run: Run) -> Figure:
@@ -133,7 +131,7 @@ def show_scores(run: Run) -> Figure:
         RunError: the run has not been evaluated.
     """
     files = html.read_run(run.path)
-    return _block("scores", "result", **html.result(files.evaluation), other_dataset=False)
+    return _block("scores", "result", **scores.result(files.evaluation), other_dataset=False)
 
 
 def show_confusion(run: Run) -> Figure:
@@ -143,7 +141,7 @@ def show_confusion(run: Run) -> Figure:
         RunError: the run has not been evaluated.
     """
     files = html.read_run(run.path)
-    numbers = html.result(files.evaluation) | html.all_numbers(files.evaluation)
+    numbers = scores.result(files.evaluation) | scores.all_numbers(files.evaluation)
     return _block("confusion of classes", "confusion", **numbers)
 
 
@@ -178,28 +176,30 @@ def show_map(path: str | Path) -> Figure:
     """
     files = products(Path(path))
     record = json.loads(files["record"].read_text())
-    plates = [
-        _raster_plate(record["source"]),
-        _plate(render.class_rgb(_thin(files["classes"], 1)[0]), "land cover"),
-        *_uncertainty_plates(_thin(files["uncertainty"], 1, 2)),
-    ]
+    source, names = record["source"], list(record["source"]["bands"])
+    raster = _thin(
+        source["input"], *(source["bands_in_file"][i] for i in render.bands_shown(names))
+    )
+    entropy, outside = _thin(files["uncertainty"], 1, 2)
+    unsure = render.ramp_rgb(entropy / 100, 1)
+    shown = {
+        "the raster": render.stretched(raster.astype(float), *np.percentile(raster, [2, 98])),
+        "land cover": render.class_rgb(_thin(files["classes"], 1)[0]),
+        "uncertainty": render.hatch(unsure, entropy == NODATA),
+    }
+    if (outside != NODATA).any():
+        shown["out of the run's domain"] = _marked(outside == 1, outside != NODATA)
     if record["against"]:
         suspect, label = _thin(files["suspect"], 1, 2)
-        plates += [
-            _plate(render.class_rgb(label), "labels"),
-            _plate(_marked(suspect == 1, label != NODATA), "suspect labels"),
-        ]
-    return _block_of_plates("a map", plates, record)
-
-
-def _block_of_plates(title: str, plates: Sequence[Plate], record: Mapping[str, Any]) -> Figure:
+        shown["labels"] = render.class_rgb(label)
+        shown["suspect labels"] = _marked(suspect == 1, label != NODATA)
     legend = [
-        {"name": each["name"].replace("_", " "), "css": f"#{bytes(each['colour']).hex()}"}
+        (each["name"].replace("_", " "), f"#{bytes(each['colour']).hex()}")
         for each in record["classes"]
     ]
-    template = _template().environment.get_template("map.html.j2")
-    content = template.render(plates=plates, legend=legend, ramp=Markup(render.ramp_css()))
-    return Figure(Markup(content), title)
+    drawn = [panels.picture(rgb, label, label) for label, rgb in shown.items()]
+    figure: Any = _template().environment.globals["map_figure"]
+    return Figure(figure(drawn, legend, Markup(render.ramp_css())), "a map")
 
 
 def _thin(path: str | Path, *bands: int) -> Shaped[np.ndarray, "band row col"]:
@@ -212,32 +212,6 @@ def _thin(path: str | Path, *bands: int) -> Shaped[np.ndarray, "band row col"]:
         values = file.read_thinned(step, [band - 1 for band in bands])
     factor = max(1, MOST_PX // max(values.shape))
     return values.repeat(factor, 1).repeat(factor, 2)
-
-
-def _plate(rgb: UInt8[np.ndarray, "row col rgb"], label: str) -> Plate:
-    return panels.picture(rgb, label, label)
-
-
-def _raster_plate(source: Mapping[str, Any]) -> Plate:
-    """True colour where its bands are there, else the first three; 2 % to 98 % of every band."""
-    names = list(source["bands"])
-    colours = ("B04", "B03", "B02") if {"B04", "B03", "B02"} <= {*names} else names[:3]
-    places = [source["bands_in_file"][names.index(name)] for name in colours]
-    values = _thin(source["input"], *places).astype(float)
-    low, high = np.percentile(values, [2, 98])
-    share = np.clip((values - low) / max(high - low, 1e-9), 0, 1)
-    rgb = np.broadcast_to(np.rint(255 * share).astype(np.uint8), (3, *values.shape[1:]))
-    return _plate(np.moveaxis(rgb, 0, -1), "the raster")
-
-
-def _uncertainty_plates(bands: UInt8[np.ndarray, "2 row col"]) -> list[Plate]:
-    entropy, outside = bands
-    unsure = render.hatch(render.ramp_rgb(entropy / 100, 1), entropy == NODATA)
-    plates = [_plate(unsure, "uncertainty")]
-    if (outside != NODATA).any():
-        marked = _marked(outside == 1, outside != NODATA)
-        plates.append(_plate(marked, "out of the run's domain"))
-    return plates
 
 
 def _marked(

@@ -7,9 +7,9 @@ from typing import Any
 
 from bharateo.evaluation import probe_table
 from bharateo.evaluation.probe_table import METRIC_NAMES, SUBJECT, budget_name, row_name
-from bharateo.report import panels
-from bharateo.report.findings import Cell, MethodRow
-from bharateo.report.panels import Estimate
+from bharateo.report import charts
+from bharateo.report.charts import MUTED, SERIES, Chart, Line
+from bharateo.report.scores import Cell, MethodRow
 
 
 def section(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -25,7 +25,6 @@ def section(record: Mapping[str, Any]) -> dict[str, Any]:
         ],
         "levels": [
             {
-                "name": level,
                 "worst": probe_table.worst_zone(record, level),
                 "tables": [
                     {
@@ -46,52 +45,56 @@ def section(record: Mapping[str, Any]) -> dict[str, Any]:
 def table_rows(record: Mapping[str, Any], level: str, probe: str) -> list[MethodRow]:
     """A row a kind of features, a cell a metric and budget; the best of each column is marked."""
     rows = probe_table.table(record, level, probe)
-    columns = [
-        (metric, number) for metric in METRIC_NAMES for number in range(len(record["budgets"]))
-    ]
-    best = {
-        (metric, number): max(f"{found[number][metric]['mean']:.3f}" for found in rows.values())
+    columns = [(metric, n) for metric in METRIC_NAMES for n in range(len(record["budgets"]))]
+    best = [
+        max(f"{found[number][metric]['mean']:.3f}" for found in rows.values())
         for metric, number in columns
-    }
+    ]
+
+    def cell(score: Mapping[str, Any], best: str) -> Cell:
+        shown, ci95 = f"{score['mean']:.3f}", score["ci95"]
+        return Cell(shown, f"{ci95[0]:.3f} to {ci95[1]:.3f}" if ci95 else "", shown == best)
+
     return [
         MethodRow(
             "model" if features == SUBJECT else features,
             row_name(features, kind),
-            tuple(_cell(found[number][metric], best[metric, number]) for metric, number in columns),
+            tuple(
+                cell(found[number][metric], top)
+                for (metric, number), top in zip(columns, best, strict=True)
+            ),
         )
         for (features, kind), found in rows.items()
     ]
 
 
-def _cell(score: Mapping[str, Any], best: str) -> Cell:
-    value, ci95 = f"{score['mean']:.3f}", score["ci95"]
-    return Cell(value, f"{ci95[0]:.3f} to {ci95[1]:.3f}" if ci95 else "", value == best)
-
-
-def budget_chart(record: Mapping[str, Any], level: str, probe: str) -> dict[str, Any]:
+def budget_chart(record: Mapping[str, Any], level: str, probe: str) -> Chart:
     """Macro-F1 against labels a class, the encoder and the best of the others in colour."""
-    rows = probe_table.table(record, level, probe)
-    last = {key: found[-1]["macro_f1"]["mean"] for key, found in rows.items()}
-    others = [key for key in rows if key[0] != SUBJECT]
-    rival = max(others, key=lambda key: last[key], default=None)
+    scores = {
+        key: [result["macro_f1"] for result in found]
+        for key, found in probe_table.table(record, level, probe).items()
+    }
+    others = [key for key in scores if key[0] != SUBJECT]
+    rival = max(others, key=lambda key: scores[key][-1]["mean"], default=None)
     lines = [
-        [
-            Estimate(
-                row_name(*key),
-                result["macro_f1"]["mean"],
-                result["macro_f1"]["ci95"] and tuple(result["macro_f1"]["ci95"]),
-                panels.SERIES[0] if key[0] == SUBJECT
-                else panels.SERIES[1] if key == rival else panels.MUTED,
-            )
-            for result in found
-        ]
-        for key, found in rows.items()
-    ]  # fmt: skip
+        Line(
+            row_name(*key),
+            [score["mean"] for score in found],
+            SERIES[0] if key[0] == SUBJECT else SERIES[1] if key == rival else MUTED,
+            intervals=[score["ci95"] and tuple(score["ci95"]) for score in found],
+        )
+        for key, found in scores.items()
+    ]
     title = (
         f"Macro-F1 of {'patches' if level == 'patch' else 'chips'}, "
-        + (probe_table.PROBE_NAMES[probe])
+        f"{probe_table.PROBE_NAMES[probe]}"
     )
     budgets = [str(budget) for budget in record["budgets"]]
-    ends = ", ".join(f"{line[-1].label} {line[-1].value:.3f}" for line in lines)
+    ends = ", ".join(f"{line.label} {line.measured[-1]:.3f}" for line in lines)
     alt = f"{title}, from {budgets[0]} to {budgets[-1]} labels a class; at the end {ends}"
-    return {"title": title, "svg": panels.budget_chart(budgets, lines, "{:.3f}".format, alt)}
+    drawn = [max(line.measured) for line in lines]
+    drawn += [bounds[1] for line in lines for bounds in line.intervals if bounds]
+    return charts.line_chart(
+        title, alt, lines, {each: n for n, each in enumerate(budgets)}, "labels a class",
+        range(len(budgets)), "{:.3f}".format, 1.04 * max(drawn) or 1.0, width=403,
+    )  # fmt: skip

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Shaped, UInt8
@@ -20,6 +21,7 @@ from bharateo.sensor import Sensor
 HIDDEN_GREY = (134, 136, 138)
 """Shown in place of a masked patch: mid grey, distinct on light and dark pages alike."""
 
+_TRUE_COLOUR = (("B04", "B03", "B02"), ("red", "green", "blue"))
 _HATCH = ((176, 176, 172), (146, 146, 143))
 _HATCH_PX = 4
 
@@ -44,9 +46,26 @@ def composite_rgb(
     low, high = sensor.composites[name].low, sensor.composites[name].high
     shown = image[list(sensor.composite_indices(name))]
     finite = np.nan_to_num(shown, nan=low, posinf=high, neginf=low)
-    share = np.clip((finite - low) / (high - low), 0, 1)
-    rgb = np.moveaxis(np.rint(share * 255).astype(np.uint8), 0, -1)
+    rgb = stretched(finite, low, high)
     return rgb if valid is None else hatch(rgb, ~valid)
+
+
+def stretched(
+    values: Float[np.ndarray, "band row col"], low: float, high: float
+) -> UInt8[np.ndarray, "row col rgb"]:
+    """One band or three, ``low`` black and ``high`` white."""
+    share = np.clip((values - low) / max(high - low, 1e-9), 0, 1)
+    rgb = np.broadcast_to(np.rint(255 * share).astype(np.uint8), (3, *values.shape[1:]))
+    return np.moveaxis(rgb, 0, -1)
+
+
+def bands_shown(names: Sequence[str]) -> list[int]:
+    """Places of the bands to show a raster in: true colour, else the first three or the first."""
+    chosen = next(
+        (each for each in _TRUE_COLOUR if {*each} <= {*names}),
+        names[:3] if len(names) > 2 else names[:1],
+    )
+    return [names.index(name) for name in chosen]
 
 
 def stretch_note(sensor: Sensor, composite: str | None = None) -> str:
@@ -106,24 +125,27 @@ def png_uri(rgb: UInt8[np.ndarray, "row col rgb"]) -> str:
     """A picture as a lossless PNG data URI, with a palette where 256 colours are enough."""
     packed = rgb.astype(np.uint32) @ np.array([65536, 256, 1], np.uint32)
     colours, index = np.unique(packed, return_inverse=True)
-    if len(colours) > 256:
-        picture = Image.fromarray(np.ascontiguousarray(rgb))
-    else:
+    picture = Image.fromarray(np.ascontiguousarray(rgb))
+    if len(colours) <= 256:
         picture = Image.fromarray(index.reshape(packed.shape).astype(np.uint8), "P")
         channels = [colours >> 16, colours >> 8 & 255, colours & 255]
         picture.putpalette(np.stack(channels, -1).astype(np.uint8).tobytes())
-    return _encode(picture, "png", optimize=True)
+    return _encoded(picture, "png", optimize=True)
 
 
 def photo_uri(rgb: UInt8[np.ndarray, "row col rgb"]) -> str:
     """A large picture as a data URI: JPEG if it has many colours, which is a tenth of the size."""
-    packed = rgb.astype(np.uint32) @ np.array([65536, 256, 1], np.uint32)
-    if len(np.unique(packed)) <= 256:
+    if few_colours(rgb):
         return png_uri(rgb)
-    return _encode(Image.fromarray(np.ascontiguousarray(rgb)), "jpeg", quality=80, subsampling=0)
+    return _encoded(Image.fromarray(np.ascontiguousarray(rgb)), "jpeg", quality=80, subsampling=0)
 
 
-def _encode(picture: Image.Image, kind: str, **options: object) -> str:
+def few_colours(rgb: UInt8[np.ndarray, "row col rgb"]) -> bool:
+    """Whether a picture has at most 256 colours, as a class map and no photograph has."""
+    return len(np.unique(rgb.astype(np.uint32) @ np.array([65536, 256, 1], np.uint32))) <= 256
+
+
+def _encoded(picture: Image.Image, kind: str, **options: object) -> str:
     file = io.BytesIO()
     picture.save(file, kind, **options)
     return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"

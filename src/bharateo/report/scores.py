@@ -1,0 +1,514 @@
+"""What ``evaluation.json`` and ``history.jsonl`` say: in sentences, rows of tables, and charts.
+
+A metric is always shown with the baselines beside it, and accuracy on masked patches is never
+mixed with accuracy on visible ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from matplotlib.ticker import MaxNLocator
+
+from bharateo.landcover import NUM_CLASSES
+from bharateo.report import charts, panels
+from bharateo.report.charts import MUTED, SERIES, Chart, Line
+from bharateo.training.contract import Contract
+
+SPLIT_ORDER = ("test", "val", "train")
+"""From the most to the least telling."""
+
+MODEL = "model"
+BAR = "nearest_visible"
+"""The baseline a model must beat: every masked patch copied from the nearest visible one."""
+
+METHOD_NAMES = {
+    MODEL: "this model",
+    BAR: "nearest-visible copy",
+    "bilinear": "bilinear fill",
+    "mean_colour": "mean colour",
+    "majority": "majority class",
+}
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A quantity of the evaluation: its key, heading, whether more is better, and its meaning.
+
+    ``ranked`` is False where baselines are told what the model has to find out: visible classes.
+    """
+
+    key: str
+    title: str
+    higher_is_better: bool
+    percent: bool
+    meaning: str
+    ranked: bool = True
+
+    def show(self, value: float) -> str:
+        """A value as printed."""
+        return f"{100 * value:.1f} %" if self.percent else f"{value:.4f}"
+
+    def span(self, interval: Sequence[float]) -> str:
+        """An interval as printed, e.g. ``71.0 to 78.2 %``."""
+        low, high = (self.show(bound) for bound in interval)
+        return f"{low.removesuffix(' %')} to {high}"
+
+    def best(self, values: Sequence[float]) -> float:
+        """The best of some values."""
+        return max(values) if self.higher_is_better else min(values)
+
+
+MASKED_MAE = Metric(
+    "masked_mae", "Masked MAE", False, False,
+    "mean absolute error over pixels and bands of masked patches, in the unit of the input",
+)  # fmt: skip
+MASKED_ACCURACY = Metric(
+    "esa_acc_masked", "Accuracy, masked", True, True,
+    "masked patches whose most frequent class is named right",
+)  # fmt: skip
+BALANCED_ACCURACY = Metric(
+    "esa_balanced_acc_masked", "Balanced accuracy, masked", True, True,
+    "the same for each class by itself, then averaged over the classes that occur",
+)  # fmt: skip
+METRICS = (
+    MASKED_MAE,
+    MASKED_ACCURACY,
+    BALANCED_ACCURACY,
+    Metric(
+        "esa_macro_f1_masked", "Macro F1, masked", True, True,
+        "harmonic mean of precision and recall of each class, averaged over the classes that occur",
+    ),
+    Metric(
+        "esa_acc_visible", "Accuracy, visible", True, True,
+        "the same for patches the model was shown: reading, not inference", ranked=False,
+    ),
+    Metric(
+        "esa_acc", "Accuracy, all", True, True,
+        "masked and visible together, the number usually quoted; it flatters", ranked=False,
+    ),
+)  # fmt: skip
+
+Scores = Mapping[str, Any]
+
+
+# What was measured
+
+
+def splits(evaluation: Mapping[str, Any]) -> list[str]:
+    """The evaluated splits, the most telling first."""
+    there = evaluation["splits"]
+    return [s for s in SPLIT_ORDER if s in there] + [s for s in there if s not in SPLIT_ORDER]
+
+
+def methods(scores: Scores) -> dict[str, Scores]:
+    """The model and its baselines, in the order tables have them."""
+    every = {MODEL: scores["model"], **scores["baselines"]}
+    order = [*(m for m in METHOD_NAMES if m in every), *(m for m in every if m not in METHOD_NAMES)]
+    return {method: every[method] for method in order}
+
+
+def measured(scores: Scores, metric: Metric) -> dict[str, float]:
+    """A metric of every method that it was measured of."""
+    values = {method: own.get(metric.key) for method, own in methods(scores).items()}
+    return {method: value for method, value in values.items() if value is not None}
+
+
+def method_name(method: str) -> str:
+    """A method's name for readers."""
+    return METHOD_NAMES.get(method, method.replace("_", " "))
+
+
+def interval(scores: Scores, metric: Metric) -> tuple[float, float] | None:
+    """The 95 % interval of a metric, if there is one."""
+    bounds = scores.get(f"{metric.key}_ci95")
+    if not bounds or None in bounds:
+        return None
+    return float(bounds[0]), float(bounds[1])
+
+
+def no_intervals(scores: Scores) -> list[str]:
+    """Which metrics of the model have no interval, and why, a phrase a reason."""
+    model = scores["model"]
+    names: dict[str, list[str]] = {}
+    for metric in METRICS:
+        if reason := (model.get("no_interval") or {}).get(metric.key):
+            names.setdefault(reason, []).append(metric.title)
+    num_measured = sum(model.get(metric.key) is not None for metric in METRICS)
+    return [
+        f"no interval ({why})" if len(some) == num_measured
+        else f"no interval of {', '.join(some)} ({why})"
+        for why, some in names.items()
+    ]  # fmt: skip
+
+
+def size(scores: Scores) -> str:
+    """How much was measured, e.g. ``96 chips in 9 blocks, 4,608 labelled masked patches``."""
+    num_patches = int(np.sum(scores["model"].get("confusion_masked") or 0))
+    return (
+        f"{plural(scores['num_chips'], 'chip')} in {plural(scores['num_blocks'], 'block')}, "
+        f"{num_patches:,} labelled masked patches"
+    )
+
+
+def plural(count: int, noun: str) -> str:
+    """A count with its noun."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+# Sentences
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The model against the nearest-visible copy on one metric, measured on the same chips.
+
+    ``subject`` is what the metric is of, ``sentence`` says both values, and ``difference`` how far
+    apart they are, with the interval of that difference; ``certain`` whether the interval excludes
+    "no difference", None without an interval.
+    """
+
+    metric: Metric
+    subject: str
+    sentence: str
+    model: float
+    bar: float
+    difference: str
+    certain: bool | None
+
+    @property
+    def outcome(self) -> Literal["better", "worse", "equal"]:
+        """Judged on the values as printed, so that words and table agree."""
+        if self.metric.show(self.model) == self.metric.show(self.bar):
+            return "equal"
+        return "better" if (self.model > self.bar) == self.metric.higher_is_better else "worse"
+
+
+def comparisons(scores: Scores) -> list[Comparison]:
+    """The model against the copy, on masked accuracy and masked MAE where both were measured."""
+    paired = scores.get(f"{MODEL}_against_{BAR}", {})
+    found = []
+    for metric, subject, sentence, key, neutral in (
+        (
+            MASKED_ACCURACY, "patch classes",
+            ("names the land cover of {} of the hidden patches, against {} for copying the nearest "
+            "visible patch"), "esa_acc_masked_gain", 0.0,
+        ),
+        (
+            MASKED_MAE, "pixels",
+            "rebuilds hidden pixels with a mean absolute error of {}, against {} for the copy",
+            "masked_mae_ratio", 1.0,
+        ),
+    ):  # fmt: skip
+        values = measured(scores, metric)
+        if not {MODEL, BAR} <= values.keys():
+            continue
+        value, bounds = paired.get(key), paired.get(f"{key}_ci95") or ()
+        if value is None:
+            difference = ""
+        elif neutral:
+            difference = f"{value:.3f} times the copy's error"
+            difference += " (95 % interval {:.3f} to {:.3f})".format(*bounds) if bounds else ""
+        else:
+            percent = [f"{100 * each:+.1f}".replace("-", "−") for each in (value, *bounds)]
+            difference = f"{percent[0]} percentage points"
+            difference += " (95 % interval {} to {})".format(*percent[1:]) if bounds else ""
+        certain = not bounds[0] <= neutral <= bounds[1] if bounds else None
+        said = sentence.format(metric.show(values[MODEL]), metric.show(values[BAR]))
+        found.append(
+            Comparison(metric, subject, said, values[MODEL], values[BAR], difference, certain)
+        )
+    return found
+
+
+def headline(scores: Scores) -> str:
+    """The model's and the copy's masked accuracy and error in one sentence."""
+    said = "; it ".join(comparison.sentence for comparison in comparisons(scores))
+    return f"it {said}" if said else "no masked patch could be scored"
+
+
+def verdict(scores: Scores) -> str:
+    """The outcome against the nearest-visible copy in a few plain sentences."""
+    found = comparisons(scores)
+    if not found:
+        return "It cannot be compared with the nearest-visible copy: nothing was measured for both."
+    outcomes = {comparison.outcome for comparison in found}
+    each = ", ".join(f"{one.outcome} on {one.subject}" for one in found)
+    on_both = " on both" if len(found) == 2 else ""
+    apart = [comparison for comparison in found if comparison.outcome != "equal"]
+    close = " and for ".join(one.subject for one in apart if not one.certain)
+
+    # where accuracy is won on common classes and lost on rare ones
+    balanced = measured(scores, BALANCED_ACCURACY)
+    ours, theirs = balanced.get(MODEL, 0), balanced.get(BAR, 0)
+    won = any(one.metric is MASKED_ACCURACY and one.outcome == "better" for one in found)
+
+    rules: dict[str, list[str]] = {}
+    for comparison in found:
+        metric, values = comparison.metric, measured(scores, comparison.metric)
+        best = metric.show(metric.best([*values.values()]))
+        shown = {method: metric.show(value) for method, value in values.items()}
+        if best not in (shown[MODEL], shown[BAR]):
+            name = method_name(next(method for method in shown if shown[method] == best))
+            rules.setdefault(name, []).append(f"{best} on {comparison.subject}")
+    better = "; ".join(f"{name}, {' and '.join(reached)}" for name, reached in rules.items())
+
+    said = (
+        _first(
+            (outcomes == {"better"}, f"The model beats the copy{on_both}."),
+            (
+                outcomes == {"worse"},
+                (f"The model loses to the copy{on_both}: what it learnt is not yet worth more than "
+                "looking next door."),
+            ),
+            (outcomes == {"equal"}, "The model and the copy come out equal."),
+            (True, f"Against the copy the model is {each}."),
+        ),
+        _first(
+            (
+                any(one.certain is None for one in apart),
+                (f"Too few blocks for an interval ({scores['num_blocks']} of test ground), so "
+                "chance is not excluded."),
+            ),
+            (
+                bool(close),
+                f"For {close} the 95 % interval of the difference spans zero: it may be chance.",
+            ),
+            (
+                len(apart) == 2,
+                "Both differences are beyond chance: their 95 % intervals leave out zero.",
+            ),
+            (bool(apart), "The 95 % interval of the difference leaves out zero."),
+        ),
+        _first((
+            won and ours < theirs and MODEL in balanced,
+            ("It wins on common classes only: with every class counted alike, the copy is ahead "
+            f"({BALANCED_ACCURACY.show(theirs)} against {BALANCED_ACCURACY.show(ours)})."),
+        )),
+        _first((bool(better), f"A rule without learning does better than both: {better}.")),
+    )  # fmt: skip
+    return " ".join(filter(None, said))
+
+
+def _first(*cases: tuple[bool, str]) -> str:
+    """What is said in the first case that holds."""
+    return next((words for holds, words in cases if holds), "")
+
+
+# Tables
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A value of a table with its interval; ``best`` marks the column's best as printed."""
+
+    value: str
+    interval: str
+    best: bool
+
+
+@dataclass(frozen=True)
+class MethodRow:
+    """One method's line of a metrics table; a cell is None where nothing was measured."""
+
+    method: str
+    name: str
+    cells: tuple[Cell | None, ...]
+
+
+def metric_rows(scores: Scores, metrics: Sequence[Metric] = METRICS) -> list[MethodRow]:
+    """A table of one split, or one region of it: a row for every method, best values marked."""
+    cells: dict[str, list[Cell | None]] = {method: [] for method in methods(scores)}
+    for metric in metrics:
+        values = measured(scores, metric)
+        ranked = len(values) > 1 and metric.ranked
+        best = metric.show(metric.best([*values.values()])) if ranked else None
+        for method, own in methods(scores).items():
+            cell = None
+            if method in values:
+                bounds, shown = interval(own, metric), metric.show(values[method])
+                cell = Cell(shown, metric.span(bounds) if bounds else "", shown == best)
+            cells[method].append(cell)
+    return [MethodRow(method, method_name(method), tuple(own)) for method, own in cells.items()]
+
+
+def all_numbers(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """The tables of every split, and where the masked patches of each class went."""
+    parts = [("total", "loss"), ("SmoothL1", "rec_smooth_l1"), ("cross-entropy", "esa_ce")]
+    order = splits(evaluation)
+    return {
+        "tables": [
+            {
+                "split": split,
+                "size": size(own),
+                "no_intervals": no_intervals(own),
+                "rows": metric_rows(own),
+                "losses": [
+                    (name, f"{own['model'][key]:.4f}")
+                    for name, key in parts
+                    if own["model"].get(key) is not None
+                ],
+                "per_roi": [
+                    {"name": name, "size": size(ground), "rows": metric_rows(ground)}
+                    for name, ground in own.get("per_roi", {}).items()
+                ],
+            }
+            for split, own in ((split, evaluation["splits"][split]) for split in order)
+        ],
+        "confusion": confusion(evaluation["splits"][order[0]]),
+    }
+
+
+def confusion(scores: Scores) -> dict[str, Any]:
+    """The classes that occur, true or predicted, and a row for each true one: counts, shares."""
+    counts: Sequence[Sequence[int]] = scores["model"].get("confusion_masked") or []
+    shown = [
+        class_id
+        for class_id in range(NUM_CLASSES if counts else 0)
+        if sum(counts[class_id]) or sum(row[class_id] for row in counts)
+    ]
+    return {
+        "columns": [(panels.class_name(each), panels.class_css(each)) for each in shown],
+        "rows": [
+            {
+                "name": panels.class_name(true),
+                "css": panels.class_css(true),
+                "num": sum(counts[true]),
+                "cells": [
+                    {
+                        "num": counts[true][predicted],
+                        "share": counts[true][predicted] / max(sum(counts[true]), 1),
+                        "right": true == predicted,
+                    }
+                    for predicted in shown
+                ],
+            }
+            for true in shown
+        ],
+    }
+
+
+# Charts
+
+
+def result(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """The charts of the most telling split, and what they say."""
+    split = splits(evaluation)[0]
+    scores = evaluation["splits"][split]
+    drawn = [m for m in (MASKED_ACCURACY, MASKED_MAE) if MODEL in measured(scores, m)]
+    return {
+        "split": split,
+        "result_charts": [interval_chart(scores, metric) for metric in drawn],
+        "bars_drawn": any(interval(scores["model"], metric) for metric in drawn),
+        "comparisons": comparisons(scores),
+        "result_size": size(scores),
+        "no_intervals": no_intervals(scores),
+        "bootstrap": evaluation.get("bootstrap", {}),
+        "metrics": METRICS,
+    }
+
+
+def interval_chart(scores: Scores, metric: Metric) -> Chart:
+    """Every method's value with its interval, the best on top."""
+    colours = {MODEL: SERIES[0], BAR: SERIES[1]}
+    own = methods(scores)
+    estimates = [
+        Line(
+            method_name(method), [value], colours.get(method, MUTED),
+            intervals=[interval(own[method], metric)],
+        )
+        for method, value in measured(scores, metric).items()
+    ]  # fmt: skip
+    estimates.sort(key=lambda one: one.measured[0], reverse=metric.higher_is_better)
+    alt = ", ".join(
+        f"{one.label} {metric.show(one.measured[0])}"
+        + (f" (95 % interval {metric.span(bounds)})" if (bounds := one.intervals[0]) else "")
+        for one in estimates
+    )
+    better = f"further {'right' if metric.higher_is_better else 'left'} is better"
+    return charts.interval_chart(
+        f"{metric.title}: {better}", f"{metric.title}: {alt}", estimates, metric.show
+    )
+
+
+def curves(
+    history: Sequence[Mapping[str, Any]],
+    contract: Contract,
+    evaluation: Mapping[str, Any],
+) -> list[Chart]:
+    """The charts of a run's history, with the heads of its contract."""
+    if not history:
+        return []
+    val = any(key.startswith("val_") for key in history[0])
+    epochs = [int(row["epoch"]) for row in history]
+    ends = MaxNLocator(6, integer=True).tick_values(epochs[0], max(epochs[-1], epochs[0] + 1))
+    ticks = {f"{end:g}": end for end in ends if epochs[0] <= end <= max(epochs[-1], epochs[0] + 1)}
+
+    def line(label: str, key: str, colour: str, weight: float = 1.0, style: str = "") -> Line:
+        values = [None if row.get(key) is None else weight * row[key] for row in history]
+        return Line(label, values, colour, style)
+
+    def level(metric: Metric) -> list[Line]:
+        """The copy's value on the val split, to compare the val curve with."""
+        scores = evaluation["splits"].get("val")
+        value = measured(scores, metric).get(BAR) if scores else None
+        return [] if value is None else [Line("copy", [value], style="level")]
+
+    heads = contract.heads
+    weights = [heads[name].weight if name in heads else 0.0 for name in ("pixels", "landcover")]
+    parts = [("total", "loss", 1.0)] + [
+        (name if weight == 1 else f"{weight:g} × {name}", key, weight)
+        for name, key, weight in zip(
+            ("SmoothL1", "CE"), ("rec_smooth_l1", "esa_ce"), weights, strict=True
+        )
+    ]
+    totals = [row.get(key) for row in history for key in ("loss", "val_loss")]
+    most = max((value for value in totals if value is not None), default=0.0)
+    show_loss: Callable[[float], str] = "{:.3f}".format
+    splits_drawn = [("", "training"), ("val_", "validation")][: 1 + val]
+    drawn: list[tuple[str, list[Line], Callable[[float], str], float | None]] = [
+        (
+            f"Loss, {split}",
+            [
+                line(label, prefix + key, colour, weight)
+                for (label, key, weight), colour in zip(parts, SERIES, strict=True)
+            ],
+            show_loss,
+            most,
+        )
+        for prefix, split in splits_drawn
+    ]
+    for prefix, split in splits_drawn:
+        accuracies = [
+            line(label, prefix + key, colour)
+            for label, key, colour in zip(
+                ("masked", "visible", "all"), ("esa_acc_masked", "esa_acc_visible", "esa_acc"),
+                SERIES, strict=True,
+            )
+        ]  # fmt: skip
+        accuracies += level(MASKED_ACCURACY) if prefix else []
+        drawn.append((f"Patch-class accuracy, {split}", accuracies, MASKED_ACCURACY.show, 1.0))
+    errors = [line("train", "masked_mae", SERIES[0])]
+    if val:
+        errors.append(line("val", "val_masked_mae", SERIES[1], style="dashed"))
+        errors += level(MASKED_MAE)
+    drawn.append(("Masked MAE", errors, MASKED_MAE.show, None))
+    drawn.append(("Learning rate", [line("", "lr", MUTED)], "{:.2g}".format, None))
+
+    found = []
+    for title, lines, show, top in drawn:
+        kept = [line for line in lines if line.measured]
+        if not kept:
+            continue
+        words = [
+            f"{one.label} {show(one.measured[0])}"
+            + ("" if one.style == "level" else f" to {show(one.measured[-1])}")
+            for one in kept
+        ]
+        alt = f"{title} from epoch {epochs[0]} to {epochs[-1]}: {', '.join(words)}"
+        end = 1.04 * (top or max(max(one.measured) for one in kept)) or 1.0
+        found.append(charts.line_chart(title, alt, kept, ticks, "epoch", epochs, show, end))
+    return found

@@ -35,6 +35,32 @@ class _Open(Record):
 
 # evaluation.json
 
+
+class Metric(_Open):
+    """A number that predictions are judged by: ``name`` is its key in files, ``title`` heads a
+    column, ``phrase`` names it in a sentence.
+    """
+
+    name: Name
+    title: Text
+    better: Literal["lower", "higher"]
+    meaning: Text = ""
+    phrase: Text = ""
+    unit: Text = ""
+    """``%`` of a share, which is kept as 0 to 1; nothing where it is that of the input, or none."""
+    baselines: Literal["ranked", "told", "none"] = "ranked"
+    """How baselines stand beside it: on equal terms; told what the model must find out, so that
+    they are shown and not ranked; without any such number."""
+    against: Literal["ratio", "gain"] | None = None
+    """How the model is set against the nearest-visible copy: by their ratio, their difference."""
+    mean_over_classes: Literal["balanced_accuracy", "macro_f1"] | None = None
+    """Taken from the head's confusion matrix."""
+
+    def show(self, value: float) -> str:
+        """A value as printed."""
+        return f"{100 * value:.1f} %" if self.unit == "%" else f"{value:.4f}"
+
+
 Unknown = tuple[Number | None, Number | None] | None
 """An interval, where there is one."""
 

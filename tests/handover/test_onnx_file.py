@@ -59,8 +59,8 @@ def test_onnxruntime_rebuilds_and_classifies_what_is_masked(
     found = answers(autoencoder, image=image, valid=valid, visible=mask.visible, masked=mask.masked)
     with torch.no_grad():
         tokens = run.model(image, valid, mask)
-        classes = run.heads["landcover"].predict(tokens).softmax(2)
-        pixels = run.heads["pixels"].predict(tokens)
+        classes = run.heads["landcover"].predict(tokens.values).softmax(2)
+        pixels = run.heads["pixels"].predict(tokens.masked)
     torch.testing.assert_close(found["classes"], mask.restore(classes), atol=1e-5, rtol=1e-4)
     normalised = run.model.normalise.model_units(found["reconstruction"].movedim(1, 3)).movedim(
         3, 1

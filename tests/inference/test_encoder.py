@@ -60,7 +60,8 @@ def test_class_probabilities_are_those_of_the_runs_own_head():
     torch.testing.assert_close(shares.sum(2), torch.ones(3, frozen.num_tokens))
     with torch.no_grad():
         mask = all_visible(3, frozen.num_tokens)
-        logits = frozen.heads["landcover"].predict(frozen.model(batch.image, batch.valid, mask))
+        tokens = frozen.model(batch.image, batch.valid, mask)
+        logits = frozen.heads["landcover"].predict(tokens.values)
     assert torch.equal(shares.argmax(2), logits.argmax(2))
 
 

@@ -13,7 +13,7 @@ from bharateo.config import HeadConfig
 from bharateo.errors import ConfigError
 from bharateo.landcover import IGNORE, patch_class_counts
 from bharateo.landcover import patch_mode as patch_mode_of_arrays
-from bharateo.models.heads import HEADS, build_heads, patch_mode
+from bharateo.models.heads import HEADS, Head, build_heads, patch_mode
 from bharateo.models.mae import MODELS, Tokens
 from bharateo.models.patches import take_tokens
 
@@ -29,7 +29,7 @@ def loss_and_sums(head, tokens, batch, model):
     """The mean over the head's targets, and its sums."""
     sums = head(tokens, batch, model)
     total, count = sums[head.loss_metric]
-    assert count == head.count(batch, tokens.mask)
+    assert count == head.count(batch, tokens.mask, model)
     return total / count.clamp(min=1), sums
 
 
@@ -118,6 +118,64 @@ def test_an_unknown_target_is_refused():
         build_heads({"landcover": HeadConfig(1.0, {"target": "share"})}, tiny_model())
 
 
+@every_head
+def test_a_step_sums_what_is_measured_chip_by_chip(head_name):
+    """The reference of heads that take a faster way."""
+    model = tiny_model()
+    head = head_on(model, head_name)
+    batch, mask = random_batch(model, chips=5, all_valid=False, all_labelled=False)
+    sums = [way(head, model(batch.image, batch.valid, mask), batch, model)
+            for way in (type(head).forward, Head.forward)]  # fmt: skip
+    measured = head.measure(
+        mask.restore(head.predict(model(batch.image, batch.valid, mask).values)),
+        head.target(batch, model), mask.hidden, model,
+    )  # fmt: skip
+    assert list(sums[0]) == list(measured)
+    assert head.count(batch, mask, model) == sums[0][head.loss_metric][1]
+    for name, (total, count) in measured.items():
+        assert total.shape == count.shape == (5,)
+        for each in sums:
+            torch.testing.assert_close(each[name][0], total.sum(), rtol=1e-5, atol=1e-5)
+            assert each[name][1] == count.sum()
+    gradients = [torch.autograd.grad(each[head.loss_metric][0], [*head.parameters()])
+                 for each in sums]  # fmt: skip
+    for fast, reference in zip(*gradients, strict=True):
+        torch.testing.assert_close(fast, reference, rtol=1e-4, atol=1e-5)
+
+
+@every_head
+def test_every_metric_is_measured_or_taken_from_the_confusion(head_name):
+    model = tiny_model()
+    head = head_on(model, head_name)
+    batch, mask = random_batch(model, all_labelled=False)
+    target = head.target(batch, model)
+    measured = head.measure(target.float(), target, mask.hidden, model)
+    wanted = [metric.name for metric in head.metrics if not metric.mean_over_classes]
+    assert [*measured] == wanted
+    assert head.loss_metric in measured
+    assert all(metric.meaning and metric.title for metric in head.metrics)
+    if head.confusion_key:
+        perfect = head.confusion(target.float(), target, mask.hidden)
+        assert not (perfect - perfect.diagonal(dim1=1, dim2=2).diag_embed()).any()
+
+
+@every_head
+def test_layers_of_a_map_are_what_is_predicted_of_each_token_by_itself(head_name):
+    model = tiny_model()
+    head = head_on(model, head_name)
+    decoded = torch.randn(2, 5, model.decoded_width)
+    predicted = head.predict(decoded)
+    torch.testing.assert_close(head.predict(decoded.flip(1)).flip(1), predicted)
+    if head.layers():
+        assert sum(layer.num_values for layer in head.layers()) == predicted.shape[2]
+    for layer in head.layers():
+        assert layer.num_values in (1, head_px(model), len(layer.classes))
+
+
+def head_px(model):
+    return model.config.patch_px**2
+
+
 # Pixels.
 
 
@@ -128,7 +186,7 @@ def test_the_pixel_loss_is_smooth_l1_over_valid_scalars_of_masked_patches(beta):
     batch, mask = random_batch(model, chips=2, all_valid=False)
     tokens = model(batch.image, batch.valid, mask)
     loss, sums = loss_and_sums(head, tokens, batch, model)
-    predicted = head.predict(tokens).detach()
+    predicted = head.predict(tokens.masked).detach()
     mean, std = model.normalise.mean, model.normalise.std
     losses, errors = [], []
     for chip in range(2):

@@ -5,12 +5,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bharateo.models.kernels import take_patches
 from bharateo.models.patches import (
     Mask,
     mask_from_noise,
     num_masked,
     patchify,
-    take_patches,
     take_tokens,
     unpatchify,
 )

@@ -68,43 +68,43 @@ def test_the_forecast_takes_a_batch_in_the_parts_that_training_takes(monkeypatch
 
 
 @pytest.fixture
-def roughness():
+def third_head():
     """The head of the how-to page, known by its name while a test runs, beside the two others."""
     known = dict(HEADS)
     code = next(block for block in blocks(NEW_HEAD) if block.language == "python")
     exec(compile(code.text, code.place, "exec"), {})
-    assert {*HEADS} - {*known} == {"roughness"}
-    yield {**small_config().heads, "roughness": HeadConfig(0.1, {"power": 1.0})}
-    del HEADS["roughness"]
+    assert {*HEADS} - {*known} == {"ndvi"}
+    yield {**small_config().heads, "ndvi": HeadConfig(0.1, {"red": 0, "nir": 1})}
+    del HEADS["ndvi"]
 
 
 @pytest.mark.slow
 def test_a_third_head_trains_beyond_the_forecast_and_its_comparison(
-    roughness, reflectance_dataset, tmp_path
+    third_head, reflectance_dataset, tmp_path
 ):
     config = small_config(epochs=1, batch_size=4, chips_per_epoch=2800)
     said, steps = [], []
     run = pretrain(
-        reflectance_dataset, replace(config, heads=roughness), tmp_path,
+        reflectance_dataset, replace(config, heads=third_head), tmp_path,
         lambda now: steps.append(now.step), said.append,
     )  # fmt: skip
     assert steps[-1] == 700
     planned, compared = (line for line in said if not re.match(r"step \d+:", line))
     assert re.match(r"planned: \d+\.\d\d h for all 700 steps at ", planned)
     assert compared.startswith("after 200 steps: ")
-    assert {*run.heads} == {*roughness}
+    assert {*run.heads} == {*third_head}
 
 
 @pytest.mark.parametrize("model", ["v0", "seed"])
-def test_a_third_head_is_planned_to_the_last_flop_and_byte(roughness, tmp_path, model):
+def test_a_third_head_is_planned_to_the_last_flop_and_byte(third_head, tmp_path, model):
     """As PyTorch counts a training step, and as a checkpoint is written."""
     dataset = small_dataset(tmp_path / "dataset", many_bands(2))
-    config = replace(small_config(model, optimiser="adamw"), heads=roughness)
+    config = replace(small_config(model, optimiser="adamw"), heads=third_head)
     trainer = Trainer(dataset, config, tmp_path / "run")
     raw = trainer.loader.load(0)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         trainer.step(0, raw)
-    layers = Layers.of(config.model, 2, roughness)
+    layers = Layers.of(config.model, 2, third_head)
     assert layers.flops.training * len(raw) == counter.get_total_flops()
     saved = training_state(trainer.objective, trainer.optimisers)
     assert sum(state_bytes(config, 2)) == sum(tensor.nbytes for tensor in saved.values())

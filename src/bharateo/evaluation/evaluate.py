@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from bharateo.chips.store import SPLITS, Dataset
 from bharateo.evaluation.baselines import BASELINES, Prediction, Seen, look
@@ -19,7 +20,7 @@ from bharateo.evaluation.scores import (
     report,
 )
 from bharateo.files import write_json
-from bharateo.models.heads import Batch, LandCoverHead, PixelHead, patch_mode, smooth_l1
+from bharateo.models.heads import Batch, LandCoverHead, PixelHead, patch_mode
 from bharateo.models.patches import Mask, take_tokens
 from bharateo.training.batches import fixed_batches, fixed_windows
 from bharateo.training.checkpoint import Run, dataset_fingerprint
@@ -83,9 +84,9 @@ def predict(run: Run, batch: Batch, mask: Mask) -> tuple[Prediction, Tensor]:
         logits = torch.zeros(*tokens.values.shape[:2], batch.class_counts.shape[2])
         for head in run.heads.values():
             if isinstance(head, PixelHead):
-                pixels = head.predict(tokens)
+                pixels = head.predict(tokens.masked)
             elif isinstance(head, LandCoverHead):
-                logits = head.predict(tokens)
+                logits = head.predict(tokens.values)
     return Prediction(pixels, logits.argmax(2)), logits
 
 
@@ -182,7 +183,8 @@ def _pixel_sums(prediction: Prediction, batch: Batch, mask: Mask, run: Run) -> d
     predicted, target = prediction.pixels.reshape(by_band), target.reshape(by_band)
     pixels_head = run.contract.heads.get("pixels")
     beta: Any = pixels_head.options.get("beta", 0.1) if pixels_head else 0.1
-    error = smooth_l1(predicted, target, beta).masked_fill(~weight, 0.0)
+    error = F.smooth_l1_loss(predicted, target, reduction="none", beta=beta)
+    error = error.masked_fill(~weight, 0.0)
     absolute = (predicted - target).abs().masked_fill(~weight, 0.0) * model.normalise.std[:, None]
     every = (1, 2, 3)
     return {

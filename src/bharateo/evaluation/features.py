@@ -19,8 +19,9 @@ from torch.nn import functional as F
 from bharateo.chips.store import Dataset
 from bharateo.inference.encoder import CHIPS_AT_ONCE, FrozenEncoder, PerToken
 from bharateo.landcover import IGNORE, patch_mode
+from bharateo.models.kernels import CHIPS_IN_CACHE
 from bharateo.models.mae import MaskedAutoencoder, Normalise, build_model
-from bharateo.models.patches import CHIPS_IN_CACHE, patchify, unpatchify
+from bharateo.models.patches import patchify, unpatchify
 from bharateo.training.batches import cut, fixed_windows
 from bharateo.training.checkpoint import Run
 

@@ -80,14 +80,14 @@ class AutoencoderGraph(nn.Module):
         tokens = self.model(image, valid, mask)
         outputs = []
         if self.pixels:
-            predicted = self.pixels.predict(tokens)
+            predicted = self.pixels.predict(tokens.masked)
             patches = torch.cat([tokens.patches[:, : mask.num_visible], predicted], 1)
             normalised = unpatchify(
                 mask.restore(patches), self.model.config.patch_px, self.model.grid
             )
             outputs.append(self.model.normalise.physical_units(normalised))
         if self.landcover:
-            logits = self.landcover.predict(tokens)
+            logits = self.landcover.predict(tokens.values)
             outputs.append(mask.restore(logits).softmax(2))
         return tuple(outputs)
 

@@ -87,7 +87,7 @@ class FrozenEncoder:
         logits = []
         for encoded in features.split(CHIPS_AT_ONCE):
             mask = all_visible(len(encoded), self.num_tokens)
-            logits.append(head.classify(self.model.decode(encoded, mask)))
+            logits.append(head.predict(self.model.decode(encoded, mask)))
         return features, torch.cat(logits)
 
     @property

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from typing import Annotated, Any, ClassVar, Literal, get_type_hints
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int64, Shaped
 from pydantic import Field, create_model
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -19,16 +19,11 @@ from torch.nn import functional as F
 from bharateo.artefacts import Record, checked, shortened
 from bharateo.config import HeadConfig
 from bharateo.errors import ConfigError
-from bharateo.landcover import IGNORE, NUM_CLASSES
+from bharateo.landcover import BHARATEO_CLASSES, IGNORE, NUM_CLASSES, LandCoverClass
+from bharateo.models.kernels import pixel_errors, take_patches
 from bharateo.models.mae import MaskedAutoencoder, Tokens
-from bharateo.models.patches import (
-    CHIPS_IN_CACHE,
-    Mask,
-    eager_on_cpu,
-    known_all,
-    take_patches,
-    take_tokens,
-)
+from bharateo.models.patches import Mask, take_tokens
+from bharateo.results import Metric
 
 Sums = dict[str, tuple[Tensor, Tensor]]
 """Metric -> (sum, count): adds over batches and ranks without bias, whatever is missing in them."""
@@ -58,26 +53,102 @@ class Batch:
         return Batch(*(getattr(self, field.name).pin_memory() for field in fields(self)))
 
 
+@dataclass(frozen=True)
+class Layer:
+    """What a head says of the ground, for a map: so many of its predicted values of every token.
+
+    Of ``classes`` they are the logits; otherwise one value a patch, or one for each of its pixels,
+    row-major, in ``unit``. ``range`` is what values may be, where that is known.
+    """
+
+    name: str
+    num_values: int = 1
+    unit: str = ""
+    classes: tuple[LandCoverClass, ...] = ()
+    range: tuple[float, float] | None = None
+
+
 class Head(nn.Module):
-    """A pretext task on the decoded tokens. ``loss_metric`` names its loss among its metrics.
+    """A pretext task on the decoded tokens: what is to be predicted, how, and how it is judged.
+
+    ``target``, ``predict`` and ``measure`` are what a task must say; training, evaluation, its
+    baselines, report and map come from these. ``loss_metric`` names the loss among ``metrics``.
 
     What its class takes beside the model are its options; their types and bounds stand there, and
     ``build_heads`` holds a configuration to them.
     """
 
     loss_metric: ClassVar[str]
+    metrics: ClassVar[tuple[Metric, ...]]
+    confusion_key: ClassVar[str] = ""
+    """The key of the confusion matrix in files, of a head that tells classes apart."""
+    rebuilds_image: ClassVar[bool] = False
+    """Whether what it predicts are the patches of the image, in model units."""
 
-    def count(self, batch: Batch, mask: Mask) -> Tensor:
+    def layers(self) -> tuple[Layer, ...]:
+        """What maps can show of it: ``predict`` gives their values, one layer after the other."""
+        return ()
+
+    def target(self, batch: Batch, model: MaskedAutoencoder) -> Shaped[Tensor, "batch token value"]:
+        """What is to be predicted of every token, row-major; NaN where nothing is known.
+
+        A baseline's prediction is the target of a batch whose hidden tokens it has filled in.
+        """
+        raise NotImplementedError
+
+    def predict(
+        self, decoded: Float[Tensor, "batch token decoded"]
+    ) -> Float[Tensor, "batch token value"]:
+        """What it says of decoded tokens, each by itself, in whatever order they come."""
+        raise NotImplementedError
+
+    def measure(
+        self,
+        predicted: Float[Tensor, "batch token value"],
+        target: Shaped[Tensor, "batch token value"],
+        hidden: Bool[Tensor, "batch token"],
+        model: MaskedAutoencoder,
+    ) -> Sums:
+        """Metric -> (sum, count) of every chip (batch,), predictions against targets.
+
+        The counts depend on the target alone. Tokens come in any order, ``hidden`` in the same.
+        """
+        raise NotImplementedError
+
+    def confusion(
+        self,
+        predicted: Float[Tensor, "batch token value"],
+        target: Shaped[Tensor, "batch token value"],
+        hidden: Bool[Tensor, "batch token"],
+    ) -> Int64[Tensor, "batch true predicted"]:
+        """Counts of true and predicted classes of every chip's hidden tokens."""
+        raise NotImplementedError
+
+    def count(self, batch: Batch, mask: Mask, model: MaskedAutoencoder) -> Tensor:
         """How many targets of the task a batch holds: the loss is the sum over them by this.
 
         Known before the model has run, so that the parts of a batch, on several ranks or one
         after the other, are divided by the count of the whole.
         """
-        raise NotImplementedError
+        target = self.target(batch, model)
+        perfect = self.measure(target.float(), target, mask.hidden, model)
+        return perfect[self.loss_metric][1].sum()
 
     def forward(self, tokens: Tokens, batch: Batch, model: MaskedAutoencoder) -> Sums:
-        """The sums its metrics are made of; that of ``loss_metric`` carries the gradient."""
-        raise NotImplementedError
+        """Metric -> (sum, count) of the batch; the loss alone carries a gradient."""
+        mask = tokens.mask
+        place = torch.arange(mask.order.shape[1], device=mask.order.device)
+        sums = self.measure(
+            self.predict(tokens.values).float(),
+            take_tokens(self.target(batch, model), mask.order),
+            (place >= mask.num_visible).expand_as(mask.order),
+            model,
+        )
+        totals = {name: total.sum() for name, (total, _) in sums.items()}
+        return {
+            name: (total if name == self.loss_metric else total.detach(), sums[name][1].sum())
+            for name, total in totals.items()
+        }
 
 
 class PixelHead(Head):
@@ -88,6 +159,24 @@ class PixelHead(Head):
     """
 
     loss_metric = "rec_smooth_l1"
+    metrics = (
+        Metric(
+            name="rec_smooth_l1",
+            title="SmoothL1",
+            better="lower",
+            meaning="SmoothL1 over pixels and bands of masked patches, in model units",
+        ),
+        Metric(
+            name="masked_mae",
+            title="Masked MAE",
+            better="lower",
+            meaning="mean absolute error over pixels and bands of masked patches, in the unit of "
+            "the input",
+            phrase="masked MAE",
+            against="ratio",
+        ),
+    )
+    rebuilds_image = True
 
     def __init__(
         self, model: MaskedAutoencoder, beta: Annotated[float, Field(gt=0, le=1e6)] = 0.1
@@ -97,21 +186,47 @@ class PixelHead(Head):
         self.norm = nn.LayerNorm(model.decoded_width)
         self.linear = nn.Linear(model.decoded_width, model.values_per_patch)
 
-    def predict(self, tokens: Tokens) -> Float[Tensor, "batch masked value"]:
-        """Masked patches in model units."""
-        predicted: Tensor = self.linear(self.norm(tokens.masked))
+    def target(self, batch: Batch, model: MaskedAutoencoder) -> Float[Tensor, "batch token value"]:
+        """Patches in model units."""
+        every = torch.arange(model.num_tokens, device=batch.image.device)
+        patches, valid = model.patches(batch.image, batch.valid, every.expand(len(batch.image), -1))
+        return patches.masked_fill(~valid.repeat(1, 1, model.num_bands), torch.nan)
+
+    def predict(
+        self, decoded: Float[Tensor, "batch token decoded"]
+    ) -> Float[Tensor, "batch token value"]:
+        """Patches in model units."""
+        predicted: Tensor = self.linear(self.norm(decoded))
         return predicted
 
-    def count(self, batch: Batch, mask: Mask) -> Tensor:
+    def measure(
+        self,
+        predicted: Float[Tensor, "batch token value"],
+        target: Float[Tensor, "batch token value"],
+        hidden: Bool[Tensor, "batch token"],
+        model: MaskedAutoencoder,
+    ) -> Sums:
+        """SmoothL1 and absolute error over valid scalars of hidden patches."""
+        known = target.isfinite() & hidden[:, :, None]
+        aim = torch.where(known, target, predicted)
+        smooth = F.smooth_l1_loss(predicted, aim, reduction="none", beta=self.beta)
+        absolute = (predicted - aim).detach().abs().unflatten(2, (model.num_bands, -1))
+        mae = (absolute * model.normalise.std[:, None]).sum((1, 2, 3))
+        count = known.sum((1, 2))
+        return {"rec_smooth_l1": (smooth.sum((1, 2)), count), "masked_mae": (mae, count)}
+
+    def count(self, batch: Batch, mask: Mask, model: MaskedAutoencoder) -> Tensor:
         """Valid scalars of masked patches."""
         valid = take_patches(batch.valid[:, None], self.patch_px, mask.masked)
         return valid.sum() * batch.image.shape[1]
 
     def forward(self, tokens: Tokens, batch: Batch, model: MaskedAutoencoder) -> Sums:
-        """SmoothL1 over valid scalars of masked patches."""
-        hidden = slice(tokens.mask.num_visible, None)
-        target, valid = tokens.patches[:, hidden], tokens.pixels[:, hidden]
-        predicted = self.predict(tokens).float()
+        """As of every head, and fast: masked patches alone are predicted, the model's own patches
+        are the target, and a kernel takes the errors.
+        """
+        masked = slice(tokens.mask.num_visible, None)
+        target, valid = tokens.patches[:, masked], tokens.pixels[:, masked]
+        predicted = self.predict(tokens.masked).float()
         total, absolute = pixel_errors(predicted, target, valid, self.beta)
         mae = (absolute * model.normalise.std).sum()
         count = valid.sum() * model.num_bands
@@ -127,23 +242,79 @@ class LandCoverHead(Head):
     """
 
     loss_metric = "esa_ce"
+    metrics = (
+        Metric(
+            name="esa_ce",
+            title="cross-entropy",
+            better="lower",
+            meaning="cross-entropy of the patch class, masked and visible patches together",
+            baselines="none",
+        ),
+        Metric(
+            name="esa_acc",
+            title="Accuracy, all",
+            better="higher",
+            unit="%",
+            meaning="masked and visible together, the number usually quoted; it flatters",
+            baselines="told",
+        ),
+        Metric(
+            name="esa_acc_masked",
+            title="Accuracy, masked",
+            better="higher",
+            unit="%",
+            meaning="masked patches whose most frequent class is named right",
+            phrase="masked class accuracy",
+            against="gain",
+        ),
+        Metric(
+            name="esa_acc_visible",
+            title="Accuracy, visible",
+            better="higher",
+            unit="%",
+            meaning="the same for patches the model was shown: reading, not inference",
+            baselines="told",
+        ),
+        Metric(
+            name="esa_balanced_acc_masked",
+            title="Balanced accuracy, masked",
+            better="higher",
+            unit="%",
+            meaning="the same for each class by itself, then averaged over the classes that occur",
+            mean_over_classes="balanced_accuracy",
+        ),
+        Metric(
+            name="esa_macro_f1_masked",
+            title="Macro F1, masked",
+            better="higher",
+            unit="%",
+            meaning="harmonic mean of precision and recall of each class, averaged over the "
+            "classes that occur",
+            mean_over_classes="macro_f1",
+        ),
+    )
+    confusion_key = "confusion_masked"
 
     def __init__(
         self, model: MaskedAutoencoder, target: Literal["mode", "fraction"] = "fraction"
     ) -> None:
         super().__init__()
-        self.target = target
+        self.kind = target
         self.norm = nn.LayerNorm(model.decoded_width)
         self.linear = nn.Linear(model.decoded_width, NUM_CLASSES)
 
-    def predict(self, tokens: Tokens) -> Float[Tensor, "batch token cls"]:
-        """Class logits of all tokens, in the tokens' order."""
-        return self.classify(tokens.values)
+    def layers(self) -> tuple[Layer, ...]:
+        """The land-cover classes."""
+        return (Layer("land cover", NUM_CLASSES, classes=BHARATEO_CLASSES),)
 
-    def classify(
+    def target(self, batch: Batch, model: MaskedAutoencoder) -> Int64[Tensor, "batch token cls"]:
+        """Labelled pixels of every class, none where nothing is labelled."""
+        return batch.class_counts
+
+    def predict(
         self, decoded: Float[Tensor, "batch token decoded"]
     ) -> Float[Tensor, "batch token cls"]:
-        """Class logits of decoded tokens."""
+        """Class logits."""
         logits: Tensor = self.linear(self.norm(decoded))
         return logits
 
@@ -153,7 +324,7 @@ class LandCoverHead(Head):
         counts: Int64[Tensor, "batch token cls"],
     ) -> Float[Tensor, "batch token"]:
         """Cross-entropy of every token with its target, 0 where nothing is labelled."""
-        if self.target == "mode":
+        if self.kind == "mode":
             mode = patch_mode(counts)
             each = F.cross_entropy(
                 logits.flatten(0, 1), mode.flatten(), ignore_index=IGNORE, reduction="none"
@@ -162,79 +333,41 @@ class LandCoverHead(Head):
         share = counts / counts.sum(2, keepdim=True).clamp(min=1)
         return -(share * logits.log_softmax(2)).sum(2)
 
-    def count(self, batch: Batch, mask: Mask) -> Tensor:
+    def count(self, batch: Batch, mask: Mask, model: MaskedAutoencoder) -> Tensor:
         """Labelled patches."""
         return (batch.class_counts.sum(2) > 0).sum()
 
-    def forward(self, tokens: Tokens, batch: Batch, model: MaskedAutoencoder) -> Sums:
-        """Cross-entropy over all labelled patches, visible ones too."""
-        counts = take_tokens(batch.class_counts, tokens.mask.order)
-        labelled = counts.sum(2) > 0
-        mode = patch_mode(counts)
-        logits = self.predict(tokens).float()
-        count = labelled.sum()
-        right = (logits.detach().argmax(2) == mode) & labelled
-        seen = tokens.mask.num_visible
+    def measure(
+        self,
+        predicted: Float[Tensor, "batch token cls"],
+        target: Int64[Tensor, "batch token cls"],
+        hidden: Bool[Tensor, "batch token"],
+        model: MaskedAutoencoder,
+    ) -> Sums:
+        """Cross-entropy over all labelled patches, visible ones too, and the accuracies."""
+        labelled = target.sum(2) > 0
+        right = (predicted.detach().argmax(2) == patch_mode(target)) & labelled
+        count = labelled.sum(1)
         return {
-            "esa_ce": (self.cross_entropy(logits, counts).sum(), count),
-            "esa_acc": (right.sum(), count),
-            "esa_acc_masked": (right[:, seen:].sum(), labelled[:, seen:].sum()),
-            "esa_acc_visible": (right[:, :seen].sum(), labelled[:, :seen].sum()),
+            "esa_ce": (self.cross_entropy(predicted, target).sum(1), count),
+            "esa_acc": (right.sum(1), count),
+            "esa_acc_masked": ((right & hidden).sum(1), (labelled & hidden).sum(1)),
+            "esa_acc_visible": ((right & ~hidden).sum(1), (labelled & ~hidden).sum(1)),
         }
 
-
-def pixel_errors(
-    predicted: Float[Tensor, "batch masked value"],
-    target: Float[Tensor, "batch masked value"],
-    valid: Bool[Tensor, "batch masked pixel"],
-    beta: float,
-) -> tuple[Float[Tensor, ""], Float[Tensor, " band"]]:
-    """Sums over valid scalars: SmoothL1, which has a gradient, and the absolute error by band."""
-    if eager_on_cpu(predicted):
-        return _PixelErrors.apply(predicted, target, valid, beta)
-    missing = ~valid[:, :, None]
-    each = smooth_l1(predicted, target, beta).unflatten(2, (-1, valid.shape[2]))
-    absolute = (predicted - target).detach().abs().unflatten(2, (-1, valid.shape[2]))
-    return (
-        each.masked_fill(missing, 0.0).sum(),
-        absolute.masked_fill(missing, 0.0).sum((0, 1, 3)),
-    )
-
-
-class _PixelErrors(torch.autograd.Function):
-    """``pixel_errors`` on a CPU: some chips at a time, so that they stay in its cache.
-
-    With s = clamp(d / beta, -1, 1), the slope at an error d, SmoothL1 is s d - beta s^2 / 2.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, predicted: Tensor, target: Tensor, valid: Tensor, beta: float
-    ) -> tuple[Tensor, Tensor]:
-        slope, num_bands = torch.empty_like(predicted), predicted.shape[2] // valid.shape[2]
-        total, absolute = torch.zeros(()), torch.zeros(num_bands)
-        parts = (each.split(CHIPS_IN_CACHE) for each in (predicted, target, valid, slope))
-        for guess, truth, known, out in zip(*parts, strict=True):
-            error = (guess - truth).unflatten(2, (num_bands, -1))
-            if not known_all(known):
-                error.masked_fill_(~known[:, :, None], 0.0)
-            torch.div(error, beta, out=out.unflatten(2, (num_bands, -1))).clamp_(-1, 1)
-            flat = out.flatten()
-            total += (flat * error.flatten()).sum() - beta / 2 * (flat * flat).sum()
-            absolute += error.abs_().sum((0, 1, 3))
-        ctx.save_for_backward(slope)
-        ctx.mark_non_differentiable(absolute)
-        return total, absolute
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        (slope,) = ctx.saved_tensors
-        return slope.mul_(grads[0]), None, None, None  # a second pass would be refused
-
-
-def smooth_l1(predicted: Tensor, target: Tensor, beta: float) -> Tensor:
-    """SmoothL1 of every element: 0.5 d^2 / beta below beta, |d| - 0.5 beta above."""
-    return F.smooth_l1_loss(predicted, target, reduction="none", beta=beta)
+    def confusion(
+        self,
+        predicted: Float[Tensor, "batch token cls"],
+        target: Int64[Tensor, "batch token cls"],
+        hidden: Bool[Tensor, "batch token"],
+    ) -> Int64[Tensor, "batch true predicted"]:
+        """Counts of (most frequent class, named class) of hidden patches that have a label."""
+        true = patch_mode(target)
+        cells = true * NUM_CLASSES + predicted.argmax(2)
+        cells = torch.where((true != IGNORE) & hidden, cells, NUM_CLASSES**2)
+        counts = cells.new_zeros(len(cells), NUM_CLASSES**2 + 1)
+        counts.scatter_add_(1, cells, torch.ones_like(cells))
+        return counts[:, :-1].unflatten(1, (NUM_CLASSES, NUM_CLASSES))
 
 
 def patch_mode(counts: Int64[Tensor, "batch token cls"]) -> Int64[Tensor, "batch token"]:

@@ -14,7 +14,8 @@ from jaxtyping import Bool, Float, Real
 from torch import Tensor, nn
 
 from bharateo.config import ModelConfig
-from bharateo.models.patches import Mask, known_all, take_patches
+from bharateo.models.kernels import known_all, take_patches
+from bharateo.models.patches import Mask
 from bharateo.models.vit import blocks, init_transformer, sincos_positions, start_as_torch
 
 

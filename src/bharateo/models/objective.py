@@ -29,7 +29,8 @@ class Objective(nn.Module):
 
     def counts(self, batch: Batch, mask: Mask) -> Tensor:
         """The heads' numbers of targets in a batch, float64 (head,)."""
-        return torch.stack([self._head(name).count(batch, mask) for name in self.heads]).double()
+        heads = map(self._head, self.heads)
+        return torch.stack([head.count(batch, mask, self.model) for head in heads]).double()
 
     def forward(self, batch: Batch, mask: Mask, counts: Tensor) -> tuple[Tensor, Sums]:
         """This part's share of the loss of a batch with ``counts`` targets, and metric sums.

@@ -55,23 +55,6 @@ class Mask:
         return take_tokens(tokens, back)
 
 
-CHIPS_IN_CACHE = 4
-"""Chips that eager work on a CPU takes at a time, so that they stay in its cache between passes."""
-
-
-def eager_on_cpu(tensor: Tensor) -> bool:
-    """Whether work on a tensor runs at once on a CPU, not on a GPU or in a compiled graph."""
-    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
-
-
-def known_all(condition: Bool[Tensor, "*shape"]) -> bool:
-    """Whether all is true, where asking costs nothing: on a CPU, outside a compiled graph.
-
-    For shortcuts that change no result; elsewhere the answer is False.
-    """
-    return eager_on_cpu(condition) and bool(condition.all())
-
-
 def num_masked(num_tokens: int, mask_ratio: float) -> int:
     """How many tokens of a chip are hidden: ``int(num_tokens * mask_ratio)``, exactly."""
     return int(num_tokens * mask_ratio)
@@ -108,25 +91,6 @@ def patchify(
 ) -> Shaped[Tensor, "batch token value"]:
     """Every patch of the image as one vector (band, row, col)."""
     return patch_grid(image, patch_px).flatten(1, 2).flatten(2)
-
-
-def take_patches(
-    image: Shaped[Tensor, "batch band height width"],
-    patch_px: int,
-    index: Int64[Tensor, "batch chosen"],
-) -> Shaped[Tensor, "batch chosen value"]:
-    """The patches ``index`` of every chip."""
-    if not eager_on_cpu(image):
-        return take_tokens(patchify(image, patch_px), index)
-    num_values = image.shape[1] * patch_px**2
-    taken = image.new_empty(*index.shape, num_values)
-    parts = (each.split(CHIPS_IN_CACHE) for each in (image, index, taken))
-    for chips, some, out in zip(*parts, strict=True):
-        patches = patchify(chips, patch_px)
-        first = torch.arange(len(chips))[:, None] * patches.shape[1]
-        rows = patches.flatten(0, 1)
-        torch.index_select(rows, 0, (first + some).flatten(), out=out.flatten(0, 1))
-    return taken
 
 
 def unpatchify(

@@ -39,7 +39,7 @@ from scipy.ndimage import gaussian_filter
 
 from bharateo.chips.build import build
 from bharateo.chips.store import Dataset
-from bharateo.config import PlanConfig
+from bharateo.config import DataConfig, PlanConfig
 from bharateo.landcover import WORLDCOVER, patch_class_counts, patch_mode
 from bharateo.regions import NAMED_ROIS, TILE_PX, tile_windows, worldcover_window
 from bharateo.sources.worldcover import worldcover_recipe
@@ -127,7 +127,8 @@ def clocked(seconds: list[float], work: Callable[[], Result]) -> Result:
 def our_way(root: Path, folder: Path, num_chips: int) -> Dataset:
     """Random windows with two classes at least, as the notebook draws them."""
     plan = PlanConfig("random", CHIP_PX, num_chips, min_classes=2, split=None)
-    return build(worldcover_recipe([ROI], str(root)), plan, folder / "dataset", seed=42)
+    data = DataConfig(rois=("delhi_ncr",), worldcover_root=str(root))
+    return build(worldcover_recipe(data), plan, folder / "dataset", seed=42)
 
 
 def patch_labels(dataset: Dataset) -> np.ndarray:

@@ -17,7 +17,7 @@ from bharateo.landcover import IGNORE, WORLDCOVER, class_colours
 from bharateo.pixels.raster import Raster
 from bharateo.regions import Region
 from bharateo.sensor import WORLDCOVER_PALETTE, Band, Composite, Sensor
-from bharateo.sources import Recipe
+from bharateo.sources import ImageSource, LabelSource, Recipe
 from bharateo.training.contract import Contract, TrainStatistics
 
 CODES = np.array([10, 40, 20, 50, 80], np.uint8)
@@ -52,7 +52,7 @@ def class_codes(grid: GeoBox) -> np.ndarray:
     return codes
 
 
-class Labels:
+class Labels(LabelSource):
     name = "made-up labels"
     attribution: tuple[str, ...] = ("Labels by nobody",)
     scheme = WORLDCOVER
@@ -62,7 +62,7 @@ class Labels:
         return Raster(codes[None], codes != 0, geobox, {"from": "numbers"})
 
 
-class Pixels:
+class Pixels(ImageSource):
     """The class's colour (three palette bands), or a level for every class and band with noise."""
 
     name = "made-up pixels"

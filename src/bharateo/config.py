@@ -17,7 +17,8 @@ from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic_core import PydanticCustomError
 
 from bharateo.artefacts import misfit_in_words, shortened
 from bharateo.errors import ConfigError
@@ -30,6 +31,31 @@ Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 _DATES = r"^ *(19|20)\d\d-\d\d-\d\d */ *(19|20)\d\d-\d\d-\d\d *$"
+
+
+SOURCES = {
+    "worldcover": "bharateo.sources.worldcover:worldcover_recipe",
+    "sample": "bharateo.sources.sample:sample_recipe",
+    "sentinel2": "bharateo.sources.sentinel2:sentinel2_recipe",
+    "geotiff": "bharateo.sources.geotiff:geotiff_recipe",
+}
+"""What ``data.source`` may be: its name, and the function (``module:function``) that makes its
+recipe of the ``data`` section. It is imported when it is asked for."""
+
+
+def _known_source(name: str) -> str:
+    if name not in SOURCES:
+        *others, last = map(repr, SOURCES)
+        expected = f"{', '.join(others)} or {last}"
+        raise PydanticCustomError("literal_error", f"Input should be {expected}")
+    return name
+
+
+SourceName = Annotated[
+    str,
+    AfterValidator(_known_source),
+    Field(json_schema_extra=lambda schema: schema.update(enum=[*SOURCES])),
+]
 
 
 class _Section:
@@ -177,7 +203,7 @@ class GeotiffConfig(_Section):
 class DataConfig(_Section):
     """What ``bharateo build`` reads."""
 
-    source: Literal["worldcover", "sample", "sentinel2", "geotiff"] = "worldcover"
+    source: SourceName = "worldcover"
     """The pixels: WorldCover's palette colours, the packaged Sentinel-2 scene, Sentinel-2 L2A from
     a catalogue, or your own rasters."""
     rois: tuple[str, ...] = ("delhi_ncr", "shekhawati", "mathura_belt")
@@ -198,6 +224,8 @@ class DataConfig(_Section):
     """Folder, http(s) or s3 URL; default ``$BHARATEO_WORLDCOVER_ROOT``, else the public bucket."""
     worldcover_year: Literal[2020, 2021] = 2021
     """Edition of WorldCover."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Of a source that has no section here: its own, by name."""
     plan: PlanConfig = field(default_factory=PlanConfig)
     seed: Seed = 42
     """Of every random draw of the build."""

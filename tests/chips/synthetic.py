@@ -10,7 +10,7 @@ from bharateo.landcover import WORLDCOVER
 from bharateo.pixels.raster import Raster
 from bharateo.regions import Region
 from bharateo.sensor import Band, Composite, Sensor
-from bharateo.sources import Recipe
+from bharateo.sources import ImageSource, LabelSource, Recipe
 
 SENSOR = Sensor(
     name="two-bands",
@@ -46,7 +46,7 @@ def _places(grid: GeoBox) -> tuple[np.ndarray, np.ndarray]:
     return rows, round((grid.affine.c - 500_000) / 10) + np.arange(grid.shape[1])
 
 
-class Image:
+class Image(ImageSource):
     name = "synthetic image"
     attribution: tuple[str, ...] = ("Image by nobody",)
     sensor = SENSOR
@@ -63,7 +63,7 @@ class Image:
         return Raster(values, valid, geobox, {"from": "numbers"})
 
 
-class Labels:
+class Labels(LabelSource):
     name = "synthetic labels"
     attribution: tuple[str, ...] = ("Labels by nobody",)
     scheme = WORLDCOVER

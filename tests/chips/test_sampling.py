@@ -14,11 +14,11 @@ from odc.geo.crs import CRS
 from odc.geo.geobox import GeoBox
 from synthetic import region
 
-from bharateo.chips.geography import to_lonlat
 from bharateo.chips.plan import Site, SitePlan, lay_out
 from bharateo.chips.sampling import lay_out_blocks, lay_out_files, share_evenly
 from bharateo.config import PlanConfig, SplitConfig
 from bharateo.errors import ConfigError
+from bharateo.geography import to_lonlat
 from bharateo.landcover import IGNORE
 from bharateo.regions import Region, Zone
 from bharateo.sources.areas import sentinel2_regions

@@ -8,6 +8,7 @@ from synthetic import Labels, two_regions
 
 from bharateo.chips import workers as working
 from bharateo.chips.build import build
+from bharateo.chips.plan import Unit
 from bharateo.chips.workers import Workers
 from bharateo.config import PlanConfig
 from bharateo.errors import BuildError, ConfigError
@@ -33,7 +34,8 @@ def test_pixels_do_not_travel_workers_write_them_and_answer_in_a_few_bytes(tmp_p
 
 
 class InAFolder(Labels):
-    root = "mirror/worldcover"
+    def places(self, scene=None):
+        return ("mirror/worldcover",)
 
 
 def test_a_relative_root_is_refused_where_workers_start_in_folders_of_their_own(tmp_path):
@@ -49,7 +51,7 @@ def test_a_worker_that_does_not_see_the_builds_folder_says_so(tmp_path, monkeypa
 
     scratch = Scratch(tmp_path / "elsewhere", "uint16", 2, 40)
     with pytest.raises(BuildError, match="--output must be a folder that all workers share"):
-        scratch.keep(0, None, "west", None)
+        scratch.keep(0, None, "west", Unit(0))
     assert not (tmp_path / "elsewhere").exists()
 
 

@@ -7,7 +7,7 @@ from affine import Affine
 from odc.geo.geobox import GeoBox
 from pyproj import CRS
 
-from bharateo.chips.geography import to_lonlat
+from bharateo.geography import to_lonlat
 from bharateo.inference.embed import COG_TAG
 from bharateo.inference.table import Rows, corners, write_table
 from bharateo.pixels.cog import Bands, write_cog

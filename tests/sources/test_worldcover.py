@@ -11,6 +11,7 @@ import rasterio
 from affine import Affine
 from odc.geo.geobox import GeoBox
 
+from bharateo.config import DataConfig
 from bharateo.errors import (
     ConfigError,
     CorruptRasterError,
@@ -176,7 +177,9 @@ def test_provenance_is_json_and_names_root_version_window_and_tiles(mirror):
 
 
 def test_a_recipe_pairs_colours_and_codes_on_one_grid(mirror):
-    recipe = worldcover_recipe([NAMED_ROIS["delhi_ncr"], parse_roi("x=77.2,28.6,64")], str(mirror))
+    recipe = worldcover_recipe(
+        DataConfig(rois=("delhi_ncr", "x=77.2,28.6,64"), worldcover_root=str(mirror))
+    )
     assert [region.name for region in recipe.regions] == ["delhi_ncr", "x"]
     geobox = recipe.regions[1].geobox
     assert recipe.image.read(geobox).values.shape == (3, 64, 64)
@@ -287,7 +290,7 @@ def test_a_source_travels_to_other_processes(mirror, server, tmp_path):
     assert entries(tmp_path / "cache") == []
 
 
-# A glance.
+# An overview.
 
 
 @pytest.fixture(scope="module")
@@ -309,31 +312,31 @@ def test_a_glance_shows_the_class_about_a_place(thinned):
     lon, lat = 75 + (col + 0.5) / 12000, 30 - (row + 0.5) / 12000
     with RangeServer(root) as server:
         source = web_source(server)
-        classes = source.glance(lon, lat)
+        classes = source.overview(lon, lat)
         assert len(server.gets) <= 4
         assert server.num_bytes < 200_000
         assert source.traffic.requests == len(server.gets)
     assert classes.dtype == np.uint8
     assert len(np.unique(classes)) == 8
     np.testing.assert_array_equal(classes, WORLDCOVER.collapse(overview[row // 32, col // 32]))
-    np.testing.assert_array_equal(WorldCover(str(root)).glance(lon, lat), classes)
+    np.testing.assert_array_equal(WorldCover(str(root)).overview(lon, lat), classes)
 
 
 def test_a_glance_at_the_sea_or_beyond_the_antimeridian_sees_nothing(thinned):
     root, _ = thinned
     lon = np.array([76.0, 60.0, 180.0, 181.5, -180.0])
     lat = np.array([29.9, 10.0, -17.0, 66.0, -17.0])
-    assert WorldCover(str(root)).glance(lon, lat).tolist() == [IGNORE] * 5
+    assert WorldCover(str(root)).overview(lon, lat).tolist() == [IGNORE] * 5
 
 
 def test_a_glance_at_nothing_is_nothing(thinned):
-    assert WorldCover(str(thinned[0])).glance(np.zeros(0), np.zeros(0)).shape == (0,)
+    assert WorldCover(str(thinned[0])).overview(np.zeros(0), np.zeros(0)).shape == (0,)
 
 
 def test_a_glance_that_gets_no_answer_names_the_remedies(server):
     server.faults = Faults(busy=1000)
     with pytest.raises(UnreachableError, match="BHARATEO_WORLDCOVER_ROOT"):
-        web_source(server).glance(np.array([77.0]), np.array([28.0]))
+        web_source(server).overview(np.array([77.0]), np.array([28.0]))
 
 
 def test_after_a_glance_that_failed_the_tile_is_opened_anew(thinned):
@@ -343,10 +346,10 @@ def test_after_a_glance_that_failed_the_tile_is_opened_anew(thinned):
         source = web_source(server)
         server.faults = Faults(spare=1, busy=100)
         with pytest.raises(UnreachableError):
-            source.glance(*place)
+            source.overview(*place)
         server.faults = Faults()
         expected = WORLDCOVER.collapse(overview[16400 // 32, 26700 // 32, None])
-        assert source.glance(*place) == expected
+        assert source.overview(*place) == expected
 
 
 # The root.

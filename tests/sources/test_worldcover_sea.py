@@ -110,9 +110,9 @@ def test_a_glance_refuses_a_tile_that_is_missing(mirror):
     write_grid(mirror, ["N27E075", ABSENT])
     place = np.array([78.5]), np.array([28.6])
     with pytest.raises(SourceError, match=ABSENT):
-        WorldCover(str(mirror)).glance(*place)
+        WorldCover(str(mirror)).overview(*place)
     write_grid(mirror, ["N27E075"])
-    assert WorldCover(str(mirror)).glance(*place).tolist() == [IGNORE]
+    assert WorldCover(str(mirror)).overview(*place).tolist() == [IGNORE]
 
 
 # What it costs.
@@ -125,7 +125,7 @@ def test_the_list_is_asked_for_once_and_only_where_a_tile_is_absent(mirror):
         source.read(INLAND)
         assert lists_asked_for(server) == []
         check_is_half_sea(source)
-        source.glance(np.array([60.0, 78.5, 90.0]), np.array([10.0, 28.6, 10.0]))
+        source.overview(np.array([60.0, 78.5, 90.0]), np.array([10.0, 28.6, 10.0]))
         assert lists_asked_for(server) == [f"/{GRIDS[2021]}"]
         server.forget()
         check_is_half_sea(source_at(server.url))

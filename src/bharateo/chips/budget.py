@@ -13,12 +13,10 @@ import numpy as np
 
 from bharateo.accounting import Row
 from bharateo.chips.cut import read_windows
-from bharateo.chips.plan import SitePlan, Unit
+from bharateo.chips.plan import SitePlan
 from bharateo.pixels.http import Traffic
 from bharateo.sources import Recipe
-from bharateo.sources.sentinel2 import Sentinel2
 
-HEADER_BYTES = 32 * 1024
 CHIPS_PER_S = 50.0
 """Chips a core reads, brings to one grid and cuts in a second (benchmarks/build_sentinel2.md)."""
 
@@ -102,26 +100,18 @@ def budget(recipe: Recipe, layout: SitePlan) -> Budget:
 
 
 def _traffic(recipe: Recipe, layout: SitePlan, num_scenes: int) -> Traffic | None:
-    if not isinstance(recipe.image, Sentinel2):
-        return None
-    num_files = recipe.image.sensor.num_bands + 1
-    total = Traffic(num_files * num_scenes, num_files * num_scenes * HEADER_BYTES)
+    opened = recipe.image.opening_cost()
+    total = Traffic(opened.requests * num_scenes, opened.bytes * num_scenes)
     for unit in layout.units:
-        for part in _parts(recipe, layout, unit):
-            total.requests += part.requests
-            total.bytes += part.bytes
+        region = layout.regions[unit.region_index]
+        for window, _ in read_windows(unit, region):
+            image = recipe.image.cost(region.geobox[window])
+            if image is None:
+                return None
+            for part in (image, recipe.landcover.cost(region.geobox[window]) or Traffic()):
+                total.requests += part.requests
+                total.bytes += part.bytes
     return total
-
-
-def _parts(recipe: Recipe, layout: SitePlan, unit: Unit) -> list[Traffic]:
-    region = layout.regions[unit.region_index]
-    costs = [getattr(source, "cost", None) for source in (recipe.image, recipe.landcover)]
-    return [
-        cost(region.geobox[window])
-        for window, _ in read_windows(unit, region)
-        for cost in costs
-        if cost is not None
-    ]
 
 
 def _spread(by_zone: dict[str, int]) -> str:

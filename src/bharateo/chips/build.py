@@ -16,20 +16,20 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import shapely
 from jaxtyping import Float64, UInt8
 
 from bharateo.chips import claim, describe
 from bharateo.chips.budget import budget
-from bharateo.chips.cut import Cutter, Layers, thin_step
+from bharateo.chips.cut import Cutter, Layers, read_windows, thin_step
 from bharateo.chips.plan import SitePlan, Unit, check, check_splits, lay_out
 from bharateo.chips.progress import Progress, Tally, say_nothing
 from bharateo.chips.sampling import Look, lay_out_blocks, lay_out_files
-from bharateo.chips.scenes import Scenes, items_record
 from bharateo.chips.scratch import Scratch
 from bharateo.chips.store import (
     BUILD_FOLDER,
@@ -48,15 +48,18 @@ from bharateo.chips.workers import Bench, Job, Workers, run_all
 from bharateo.config import PlanConfig
 from bharateo.errors import BuildError, ConfigError, EmptyRegionError, SourceError
 from bharateo.files import write_atomically, write_json, write_text
+from bharateo.geography import Rectangle, to_lonlat
 from bharateo.landcover import IGNORE
-from bharateo.sources import Recipe
-from bharateo.sources.sentinel2 import Sentinel2
+from bharateo.sources import Place, Recipe, Scenes
 
 SHARD_BYTES = 64_000_000
 """Most bytes of image in a shard."""
 
 OVERVIEW_PX = 768
 """Longest side of an overview."""
+
+_POOR = 0.1
+"""Where fewer of a unit's squares than this share are valid enough, another scene may do better."""
 
 MOST_OVERVIEWS = 12
 """Regions that get an overview, those with the most ground first."""
@@ -109,21 +112,14 @@ def site_plan(recipe: Recipe, plan: PlanConfig, seed: int, look: Look | None = N
     if plan.strategy == "files":
         return lay_out_files(recipe.regions, plan, seed)
     if plan.strategy == "blocks":
-        return lay_out_blocks(recipe.regions, plan, seed, occasion_names(recipe), look)
+        return lay_out_blocks(recipe.regions, plan, seed, recipe.image.occasion_names, look)
     return lay_out(recipe.regions, plan, seed)
 
 
-def occasion_names(recipe: Recipe) -> tuple[str | None, ...]:
-    """The names of the occasions on which every place is taken."""
-    if isinstance(recipe.image, Sentinel2):
-        return tuple(occasion.name for occasion in recipe.image.occasions)
-    return (None,)
-
-
 def coarse_look(recipe: Recipe, plan: PlanConfig) -> Look | None:
-    """The label source's coarse view, where the plan has a use for it and the source has one."""
-    look: Look | None = getattr(recipe.landcover, "glance", None)
-    return look if plan.strategy == "blocks" and plan.min_classes else None
+    """The label source's coarse view, where the plan has a use for it."""
+    balanced = plan.strategy == "blocks" and plan.min_classes
+    return recipe.landcover.overview if balanced else None
 
 
 class _Build:
@@ -144,7 +140,9 @@ class _Build:
         sensor = recipe.image.sensor
         self.units = Scratch(self.scratch, sensor.dtype, sensor.num_bands, plan.size_px)
         self.progress = progress
-        self.scenes: Scenes | None = None
+        self.scenes = recipe.image.scenes(self.scratch / "items")
+        self.candidates: list[tuple[str, ...]] = []
+        """Of every unit, the scenes it may be read from, best first."""
         self.failed: list[dict[str, str]] = []
 
     def run(
@@ -177,7 +175,7 @@ class _Build:
         )
         if self.scenes:
             used = {record["scene"] for record in records}
-            write_json(self.output / ITEMS_FILE, items_record(self.scenes, used))
+            write_json(self.output / ITEMS_FILE, self.scenes.to_json(used))
         description = describe.dataset(
             self.recipe, head, records, regions, shards, self.plan.size_px
         )
@@ -208,32 +206,44 @@ class _Build:
 
         def kept(
             lon: Float64[np.ndarray, " point"], lat: Float64[np.ndarray, " point"]
-        ) -> UInt8[np.ndarray, " point"]:
-            if not file.exists():
-                self.progress(0, 1, "looking at the labels' overviews")
-                write_array(file, look(lon, lat))
-            classes: UInt8[np.ndarray, " point"] = np.load(file)
-            return classes
+        ) -> UInt8[np.ndarray, " point"] | None:
+            if file.exists():
+                classes: UInt8[np.ndarray, " point"] = np.load(file)
+                return classes
+            self.progress(0, 1, "looking at the labels' overviews")
+            seen = look(lon, lat)
+            if seen is not None:
+                write_array(file, seen)
+            return seen
 
         return kept
 
     # Step 2: scenes
 
     def _with_scenes(self, units: Sequence[Unit]) -> list[Unit]:
-        if not isinstance(self.recipe.image, Sentinel2):
+        """The units with the scene each is read from first; those without any are left out."""
+        if not self.scenes:
             return list(units)
-        scenes = Scenes(self.recipe.image, self.recipe.regions, self.scratch / "items")
-        keys = dict.fromkeys((unit.region_index, str(unit.occasion)) for unit in units)
-        scenes.find(list(keys), lambda done, all_: self.progress(done, all_, "finding scenes"))
-        for line in scenes.complaints():
+        places = []
+        for unit in units:
+            region = self.recipe.regions[unit.region_index]
+            (rows, cols), _ = next(read_windows(unit, region))
+            height, width = rows.stop - rows.start, cols.stop - cols.start
+            outline = Rectangle(rows.start, cols.start, height, width).outline()
+            lon, lat = to_lonlat(region.geobox, outline)
+            hull = shapely.MultiPoint(list(zip(lon, lat, strict=True))).convex_hull
+            places.append(Place(region, str(unit.occasion), hull))
+        found = self.scenes.find(
+            places, lambda done, all_: self.progress(done, all_, "finding scenes")
+        )
+        for line in self.scenes.complaints():
             self.say(line)
-        assigned = scenes.assign(units)
-        if len(assigned) < len(units):
-            self.say(
-                f"no scene covers {len(units) - len(assigned)} of {len(units)} reads: left out"
-            )
-        self.scenes = scenes
-        return assigned
+        self.candidates = [names for names in found if names]
+        if num_without := len(units) - len(self.candidates):
+            self.say(f"no scene covers {num_without} of {len(units)} reads: left out")
+        return [
+            unit._replace(scene=names[0]) for unit, names in zip(units, found, strict=True) if names
+        ]
 
     # Step 3: units
 
@@ -279,12 +289,32 @@ class _Build:
     ) -> tuple[dict[int, str | None], dict[str, str]]:
         """Units to read from another scene as well, and the scenes whose offset is wrong."""
         records = self.units.summaries(num_units)
-        wrong = scenes.contradicted(records)
-        scenes.check_catalogue(wrong, len({name for r in records for name in r["looks"]}))
+        wrong = scenes.contradicted(_evidence(records))
+        scenes.check(wrong, len({name for r in records for name in r["looks"]}))
         for line in scenes.drop(wrong):
             self.say(line)
-        found = {r["unit"]: scenes.next_scene(r["unit"], r, wrong) for r in records}
+        found = {r["unit"]: self._next_scene(r, wrong) for r in records}
         return {index: scene for index, scene in found.items() if scene}, wrong
+
+    def _next_scene(self, record: Mapping[str, Any], wrong: Mapping[str, str]) -> str | None:
+        """The scene that a unit must be read from as well; None if what it has will do.
+
+        Raises:
+            BuildError: what it has is wrong, and there is no other scene.
+        """
+        looks, kept = record["looks"], record["scene"]
+        candidates = self.candidates[record["unit"]]
+        left = [name for name in candidates if name not in looks and name not in wrong]
+        if kept in wrong:
+            if left:
+                return left[0]
+            raise BuildError(
+                f"scene {kept}: {wrong[kept]} (no other scene of the place is left; this setting "
+                "is for all scenes, other dates or another catalogue are the alternative)"
+            )
+        best = looks[kept]
+        poor = best["num_valid_sites"] < _POOR * best["num_sites"]
+        return left[0] if poor and left else None
 
     def _cut_some(
         self,
@@ -296,7 +326,7 @@ class _Build:
         failures: dict[int, SourceError],
     ) -> None:
         """Cut some units, each from its scene; what was cut of those ``wrong`` before goes."""
-        regions, first = self.recipe.regions, next(iter(occasion_names(self.recipe)))
+        regions, first = self.recipe.regions, self.recipe.image.occasion_names[0]
         of_scene: dict[str, set[int]] = defaultdict(set)
         read_now: dict[str, list[int]] = defaultdict(list)
         seen_wrong, num_seen = dict(wrong), len(wrong)
@@ -308,7 +338,7 @@ class _Build:
             there = self.units.is_cut(index)
             jobs[index] = Job(
                 index,
-                unit,
+                unit._replace(scene=scene),
                 regions[unit.region_index].bare(),
                 self.scenes.by_id[scene] if self.scenes and scene else None,
                 thin_px,
@@ -333,7 +363,7 @@ class _Build:
             if self.scenes and not of_scene[todo[index] or ""]:
                 num_seen += 1
                 seen_wrong |= self._wrong_now(self.scenes, read_now.pop(todo[index] or ""))
-                self.scenes.check_catalogue(seen_wrong, num_seen)
+                self.scenes.check(seen_wrong, num_seen)
 
     def _wrong_now(self, scenes: Scenes, indices: Sequence[int]) -> dict[str, str]:
         """What is wrong with a scene that was just read whole, by the units read from it.
@@ -342,9 +372,9 @@ class _Build:
             BuildError: nothing can take its place, so that there is no use in going on.
         """
         records = [self.units.record(index) for index in indices if self.units.is_cut(index)]
-        wrong = scenes.contradicted(records)
+        wrong = scenes.contradicted(_evidence(records))
         for record in records:
-            scenes.next_scene(record["unit"], record, wrong)
+            self._next_scene(record, wrong)
         return wrong
 
     def _check_failures(self, failures: Mapping[int, SourceError], units: Sequence[Unit]) -> None:
@@ -481,6 +511,12 @@ class _Build:
             )
         num_chips = sum(part["last"] - part["first"] for part in parts)
         write_json(self._shard_record(shard), {"num_chips": num_chips, **files, "parts": parts})
+
+
+def _evidence(records: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for record in records:
+        for scene, look in record["looks"].items():
+            yield scene, look["evidence"]
 
 
 def _failure(unit: Unit, region: Any, error: SourceError) -> dict[str, str]:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int64, Shaped, UInt8
 
-from bharateo.chips import geography
+from bharateo import geography
 from bharateo.chips.plan import Site, SitePlan, Unit
 from bharateo.chips.statistics import Sums
 from bharateo.config import PlanConfig
@@ -19,7 +19,6 @@ from bharateo.pixels.http import Traffic
 from bharateo.pixels.raster import Raster
 from bharateo.regions import Region
 from bharateo.sources import ImageSource, LabelSource, Source
-from bharateo.sources.sentinel2 import Sentinel2
 
 Window = tuple[slice, slice]
 """Rows and columns of a region."""
@@ -88,7 +87,7 @@ class Cutter:
             EmptyRegionError: a whole region holds no valid or no labelled pixel.
             SourceError: pixels could not be had.
         """
-        image: Any = self.image.at(scene) if isinstance(self.image, Sentinel2) else self.image
+        image = self.image.at(scene)
         before = _traffic(self.image), _traffic(self.landcover)
         stacks: list[Layers] = []
         columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
@@ -190,8 +189,7 @@ def thin_step(region: Region, longest_px: int) -> int:
 
 
 def _traffic(source: Source) -> tuple[int, int]:
-    traffic = getattr(source, "traffic", None) or Traffic()
-    return traffic.requests, traffic.bytes
+    return source.traffic.requests, source.traffic.bytes
 
 
 def read_windows(unit: Unit, region: Region) -> Iterator[tuple[Window, tuple[Site, ...] | None]]:

@@ -14,9 +14,9 @@ import shapely
 
 from bharateo.chips import claim
 from bharateo.chips.cut import Piece
-from bharateo.chips.geography import bounds_lonlat, to_lonlat
 from bharateo.chips.statistics import Sums
 from bharateo.chips.store import SCHEMA_VERSION, SPLITS
+from bharateo.geography import bounds_lonlat, to_lonlat
 from bharateo.landcover import BHARATEO_CLASSES
 from bharateo.regions import Region
 from bharateo.sources import Recipe

@@ -24,10 +24,10 @@ import numpy as np
 import shapely
 from odc.geo.geobox import GeoBox
 
-from bharateo.chips import geography
-from bharateo.chips.geography import Rectangle
+from bharateo import geography
 from bharateo.config import PlanConfig, SplitConfig
 from bharateo.errors import ConfigError
+from bharateo.geography import Rectangle
 from bharateo.regions import Region
 
 Split = Literal["train", "val", "test"]

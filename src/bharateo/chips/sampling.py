@@ -19,7 +19,7 @@ import numpy as np
 import shapely
 from jaxtyping import Float64, Int64, UInt8
 
-from bharateo.chips import geography
+from bharateo import geography
 from bharateo.chips.plan import (
     Ground,
     Site,
@@ -39,8 +39,11 @@ from bharateo.errors import ConfigError
 from bharateo.landcover import NUM_CLASSES
 from bharateo.regions import Region
 
-Look = Callable[[Float64[np.ndarray, " point"], Float64[np.ndarray, " point"]], np.ndarray]
-"""Class ids near places given by longitude and latitude, from a coarse view of the labels."""
+Look = Callable[
+    [Float64[np.ndarray, " point"], Float64[np.ndarray, " point"]],
+    UInt8[np.ndarray, " point"] | None,
+]
+"""Class ids near places given by longitude and latitude: ``LabelSource.overview``."""
 
 FILES_PER_UNIT = 64
 _POINTS_PER_SIDE = 8
@@ -92,7 +95,9 @@ def lay_out_blocks(
     """
     check(regions, config, seed)
     blocks = [block for index in range(len(regions)) for block in _blocks(regions, index, config)]
-    shares = _class_shares(regions, blocks, look) if look else np.ones((len(blocks), 1))
+    shares = _class_shares(regions, blocks, look) if look else None
+    if shares is None:
+        shares = np.ones((len(blocks), 1))
     labelled = shares.sum(axis=1) > 0
     cells = _cells(regions, [b for b, ok in zip(blocks, labelled, strict=True) if ok], config)
     if not cells:
@@ -190,7 +195,7 @@ def _corners_from_first(height: int, width: int, size_px: int) -> Int64[np.ndarr
 
 def _class_shares(
     regions: Sequence[Region], blocks: Sequence[Block], look: Look
-) -> Float64[np.ndarray, "block cls"]:
+) -> Float64[np.ndarray, "block cls"] | None:
     """Labelled places of every class in every block, as shares of all places looked at."""
     steps = (np.arange(_POINTS_PER_SIDE) + 0.5) / _POINTS_PER_SIDE
     lonlat = []
@@ -202,8 +207,10 @@ def _class_shares(
         points = np.stack([x.reshape(-1), y.reshape(-1)]).astype(np.float64)
         lonlat.append(geography.to_lonlat(regions[index].geobox, points))
     lon, lat = np.concatenate(lonlat, axis=1) if lonlat else np.zeros((2, 0))
-    classes: UInt8[np.ndarray, " point"] = look(lon, lat)
-    classes = classes.reshape(len(blocks), -1)
+    seen = look(lon, lat)
+    if seen is None:
+        return None
+    classes = seen.reshape(len(blocks), -1)
     counts = (classes[:, :, None] == np.arange(NUM_CLASSES)).sum(axis=1)
     return counts / _POINTS_PER_SIDE**2
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,11 +18,11 @@ import numpy as np
 
 from bharateo.chips import describe
 from bharateo.chips.cut import Piece
+from bharateo.chips.plan import Unit
 from bharateo.chips.store import LAYERS
 from bharateo.errors import BuildError
 from bharateo.files import write_atomically, write_json
 from bharateo.pixels.http import Traffic
-from bharateo.sources.sentinel2 import DarkGround
 
 
 class Kept(NamedTuple):
@@ -63,11 +62,11 @@ class Scratch:
         unit: int,
         piece: Piece,
         region: str,
-        occasion: str | None,
-        scene: str | None = None,
+        of: Unit,
+        look: Mapping[str, Any] | None = None,
         instead: bool = False,
     ) -> Kept:
-        """Write what came of a unit, from ``scene`` where the source has several.
+        """Write what came of a unit; ``look`` is what its scene turned out to be.
 
         Of what was cut from another scene before the better stays, which is what has more chips;
         ``instead`` says that what is there must go. The record has a look at every scene cut.
@@ -84,8 +83,8 @@ class Scratch:
         kept = Kept(len(piece.image), piece.traffic)
         before = self.record(unit) if self.is_cut(unit) else None
         looks = dict(before["looks"]) if before else {}
-        if scene is not None:
-            looks[scene] = _look(piece)
+        if look is not None:
+            looks[str(of.scene)] = look
         if before and not instead and before["num_chips"] >= len(piece.image):
             write_json(self._file(unit, "json"), before | {"looks": looks})
             return kept
@@ -106,14 +105,14 @@ class Scratch:
                 self._file(unit, "overview.npz"),
                 lambda file: np.savez(file, **thin),
             )
-        record = describe.unit_record(unit, piece, region, occasion, scene)
+        record = describe.unit_record(unit, piece, region, of.occasion, of.scene)
         write_json(self._file(unit, "json"), record | {"looks": looks})
         return kept
 
     def note_failure(self, unit: int, scene: str) -> None:
         """Note that a unit, cut from another scene, could not be read from this one."""
         record = self.record(unit)
-        record["looks"][scene] = {"num_sites": 0, "num_valid_sites": 0, "dark_ground": {}}
+        record["looks"][scene] = {"num_sites": 0, "num_valid_sites": 0, "evidence": {}}
         write_json(self._file(unit, "json"), record)
 
     def forget(self, unit: int) -> None:
@@ -154,13 +153,3 @@ class Scratch:
 
     def _file(self, unit: int, ending: str) -> Path:
         return self.folder / "units" / f"{unit // 1000:04d}" / f"{unit % 1000:03d}.{ending}"
-
-
-def _look(piece: Piece) -> dict[str, Any]:
-    """What the pixels of a scene turned out to be."""
-    ground = [DarkGround(**read["image"].get("dark_ground", {})) for read in piece.reads]
-    return {
-        "num_sites": piece.num_sites,
-        "num_valid_sites": piece.num_valid_sites,
-        "dark_ground": asdict(sum(ground, start=DarkGround())),
-    }

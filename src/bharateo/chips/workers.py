@@ -84,10 +84,15 @@ class Bench:
             piece = self.cutter.cut(job.unit, job.region, job.scene, job.thin_px)
         except SourceError as error:
             return error
-        scene = getattr(job.scene, "id", None)
-        return self.scratch.keep(
-            job.number, piece, job.region.name, job.unit.occasion, scene, job.instead
-        )
+        look = None
+        if job.unit.scene is not None:
+            seen = self.cutter.image.evidence([read["image"] for read in piece.reads])
+            look = {
+                "num_sites": piece.num_sites,
+                "num_valid_sites": piece.num_valid_sites,
+                "evidence": seen,
+            }
+        return self.scratch.keep(job.number, piece, job.region.name, job.unit, look, job.instead)
 
 
 def run_all(
@@ -115,11 +120,9 @@ def _check_places(cutter: Cutter, jobs: Mapping[int, Job]) -> None:
     Raises:
         ConfigError: the root of a source, or a scene's file, is a relative path.
     """
-    places = [str(getattr(source, "root", "")) for source in (cutter.image, cutter.landcover)]
-    for job in jobs.values():
-        places += getattr(job.scene, "assets", {}).values()
-    for place in places:
-        if place and web_address(place) is None and not Path(place).is_absolute():
+    places = [place for job in jobs.values() for place in cutter.image.places(job.scene)]
+    for place in dict.fromkeys((*cutter.landcover.places(), *places)):
+        if web_address(place) is None and not Path(place).is_absolute():
             raise ConfigError(
                 f"{place} is a relative path, which the workers of a scheduler would look for in "
                 f"folders of their own: give the whole path, e.g. {Path(place).absolute()}, of a "

@@ -18,9 +18,9 @@ from affine import Affine
 from jaxtyping import Bool, Float, Float32, Int64, UInt8
 from odc.geo.geobox import GeoBox
 
-from bharateo.chips.geography import to_lonlat
 from bharateo.chips.store import SPLITS, Dataset
 from bharateo.explorer.answers import Answers, Asked, asked_of
+from bharateo.geography import to_lonlat
 from bharateo.inference.encoder import CHIPS_AT_ONCE
 from bharateo.inference.inputs import RasterInput
 from bharateo.inference.pieces import CellGrid

@@ -23,9 +23,9 @@ from pyproj.exceptions import CRSError, ProjError
 from shapely.geometry import box
 
 from bharateo.artefacts import shortened
-from bharateo.chips.geography import to_lonlat
 from bharateo.errors import SourceError
 from bharateo.files import open_file
+from bharateo.geography import to_lonlat
 from bharateo.inference.embed import provenance_of
 from bharateo.inference.table import table_provenance
 from bharateo.pixels.raster import RasterFile, open_raster

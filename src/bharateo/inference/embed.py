@@ -15,9 +15,9 @@ from jaxtyping import Float, Shaped
 from odc.geo.geobox import GeoBox
 from pyproj import CRS
 
-from bharateo.chips.geography import to_lonlat
 from bharateo.chips.store import Dataset
 from bharateo.errors import ConfigError
+from bharateo.geography import to_lonlat
 from bharateo.inference.encoder import CHIPS_AT_ONCE, FrozenEncoder, PerToken
 from bharateo.inference.inputs import RasterInput
 from bharateo.inference.pieces import (

@@ -32,9 +32,9 @@ from odc.geo.geobox import GeoBox
 from pyproj import Geod
 from torch import Tensor
 
-from bharateo.chips.geography import to_lonlat
 from bharateo.errors import ConfigError
 from bharateo.files import read_bytes, write_json
+from bharateo.geography import to_lonlat
 from bharateo.inference.classifier import Classifier
 from bharateo.inference.domain import QUANTILE, Domain, Views, pixel_statistics
 from bharateo.inference.embed import COG_TAG, holding

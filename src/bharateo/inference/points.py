@@ -15,9 +15,9 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
 from bharateo.artefacts import shortened
-from bharateo.chips.geography import to_lonlat
 from bharateo.errors import ConfigError, SourceError
 from bharateo.files import read_bytes
+from bharateo.geography import to_lonlat
 from bharateo.inference.encoder import PerToken
 from bharateo.inference.inputs import RasterInput
 from bharateo.inference.pieces import CellGrid, Progress

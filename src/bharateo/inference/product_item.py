@@ -14,8 +14,8 @@ import numpy as np
 import shapely
 from odc.geo.geobox import GeoBox
 
-from bharateo.chips.geography import to_lonlat
 from bharateo.files import write_json
+from bharateo.geography import to_lonlat
 from bharateo.pixels.formats import open_local
 
 COG_TYPE = "image/tiff; application=geotiff; profile=cloud-optimized"

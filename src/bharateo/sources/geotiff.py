@@ -12,7 +12,7 @@ import glob
 import hashlib
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -40,7 +40,7 @@ from bharateo.pixels.raster import (
 )
 from bharateo.regions import Region
 from bharateo.sensor import Band, Composite, Sensor
-from bharateo.sources import LabelSource, Recipe
+from bharateo.sources import ImageSource, LabelSource, Recipe
 from bharateo.sources.worldcover import WorldCover
 
 MOST_LOOKED_AT = 16
@@ -124,7 +124,7 @@ class Files:
 
 
 @dataclass
-class ChipFiles:
+class ChipFiles(ImageSource):
     """Ready-made chips: a file is a square. ``squares``: grid, row and column -> file."""
 
     name: str
@@ -166,6 +166,10 @@ class ChipFiles:
             )
         return Raster(values, valid, own, {"root": self.root, "item": file})
 
+    def places(self, scene: Any = None) -> Sequence[str]:
+        """The folder of the files."""
+        return (self.root,)
+
 
 @dataclass(frozen=True)
 class Stack:
@@ -177,7 +181,7 @@ class Stack:
 
 
 @dataclass
-class LargeRasters:
+class LargeRasters(ImageSource):
     """Rasters that chips are cut from, each with all bands, or one a band."""
 
     name: str
@@ -214,11 +218,15 @@ class LargeRasters:
         provenance |= {"files": [part.file for part in stack.parts], "resampling": "bilinear"}
         return Raster(values, valid, geobox, provenance)
 
+    def places(self, scene: Any = None) -> Sequence[str]:
+        """The folder of the rasters."""
+        return (self.root,)
+
 
 # Labels
 
 
-class LabelRaster:
+class LabelRaster(LabelSource):
     """Land-cover codes from a raster of one band, brought to a grid by nearest neighbour.
 
     ``classes``: code -> class id 0..7; WorldCover's codes if empty. Nodata is what the file says,
@@ -310,7 +318,7 @@ class Header:
     units: tuple[tuple[float, float], ...]
 
 
-def geotiff_recipe(data: DataConfig) -> Recipe:
+def geotiff_recipe(data: DataConfig, say: Callable[[str], object] = lambda text: None) -> Recipe:
     """A folder of rasters as regions, with WorldCover or a label raster on their grids.
 
     With ``plan.strategy`` ``files`` every file is one chip; files of one reference system and

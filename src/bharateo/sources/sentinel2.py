@@ -8,10 +8,11 @@ chip.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from bharateo.pixels.network import shown
 from bharateo.pixels.raster import Method, OpenRasters, Raster, RasterFile, open_raster
 from bharateo.regions import Zone
 from bharateo.sensor import SENTINEL2_L2A, named_bands
-from bharateo.sources import Recipe
+from bharateo.sources import ImageSource, Recipe, Scenes, Source
 from bharateo.sources.areas import SQUARE_M, sentinel2_regions, tile_bounds, zones_of
 from bharateo.sources.catalogue import Client, catalogue_of, unlock
 from bharateo.sources.stac import Scene, occasions
@@ -70,6 +71,7 @@ _THINNED = 4
 _PART_BYTES = 8 * 2**20
 _FILES_AT_ONCE = 4
 _BLOCK_PX = 1024
+_HEADER_BYTES = 32 * 1024
 _COMPRESSED = 0.7
 """Bytes of a compressed block for each of its stored bytes."""
 _SCL_COMPRESSED = 0.1
@@ -262,7 +264,7 @@ def darkest(
 # Pixels
 
 
-class Sentinel2:
+class Sentinel2(ImageSource):
     """Sentinel-2 L2A from a STAC catalogue: bands in a chosen order, at 10 m, harmonised.
 
     ``bands`` are names in order. What is read is bound to a scene with ``at``. Files stay open
@@ -279,6 +281,7 @@ class Sentinel2:
         self.name = f"Sentinel-2 L2A ({self.catalogue.name})"
         self.attribution: tuple[str, ...] = (_CREDIT.format(catalogue=self.catalogue.url),)
         self.occasions = occasions(config.dates, config.seasons)
+        self.occasion_names = tuple(occasion.name for occasion in self.occasions)
         self._web = Web(config.timeout_s, config.retries, num_parallel=8, part_bytes=_PART_BYTES)
         self._files = OpenRasters()
 
@@ -299,9 +302,30 @@ class Sentinel2:
         """A place has many scenes: see ``at``."""
         raise TypeError("Sentinel2.read: bind the source to a scene first, with at(scene)")
 
+    def scenes(self, folder: Path) -> Scenes:
+        """Who knows which scenes there are of a place."""
+        from bharateo.sources.scenes import CatalogueScenes  # which asks this module of offsets
+
+        return CatalogueScenes(self, folder)
+
     def at(self, scene: Scene) -> SceneSource:
         """This source bound to one scene."""
-        return SceneSource(self, scene, offset_of(scene, self.config.offset))
+        offset = offset_of(scene, self.config.offset)
+        return SceneSource(scene.id, self.attribution, self, scene, offset)
+
+    def places(self, scene: Scene | None = None) -> Sequence[str]:
+        """The addresses of a scene's files."""
+        return tuple(scene.assets.values()) if scene else ()
+
+    def evidence(self, provenances: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """The dark ground in some reads of a scene, added up."""
+        ground = (DarkGround(**each["dark_ground"]) for each in provenances)
+        return asdict(sum(ground, start=DarkGround()))
+
+    def opening_cost(self) -> Traffic:
+        """The headers of a scene's files."""
+        num_files = self.sensor.num_bands + 1
+        return Traffic(num_files, num_files * _HEADER_BYTES)
 
     def cost(self, geobox: GeoBox) -> Traffic:
         """About what a read of a grid fetches of the scenes' blocks of 1024 px.
@@ -383,23 +407,15 @@ def _square_under(geobox: GeoBox) -> tuple[tuple[int, int], bool]:
     return (int(x // SQUARE_M * SQUARE_M), int(y // SQUARE_M * SQUARE_M)), north
 
 
-@dataclass(frozen=True)
-class SceneSource:
-    """One scene as a source."""
+@dataclass
+class SceneSource(Source):
+    """One scene as a source; its id is the name."""
 
+    name: str
+    attribution: tuple[str, ...]
     source: Sentinel2
     scene: Scene
     offset: Offset
-
-    @property
-    def name(self) -> str:
-        """The scene's id."""
-        return self.scene.id
-
-    @property
-    def attribution(self) -> tuple[str, ...]:
-        """Lines to print with every product made from it."""
-        return self.source.attribution
 
     def read(self, geobox: GeoBox) -> Raster:
         """Reflectance x 10000, uint16 (band, row, col), 0 where there is no data.
@@ -451,7 +467,7 @@ class SceneSource:
         return {**found, "warning": f"scene {self.scene.id}: {warning}"} if warning else {**found}
 
 
-def sentinel2_recipe(data: DataConfig) -> Recipe:
+def sentinel2_recipe(data: DataConfig, say: Callable[[str], object] = lambda text: None) -> Recipe:
     """Scenes over a configuration's zones, with WorldCover's codes as labels on their grids.
 
     Raises:

@@ -14,7 +14,7 @@ import re
 import threading
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -27,6 +27,7 @@ from odc.geo.geobox import GeoBox
 from odc.geo.overlap import compute_reproject_roi
 
 from bharateo.artefacts import checked, parse_json, read_json
+from bharateo.config import DataConfig
 from bharateo.errors import (
     ConfigError,
     CorruptRasterError,
@@ -50,6 +51,7 @@ from bharateo.regions import (
     PixelWindow,
     Roi,
     is_worldcover_grid,
+    parse_roi,
     tile_of,
     tile_windows,
     window_of_geobox,
@@ -57,7 +59,7 @@ from bharateo.regions import (
     worldcover_window,
 )
 from bharateo.sensor import WORLDCOVER_PALETTE
-from bharateo.sources import Recipe
+from bharateo.sources import ImageSource, LabelSource, Recipe
 
 PUBLIC_ROOT = "https://esa-worldcover.s3.eu-central-1.amazonaws.com"
 """The product's own bucket (AWS Open Data, no sign-in)."""
@@ -71,7 +73,7 @@ _REMEDY = (
     "point data.worldcover_root or BHARATEO_WORLDCOVER_ROOT at a local copy laid out like the "
     "bucket, or build from the packaged sample (data.source: sample)"
 )
-_GLANCE_STEP = 32
+_OVERVIEW_STEP = 32
 _TILES_AT_ONCE = 8
 _TILES_AROUND = 360 // TILE_DEGREES
 _BLOCK_PX = 1024
@@ -137,7 +139,7 @@ EDITIONS = {
 }
 
 
-class WorldCover:
+class WorldCover(LabelSource):
     """Native WorldCover codes on the product's own grid.
 
     ``root`` is a folder, http(s) or s3 URL; None means ``$BHARATEO_WORLDCOVER_ROOT``, else the
@@ -194,6 +196,10 @@ class WorldCover:
         """What was fetched over the network so far."""
         return self._web.traffic
 
+    def places(self, scene: Any = None) -> Sequence[str]:
+        """Where the tiles lie."""
+        return (self.root,)
+
     def cost(self, geobox: GeoBox) -> Traffic:
         """About what a read of a grid fetches: blocks under it, a row of neighbours a request.
 
@@ -205,7 +211,7 @@ class WorldCover:
         rows, cols = (np.ptp(degrees) * PIXELS_PER_DEGREE / _BLOCK_PX + 1 for degrees in (lat, lon))
         return Traffic(round(rows), round(rows * cols * _BLOCK_PX**2 * _COMPRESSED))
 
-    def glance(
+    def overview(
         self, lon: Float64[np.ndarray, " point"], lat: Float64[np.ndarray, " point"]
     ) -> UInt8[np.ndarray, " point"]:
         """Class ids near places, from overviews of one pixel in 32 x 32 (about 300 m).
@@ -237,7 +243,7 @@ class WorldCover:
             if file is None:
                 return None
             with file:
-                native = file.read_thinned(_GLANCE_STEP)[0]
+                native = file.read_thinned(_OVERVIEW_STEP)[0]
         except UnreachableError as error:
             raise UnreachableError(f"{error}; or {_REMEDY}") from error
         return WORLDCOVER.collapse(native, f"tile {tile}, overview")
@@ -454,7 +460,7 @@ class _TileList:
             return None
 
 
-class WorldCoverPalette:
+class WorldCoverPalette(ImageSource):
     """The label map in its display colours, uint8 (3, row, col), black where there is no label."""
 
     sensor = WORLDCOVER_PALETTE
@@ -471,14 +477,17 @@ class WorldCoverPalette:
         return replace(labels, values=np.ascontiguousarray(colours))
 
 
-def worldcover_recipe(
-    rois: Sequence[Roi],
-    root: str | None = None,
-    year: int = 2021,
-    cache: Path | None = None,
-) -> Recipe:
-    """Palette colours as input and the codes behind them as labels, over some ROIs."""
-    worldcover = WorldCover(root, year, cache)
+def worldcover_recipe(data: DataConfig, say: Callable[[str], object] = lambda text: None) -> Recipe:
+    """Palette colours as input and the codes behind them as labels, over a configuration's ROIs.
+
+    Raises:
+        ConfigError, RegionError: no place is given, one twice, or one that cannot be understood.
+    """
+    rois = [parse_roi(text) for text in data.rois]
+    names = [roi.name for roi in rois]
+    if not rois or len({*names}) < len(names):
+        raise ConfigError(f"data.rois needs places with different names, got {names}")
+    worldcover = WorldCover(data.worldcover_root, data.worldcover_year)
     regions = tuple(worldcover_region(roi) for roi in rois)
     return Recipe("worldcover", regions, WorldCoverPalette(worldcover), worldcover)
 

@@ -22,26 +22,9 @@ if TYPE_CHECKING:
 
 def open_recipe(data: DataConfig, display: Display) -> Recipe:
     """The source named in the configuration, on its ROIs."""
-    if data.source == "sample":
-        from bharateo.sources.sample import sample_recipe
+    from bharateo import sources
 
-        return sample_recipe(data.bands, display.say)
-    if data.source == "sentinel2":
-        from bharateo.sources.sentinel2 import sentinel2_recipe
-
-        return sentinel2_recipe(data)
-    if data.source == "geotiff":
-        from bharateo.sources.geotiff import geotiff_recipe
-
-        return geotiff_recipe(data)
-    from bharateo.regions import parse_roi
-    from bharateo.sources.worldcover import worldcover_recipe
-
-    rois = [parse_roi(text) for text in data.rois]
-    names = [roi.name for roi in rois]
-    if not rois or len({*names}) < len(names):
-        raise ConfigError(f"data.rois needs places with different names, got {names}")
-    return worldcover_recipe(rois, data.worldcover_root, data.worldcover_year)
+    return sources.open_recipe(data, display.say)
 
 
 def build(

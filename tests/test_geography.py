@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from odc.geo.geobox import GeoBox
 
-from bharateo.chips.geography import Rectangle, neighbours, surroundings, to_lonlat
+from bharateo.geography import Rectangle, neighbours, surroundings, to_lonlat
 from bharateo.regions import Roi, worldcover_region
 
 UTM = GeoBox((100, 100), Affine(10, 0, 500_000, 0, -10, 3_000_000), "EPSG:32643")

@@ -1,42 +1,76 @@
-"""What ``evaluation.json``, ``probes.json`` and ``provenance.json`` say, as far as it is shown.
+"""The figures that verbs write, as typed records: ``evaluation.json``, ``probes.json`` and others.
 
-A run's folder may come from anybody: whoever shows its scores has these forms checked first. Keys
-that nobody reads may be added freely.
+One definition writes a file and reads it: fields are declared in the order in which they are
+written, and ``model_json_schema()`` of a record is its JSON Schema. A run's folder may come from
+anybody and from an earlier version: what is there is checked, what nobody needs has a default, and
+keys that nobody knows may be added freely.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import ConfigDict, Field, PositiveInt, StringConstraints, model_validator
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    StringConstraints,
+    model_validator,
+)
 
-from bharateo.artefacts import Artefact, Record, checked, read_json
+from bharateo.artefacts import Record, checked, read_json
 from bharateo.errors import RunError
 from bharateo.landcover import NUM_CLASSES
 
 EVALUATION_FILE = "evaluation.json"
 PROBES_FILE = "probes.json"
 PROVENANCE_FILE = "provenance.json"
+ABLATION_FILE = "ablation.json"
+
+METRICS = ("accuracy", "balanced_accuracy", "macro_f1")
+"""What predictions of classes are scored by."""
 
 Number = Annotated[float, Field(gt=-1e30, lt=1e30)]
 Whole = Annotated[int, Field(ge=0, le=2**53)]
-Interval = tuple[Number, Number]
 Text = Annotated[str, StringConstraints(max_length=10_000)]
 Name = Annotated[str, StringConstraints(max_length=250)]
 PathText = Annotated[str, StringConstraints(max_length=4096, pattern=r"^[^\x00-\x1f]*$")]
 
 
-class _Open(Record):
+def _bounds_or_none(value: Any) -> Any:
+    """The first version wrote ``[null, null]`` where there was no interval."""
+    if not isinstance(value, list):
+        return value
+    return None if value == [None, None] else tuple(value)
+
+
+Interval = Annotated[tuple[Number, Number] | None, BeforeValidator(_bounds_or_none)]
+"""Of 95 %, where there is one."""
+
+_Row = Annotated[list[Whole], Field(min_length=NUM_CLASSES, max_length=NUM_CLASSES)]
+Confusion = Annotated[list[_Row], Field(min_length=NUM_CLASSES, max_length=NUM_CLASSES)]
+"""Counts of (true, predicted) classes."""
+
+
+class Part(Record):
     """A part that may say more than is read of it."""
 
     model_config = ConfigDict(extra="allow")
 
 
+class Versioned(Part):
+    """The whole contents of a file, by the version of its form."""
+
+    schema_version: Literal[1] = 1
+
+
 # evaluation.json
 
 
-class Metric(_Open):
+class Metric(Part):
     """A number that predictions are judged by: ``name`` is its key in files, ``title`` heads a
     column, ``phrase`` names it in a sentence.
     """
@@ -61,46 +95,54 @@ class Metric(_Open):
         return f"{100 * value:.1f} %" if self.unit == "%" else f"{value:.4f}"
 
 
-Unknown = tuple[Number | None, Number | None] | None
-"""An interval, where there is one."""
-
-_Row = Annotated[tuple[Whole, ...], Field(min_length=NUM_CLASSES, max_length=NUM_CLASSES)]
-Confusion = Annotated[tuple[_Row, ...], Field(min_length=NUM_CLASSES, max_length=NUM_CLASSES)]
-
-
-class Scores(_Open):
+class Scores(Part):
     """Metrics of the model or of a baseline, null where nothing was measured."""
 
     loss: Number | None = None
+    loss_ci95: Interval = None
     rec_smooth_l1: Number | None = None
+    rec_smooth_l1_ci95: Interval = None
     esa_ce: Number | None = None
+    esa_ce_ci95: Interval = None
     masked_mae: Number | None = None
-    masked_mae_ci95: Unknown = None
+    masked_mae_ci95: Interval = None
     esa_acc: Number | None = None
-    esa_acc_ci95: Unknown = None
+    esa_acc_ci95: Interval = None
     esa_acc_masked: Number | None = None
-    esa_acc_masked_ci95: Unknown = None
+    esa_acc_masked_ci95: Interval = None
     esa_acc_visible: Number | None = None
-    esa_acc_visible_ci95: Unknown = None
+    esa_acc_visible_ci95: Interval = None
     esa_balanced_acc_masked: Number | None = None
-    esa_balanced_acc_masked_ci95: Unknown = None
+    esa_balanced_acc_masked_ci95: Interval = None
     esa_macro_f1_masked: Number | None = None
-    esa_macro_f1_masked_ci95: Unknown = None
-    confusion_masked: Confusion | None = None
+    esa_macro_f1_masked_ci95: Interval = None
     no_interval: dict[Name, Text] = Field(default_factory=dict)
     """Metrics without an interval, and why."""
 
+    confusion_masked: Confusion | None = None
 
-class Against(_Open):
+    def value(self, metric: str) -> float | None:
+        """A metric by its name."""
+        found: float | None = getattr(self, metric)
+        return found
+
+    def interval(self, metric: str) -> tuple[float, float] | None:
+        """The 95 % interval of a metric by its name."""
+        found: tuple[float, float] | None = getattr(self, f"{metric}_ci95")
+        return found
+
+
+class Against(Part):
     """The model beside the copy on the same chips."""
 
     masked_mae_ratio: Number | None = None
-    masked_mae_ratio_ci95: Interval | None = None
+    masked_mae_ratio_ci95: Interval = None
     esa_acc_masked_gain: Number | None = None
-    esa_acc_masked_gain_ci95: Interval | None = None
+    esa_acc_masked_gain_ci95: Interval = None
+    no_interval: dict[Name, Text] = Field(default_factory=dict)
 
 
-class Ground(_Open):
+class GroundScores(Part):
     """Scores on some ground."""
 
     num_chips: Whole
@@ -110,21 +152,22 @@ class Ground(_Open):
     model_against_nearest_visible: Against = Against()
 
 
-class Split(Ground):
+class SplitScores(GroundScores):
     """Scores on a split, and on every region of it."""
 
-    per_roi: dict[Text, Ground] = Field(default_factory=dict)
+    per_roi: dict[Text, GroundScores] = Field(default_factory=dict)
 
 
-class Bootstrap(_Open):
+class Bootstrap(Part):
     """How intervals were made."""
 
-    level: Annotated[float, Field(gt=0, lt=1)] = 0.95
     unit: Text = "block"
     resamples: Whole = 0
+    level: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    least_blocks: Whole | None = None
 
 
-class EvaluatedDataset(_Open):
+class ScoredDataset(Part):
     """What was evaluated on."""
 
     name: Text
@@ -132,68 +175,121 @@ class EvaluatedDataset(_Open):
     fingerprint: Text
 
 
-class Scored(_Open):
-    """The scores in ``evaluation.json``."""
-
-    splits: Annotated[dict[Name, Split], Field(min_length=1)]
-
-
-class Evaluation(Scored):
+class Evaluation(Versioned):
     """The contents of ``evaluation.json``."""
 
-    dataset: EvaluatedDataset
+    dataset: ScoredDataset
+    own_dataset: bool | None = None
+    chip_px: Whole | None = None
+    patch_px: Whole | None = None
+    mask_ratio: Number | None = None
     bootstrap: Bootstrap = Bootstrap()
+    splits: Annotated[dict[Name, SplitScores], Field(min_length=1)]
 
 
 # probes.json
 
 Budget = PositiveInt | Literal["all"]
+"""Labels of every class that a probe is shown."""
 
 
-class Score(_Open):
-    """A metric: its mean over draws, and the interval where there is one."""
+class MeanScore(Part):
+    """A metric: its mean over draws, and the interval where there is one, or why there is none."""
 
     mean: Number
-    ci95: Interval | None
+    ci95: Interval
     no_interval: Text | None = None
 
 
-class Who(Record):
-    """A row: features, and the probe on them."""
+class DrawnScore(MeanScore):
+    """A metric with its value in every draw of the labels."""
+
+    per_draw: list[Number] = Field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the probe table: a probe on features. The majority class looks at no features."""
 
     features: Name
     probe: Name
 
 
-class Result(_Open):
+class RowScores(Part):
     """A row's metrics with a budget."""
 
     features: Name
     probe: Name
     budget: Budget
-    accuracy: Score
-    balanced_accuracy: Score
-    macro_f1: Score
+
+    @property
+    def row(self) -> Row:
+        """Which row it is."""
+        return Row(self.features, self.probe)
+
+    def score(self, metric: str) -> MeanScore:
+        """One of ``METRICS`` by its name."""
+        found: MeanScore = getattr(self, metric)
+        return found
 
 
-class Difference(Result):
+class ZoneRow(RowScores):
+    """A row's metrics in one zone."""
+
+    accuracy: MeanScore
+    balanced_accuracy: MeanScore
+    macro_f1: MeanScore
+
+
+class ClassScores(Part):
+    """How well one class is told, means over draws."""
+
+    f1: Number
+    recall: Number
+    precision: Number
+    support: Whole
+    num_blocks: Whole
+
+
+class TableRow(RowScores):
+    """A row's metrics on the whole test ground, and those of every class.
+
+    ``chosen`` is what validation chose in every draw; ``confusion`` is summed over draws.
+    """
+
+    num_labels: list[Whole] = Field(default_factory=list)
+    chosen: list[Number] | None = None
+    accuracy: DrawnScore
+    balanced_accuracy: DrawnScore
+    macro_f1: DrawnScore
+    per_class: dict[Name, ClassScores] = Field(default_factory=dict)
+    confusion: Confusion | None = None
+
+
+class Difference(RowScores):
     """How far the encoder lies from a row."""
 
-    baseline: Who
+    baseline: Row
+    accuracy: DrawnScore
+    balanced_accuracy: DrawnScore
+    macro_f1: DrawnScore
 
 
-class Zone(_Open):
+class ZoneScores(Part):
     """Every row's metrics on a part of the test ground."""
 
     num_examples: Whole
-    results: tuple[Result, ...]
+    num_blocks: Whole = 0
+    results: list[ZoneRow]
 
 
-class Zones(_Open):
-    """Parts of the test ground, and where the encoder does worst."""
+class Zones(Part):
+    """Parts of the test ground with the largest budget, and where the encoder does worst."""
 
+    budget: Budget | None = None
+    fewest_examples: Whole = 0
+    per_zone: dict[Text, ZoneScores]
     worst: Text | None
-    per_zone: dict[Text, Zone]
 
     @model_validator(mode="after")
     def _worst_is_there(self) -> Zones:
@@ -204,60 +300,83 @@ class Zones(_Open):
         return self
 
 
-class TrainExamples(_Open):
-    """How many examples probes were fitted to."""
+class SplitExamples(Part):
+    """How many examples a split has, and of which class."""
 
     num_examples: Whole
-
-
-class TestExamples(TrainExamples):
-    """How many examples probes were scored on."""
-
+    num_chips: Whole = 0
     num_blocks: Whole
+    per_class: dict[Name, Whole] = Field(default_factory=dict)
 
 
-class Examples(_Open):
-    """How many examples there were."""
+class Examples(Part):
+    """Those that probes were fitted to, chosen by, and scored on."""
 
-    train: TrainExamples
-    test: TestExamples
-
-
-class Results(_Open):
-    """Every row's metrics with every budget."""
-
-    results: tuple[Result, ...]
+    train: SplitExamples
+    val: SplitExamples | None = None
+    test: SplitExamples
 
 
-class Probed(_Open):
-    """The scores in ``probes.json``."""
-
-    levels: dict[Name, Results]
-
-
-class Level(Results):
+class Level(Part):
     """Everything about patches, or about chips."""
 
     examples: Examples
-    differences: tuple[Difference, ...]
+    results: list[TableRow]
+    differences: list[Difference]
     zones: Zones
 
 
-class Most(_Open):
+class ProbedDataset(Part):
+    """What was probed on."""
+
+    name: Text
+    path: PathText
+    fingerprint: Text
+    bands: list[Name]
+    labels: Text
+
+
+class Most(Part):
     """What is drawn of more."""
 
+    chips_per_split: Whole = 0
     train_examples: Whole
+    val_examples: Whole = 0
 
 
-class Probes(_Open):
-    """The contents of ``probes.json``."""
+class ProbeIntervals(Part):
+    """How intervals were made."""
 
-    own_dataset: bool
+    level: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    resamples: Whole = 0
+    least_blocks: Whole = 0
+    over: Text = ""
+
+
+class ProbeConditions(Versioned):
+    """Under which conditions probes are fitted."""
+
+    code_version: Text = ""
+    weights_sha256: Text = ""
     pretraining_heads: dict[Name, Number]
+    dataset: ProbedDataset | None = None
+    own_dataset: bool
+    chip_px: Whole | None = None
+    patch_px: Whole | None = None
+    seed: int | None = None
     most: Most
     draws_per_budget: Whole
+    probes: dict[Name, dict[Name, Text | list[int | float]]] = Field(default_factory=dict)
+    """What every probe is, and the settings that validation chooses among."""
+
+    intervals: ProbeIntervals = ProbeIntervals()
+
+
+class Probes(ProbeConditions):
+    """The contents of ``probes.json``."""
+
     features: dict[Name, Text]
-    budgets: Annotated[tuple[Budget, ...], Field(min_length=1)]
+    budgets: Annotated[list[Budget], Field(min_length=1)]
     zones: Name
     skipped: dict[Name, Text]
     levels: dict[Name, Level]
@@ -265,32 +384,163 @@ class Probes(_Open):
     @model_validator(mode="after")
     def _rows_are_whole(self) -> Probes:
         for name, level in self.levels.items():
-            rows: dict[tuple[str, str], list[Any]] = {}
+            rows: dict[Row, list[Budget]] = {}
             for result in level.results:
-                rows.setdefault((result.features, result.probe), []).append(result.budget)
-            for (features, probe), budgets in rows.items():
-                if budgets != [*self.budgets]:
+                rows.setdefault(result.row, []).append(result.budget)
+            for row, budgets in rows.items():
+                if budgets != self.budgets:
                     raise ValueError(
-                        f"level {name!r}: the {probe!r} probe of {features!r} has not a result "
-                        "for every budget"
+                        f"level {name!r}: the {row.probe!r} probe of {row.features!r} has not a "
+                        "result for every budget"
                     )
         return self
 
 
-class Provenance(_Open):
+# ablation.json, and probes on the chips of others
+
+
+class ComparedScore(Part):
+    """A metric of one of several, its difference to the base, and every repeat's."""
+
+    mean: Number
+    ci95: Interval
+    per_seed: list[Number]
+    against_base: Number
+    against_base_ci95: Interval
+    no_interval: Text | None = None
+
+
+class Compared(Part):
+    """The metrics of one of several beside those of the base."""
+
+    accuracy: ComparedScore
+    balanced_accuracy: ComparedScore
+    macro_f1: ComparedScore
+
+    def score(self, metric: str) -> ComparedScore:
+        """One of ``METRICS`` by its name."""
+        found: ComparedScore = getattr(self, metric)
+        return found
+
+
+class AblatedDataset(Part):
+    """What was trained and scored on."""
+
+    name: Text
+    fingerprint: Text
+
+
+class AblationProbe(Part):
+    """How many patches every probe saw."""
+
+    num_train: Whole
+    num_test: Whole
+    num_blocks: Whole
+
+
+class AblationCell(Part):
+    """One combination of settings: its run folders, and what they reach."""
+
+    name: Text
+    settings: dict[Text, Any]
+    runs: list[PathText]
+    config: Text
+    scores: Compared
+
+
+class Ablation(Versioned):
+    """The contents of ``ablation.json``; ``base`` is the name of a cell."""
+
+    code_version: Text
+    dataset: AblatedDataset
+    base: Text
+    factors: list[Text]
+    seeds: list[int]
+    probe: AblationProbe
+    cells: list[AblationCell]
+
+
+class TaskRun(Part):
+    """The run whose features were probed."""
+
+    path: Text
+    dataset: Text
+
+
+class TaskChips(Part):
+    """What the chips are and how they were read."""
+
+    folder: Text
+    layout: Name
+    classes: list[Text]
+    chips: dict[Name, Whole]
+    split: Text
+    bands_in_file: list[Text]
+    scale: float
+    offset: float
+    nodata: float | None
+    notes: list[Text]
+
+
+class TaskEvaluation(Versioned):
+    """Probes on the chips of others: scores by probe, budget and features."""
+
+    run: TaskRun
+    task: TaskChips
+    resize: Name
+    chip_px: Whole
+    overridden: dict[Name, Text]
+    base: Name
+    scores: dict[Name, dict[Name, dict[Name, Compared]]]
+
+
+# precision.json
+
+
+class Precision(Part):
+    """Mean share of a class among the ``k`` nearest patches of patches of that class.
+
+    ``chance`` is the share of the class among all patches they could have found; ``ci95`` is over
+    the blocks of the asking patches, None where ``no_interval`` says why. ``neighbours`` is the
+    fewest that any of them found: less than ``k`` where fewer lie on other blocks.
+    """
+
+    precision: Number
+    ci95: Interval
+    chance: Number
+    num_queries: Whole
+    num_blocks: Whole
+    neighbours: Whole
+    no_interval: Text | None
+
+
+class Retrieval(Part):
+    """The contents of ``precision.json``: precision by features and class."""
+
+    product: Literal["precision"] = "precision"
+    split: Name
+    k: Whole
+    seed: int
+    scores: dict[Name, dict[Name, Precision]]
+
+
+# provenance.json
+
+
+class Provenance(Part):
     """The contents of ``provenance.json``."""
 
     why: Text = ""
 
 
-def read_result(kind: type[Artefact], file: Path, verb: str) -> dict[str, Any]:
-    """The plain values in a file of a run, checked to be of this kind.
+Contents = TypeVar("Contents", bound=Record)
+
+
+def read_result(kind: type[Contents], file: Path, verb: str) -> Contents:
+    """What a file of a run says.
 
     Raises:
         RunError: it cannot be read or holds what cannot be; the remedy is to run ``verb``.
     """
     remedy = f"run `{verb}` first" if not file.exists() else f"run `{verb}` again"
-    plain = read_json(file, RunError, remedy)
-    checked(kind, plain, str(file), RunError, remedy)
-    found: dict[str, Any] = plain
-    return found
+    return checked(kind, read_json(file, RunError, remedy), str(file), RunError, remedy)

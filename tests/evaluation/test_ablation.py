@@ -37,7 +37,12 @@ def dataset(tmp_path_factory):
 @pytest.fixture(scope="module")
 def done(dataset, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ablation")
-    return folder, ablate(grid(CONFIG, dataset, FACTORS), dataset, folder, 2)
+    return folder, ablated(grid(CONFIG, dataset, FACTORS), dataset, folder, 2)
+
+
+def ablated(*what):
+    """The table as plain values."""
+    return ablate(*what).model_dump(mode="json")
 
 
 def names(cells):
@@ -183,13 +188,13 @@ def test_a_killed_ablation_goes_on_and_ends_as_one_that_ran_through(done, datase
         with pytest.raises(Killed):
             ablate(cells, dataset, tmp_path, 1, told)
         assert not (tmp_path / "ablation.json").exists()
-    record = ablate(cells, dataset, tmp_path, 1)
+    record = ablated(cells, dataset, tmp_path, 1)
     for mine, whole in zip(record["cells"], done[1]["cells"], strict=False):
         for metric, scores in mine["scores"].items():
             assert scores["per_seed"] == whole["scores"][metric]["per_seed"][:1]
     runs = tmp_path / "base" / "seed-42"
     before = contents(runs)
-    more = ablate(grid(CONFIG, dataset, FACTORS[1:]), dataset, tmp_path, 1)
+    more = ablated(grid(CONFIG, dataset, FACTORS[1:]), dataset, tmp_path, 1)
     assert [cell["name"] for cell in more["cells"]] == ["base", f"{BANDS}=B01"]
     assert contents(runs) == before
 
@@ -198,7 +203,7 @@ def test_finished_cells_are_not_scored_again(done, dataset, monkeypatch):
     folder, record = done
     before = contents(folder)
     monkeypatch.setattr(ablation, "probe", None)
-    assert ablate(grid(CONFIG, dataset, FACTORS), dataset, folder, 2) == record
+    assert ablated(grid(CONFIG, dataset, FACTORS), dataset, folder, 2) == record
     assert contents(folder) == before
 
 
@@ -217,7 +222,7 @@ def test_another_ablations_folder_is_refused(done, dataset, what, monkeypatch, t
 
 def test_another_machine_section_is_no_other_ablation(done, dataset):
     config = replace(CONFIG, machine=replace(CONFIG.machine, prefetch=0))
-    assert ablate(grid(config, dataset, FACTORS), dataset, done[0], 2)["seeds"] == [42, 43]
+    assert ablate(grid(config, dataset, FACTORS), dataset, done[0], 2).seeds == [42, 43]
 
 
 def test_a_dataset_without_test_ground_is_refused(tmp_path):
@@ -230,7 +235,7 @@ def test_a_dataset_without_test_ground_is_refused(tmp_path):
 def test_a_dataset_without_validation_ground_is_probed_all_the_same(tmp_path):
     plan = replace(PLAN, split=SplitConfig(60, 8, 0.0, 0.3))
     dataset = small_dataset(tmp_path / "d", many_bands(2), plan)
-    record = ablate(grid(CONFIG, dataset, [])[:1], dataset, tmp_path / "a", 1)
+    record = ablated(grid(CONFIG, dataset, [])[:1], dataset, tmp_path / "a", 1)
     assert len(record["cells"]) == 1
 
 

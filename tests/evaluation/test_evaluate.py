@@ -40,7 +40,12 @@ def run(reflectance_dataset, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def record(run, reflectance_dataset, tmp_path_factory):
-    return evaluate(run, reflectance_dataset, tmp_path_factory.mktemp("e") / "evaluation.json")
+    return scored(run, reflectance_dataset, tmp_path_factory.mktemp("e") / "evaluation.json")
+
+
+def scored(*where):
+    """The record as plain values."""
+    return evaluate(*where).model_dump(mode="json")
 
 
 def every_scores(record):
@@ -54,7 +59,7 @@ def every_scores(record):
 
 
 def test_the_file_is_laid_out_as_documented(run, reflectance_dataset, tmp_path):
-    returned = evaluate(run, reflectance_dataset, tmp_path / "evaluation.json")
+    returned = scored(run, reflectance_dataset, tmp_path / "evaluation.json")
     record = json.loads((tmp_path / "evaluation.json").read_text())
     assert returned == record
     assert list(record["splits"]) == ["train", "val", "test"]
@@ -97,7 +102,7 @@ def test_the_batch_size_of_the_evaluation_changes_no_score(
     run, reflectance_dataset, record, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(evaluating, "BATCH_SIZE", 5)
-    other = evaluate(run, reflectance_dataset, tmp_path / "e.json")
+    other = scored(run, reflectance_dataset, tmp_path / "e.json")
     for expected, got in zip(every_scores(record), every_scores(other), strict=True):
         for name in METRICS:
             assert got["model"][name] == pytest.approx(expected["model"][name], rel=1e-5)
@@ -206,7 +211,7 @@ def test_a_region_of_one_block_has_no_interval(tmp_path):
         tmp_path / "d", plan=replace(PLAN, split=None), size_px=60, regions=("only",)
     )
     run = pretrain(dataset, small_config(epochs=1), tmp_path / "run")
-    record = evaluate(run, dataset, tmp_path / "e.json")
+    record = scored(run, dataset, tmp_path / "e.json")
     assert list(record["splits"]) == ["train"]
     scores = record["splits"]["train"]
     assert scores["num_blocks"] == 1
@@ -237,7 +242,7 @@ def test_invalid_pixels_do_not_matter(run, reflectance_dataset, record, tmp_path
     rubbish = np.random.default_rng(0).integers(0, 65535, image.shape)
     image[:] = np.where(valid[:, None], image, rubbish)
     image.flush()
-    other = evaluate(run, Dataset.open(folder), tmp_path / "e.json")
+    other = scored(run, Dataset.open(folder), tmp_path / "e.json")
     assert other["splits"] == record["splits"]
 
 
@@ -249,7 +254,7 @@ def test_a_run_can_be_scored_on_other_ground(run, tmp_path):
         tmp_path / "d", many_bands(2), replace(PLAN, size_px=40), regions=("north",)
     )
     before = contents(run.path)
-    record = evaluate(run, other, tmp_path / "e.json")
+    record = scored(run, other, tmp_path / "e.json")
     assert record["own_dataset"] is False
     assert list(record["splits"]["test"]["per_roi"]) == ["north"]
     windows = fixed_windows(other.indices("test").tolist(), 40, 32)
@@ -264,9 +269,7 @@ def test_a_place_of_two_datasets_has_the_same_scores_in_both(run, tmp_path):
                       size_px=192, regions=names)
         for names in (("east",), ("east", "west"))
     )  # fmt: skip
-    first, second = (
-        evaluate(run, d, tmp_path / "e.json")["splits"]["train"] for d in (alone, both)
-    )
+    first, second = (scored(run, d, tmp_path / "e.json")["splits"]["train"] for d in (alone, both))
     for name in METRICS:
         expected = first["per_roi"]["east"]["model"][name]
         assert second["per_roi"]["east"]["model"][name] == pytest.approx(expected, rel=1e-6)
@@ -289,7 +292,7 @@ def test_a_run_of_one_head_is_scored_by_that_head(
 ):
     config = replace(small_config(epochs=1), heads={head: HeadConfig(weight)})
     run = pretrain(reflectance_dataset, config, tmp_path / "run")
-    scores = evaluate(run, reflectance_dataset, tmp_path / "e.json")["splits"]["test"]["model"]
+    scores = scored(run, reflectance_dataset, tmp_path / "e.json")["splits"]["test"]["model"]
     assert scores["loss"] == pytest.approx(weight * scores[loss])
     if head == "pixels":
         assert scores["esa_ce"] is None

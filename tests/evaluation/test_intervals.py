@@ -45,10 +45,8 @@ def test_macro_f1_is_over_the_classes_of_the_reference_wherever_it_is_computed()
     cells[0, 6] = 30  # taken for a class that does not occur
     true, predicted = (each.repeat(cells.reshape(-1)) for each in np.indices((8, 8)).reshape(2, -1))
     expected = f1_score(true, predicted, labels=[0, 1], average="macro")
-    assert report(table_of([cells]), {}, "key")["esa_macro_f1_masked"] == pytest.approx(expected)
-    assert compared({"a": cells[None, None]}, "a")["a"]["macro_f1"]["mean"] == pytest.approx(
-        expected
-    )
+    assert report(table_of([cells]), {}, "key").esa_macro_f1_masked == pytest.approx(expected)
+    assert compared({"a": cells[None, None]}, "a")["a"].macro_f1.mean == pytest.approx(expected)
     assert agreement(cells)["macro_f1"] == pytest.approx(expected)
     assert scores.macro_f1(true, predicted) == pytest.approx(expected)
 
@@ -66,28 +64,28 @@ def test_resamples_that_lack_a_class_still_measure_the_same_mean(recognised):
 def test_a_mean_over_classes_of_which_one_lies_in_one_block_has_no_interval():
     record = report(table_of(with_a_rare_class(9, [4])), {}, "key")
     for name in ("esa_macro_f1_masked", "esa_balanced_acc_masked"):
-        assert record[name] is not None
-        assert record[f"{name}_ci95"] is None
-        assert record["no_interval"][name] == "water lies in one block only"
-    assert record["esa_acc_masked_ci95"]
-    assert report(table_of(with_a_rare_class(9, [4, 6])), {}, "key")["esa_macro_f1_masked_ci95"]
+        assert record.value(name) is not None
+        assert record.interval(name) is None
+        assert record.no_interval[name] == "water lies in one block only"
+    assert record.esa_acc_masked_ci95
+    assert report(table_of(with_a_rare_class(9, [4, 6])), {}, "key").esa_macro_f1_masked_ci95
 
 
 @pytest.mark.parametrize("num_blocks", [1, 2, 4])
 def test_too_few_blocks_have_no_interval_and_the_record_says_why(num_blocks):
     record = report(table_of(ground(num_blocks)), {"pixels": 1.0}, "key")
-    assert all(value is None for name, value in record.items() if name.endswith("_ci95"))
-    assert f"too few blocks: {num_blocks} of them" in record["no_interval"]["masked_mae"]
-    assert "needs 5" in record["no_interval"]["esa_acc_masked"]
+    assert all(value is None for name, value in record if name.endswith("_ci95"))
+    assert f"too few blocks: {num_blocks} of them" in record.no_interval["masked_mae"]
+    assert "needs 5" in record.no_interval["esa_acc_masked"]
 
 
 def test_blocks_without_a_label_are_no_evidence_of_classes():
     cells = ground(7)
     cells[2:] = 0
     record = report(table_of(cells), {}, "key")
-    assert record["esa_acc_masked_ci95"] is None
-    assert record["no_interval"]["esa_acc_masked"].startswith("too few blocks: 2")
-    assert record["masked_mae_ci95"]
+    assert record.esa_acc_masked_ci95 is None
+    assert record.no_interval["esa_acc_masked"].startswith("too few blocks: 2")
+    assert record.masked_mae_ci95
 
 
 @pytest.mark.parametrize("num_blocks", [5, 9])
@@ -96,6 +94,6 @@ def test_intervals_of_few_blocks_hold_the_truth_about_as_often_as_they_say(num_b
     covered = 0
     for seed in range(300):
         record = report(table_of(ground(num_blocks, seed)), {}, str(seed))
-        low, high = record["esa_acc_masked_ci95"]
+        low, high = record.esa_acc_masked_ci95
         covered += low <= 0.7 <= high
     assert covered / 300 >= 0.90

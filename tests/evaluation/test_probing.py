@@ -15,7 +15,6 @@ from bharateo.evaluation.features import Features
 from bharateo.evaluation.intervals import resampled_blocks
 from bharateo.evaluation.probe_table import (
     Predictions,
-    Row,
     by_block,
     level_record,
     text_tables,
@@ -31,6 +30,7 @@ from bharateo.evaluation.probing import (
     table_rows,
 )
 from bharateo.evaluation.zones import OUTSIDE, Zoning
+from bharateo.results import Examples, Level, Most, Probes, Row, SplitExamples, read_result
 from bharateo.training.checkpoint import Run
 from bharateo.training.loop import pretrain
 from small_datasets import PLAN, many_bands, small_config, small_dataset
@@ -66,8 +66,8 @@ def record(run, reflectance_dataset, output):
 def result(record, features, probe, budget, level="patch"):
     return next(
         found
-        for found in record["levels"][level]["results"]
-        if (found["features"], found["probe"], found["budget"]) == (features, probe, budget)
+        for found in record.levels[level].results
+        if (found.features, found.probe, found.budget) == (features, probe, budget)
     )
 
 
@@ -75,7 +75,8 @@ def result(record, features, probe, budget, level="patch"):
 
 
 def test_the_record_is_what_is_written_and_nothing_else_is_left(record, output):
-    assert json.loads(output.read_text()) == record
+    assert json.loads(output.read_text()) == record.model_dump(mode="json")
+    assert read_result(Probes, output, "probe") == record
     assert [path.name for path in output.parent.iterdir()] == ["probes.json"]
 
 
@@ -86,41 +87,41 @@ def test_every_row_has_every_budget_at_every_level(record):
         ("band_statistics", "forest"), ("majority", "majority"),
     ]  # fmt: skip
     for level in ("patch", "chip"):
-        found = record["levels"][level]["results"]
-        keys = [(one["features"], one["probe"], one["budget"]) for one in found]
+        found = record.levels[level].results
+        keys = [(one.features, one.probe, one.budget) for one in found]
         assert sorted(keys, key=str) == sorted(
             ((*row, budget) for row in rows for budget in (2, "all")), key=str
         )
 
 
 def test_the_conditions_are_written(run, record, reflectance_dataset):
-    assert record["own_dataset"] is True
-    assert record["dataset"]["labels"] == "ESA WorldCover"
-    assert record["pretraining_heads"] == {"pixels": 1.0, "landcover": 0.2}
-    assert record["weights_sha256"] == run.contract.weights.sha256
-    for split, counted in record["levels"]["chip"]["examples"].items():
+    assert record.own_dataset is True
+    assert record.dataset.labels == "ESA WorldCover"
+    assert record.pretraining_heads == {"pixels": 1.0, "landcover": 0.2}
+    assert record.weights_sha256 == run.contract.weights.sha256
+    for split, counted in record.levels["chip"].examples:
         chips = reflectance_dataset.chips[reflectance_dataset.chips.split == split]
-        assert counted["num_chips"] == len(chips)
-        assert counted["num_blocks"] == chips.block.nunique()
-        assert sum(counted["per_class"].values()) == counted["num_examples"]
+        assert counted.num_chips == len(chips)
+        assert counted.num_blocks == chips.block.nunique()
+        assert sum(counted.per_class.values()) == counted.num_examples
 
 
 def test_budgets_are_drawn_several_times_and_all_labels_once(record):
     for level in ("patch", "chip"):
-        classes = record["levels"][level]["examples"]["train"]["per_class"]
+        classes = record.levels[level].examples.train.per_class
         few = result(record, "encoder", "linear", 2, level)
         every = result(record, "encoder", "linear", "all", level)
-        assert few["num_labels"] == [sum(min(2, num) for num in classes.values())] * 2
-        assert every["num_labels"] == [sum(classes.values())]
-        assert len(few["macro_f1"]["per_draw"]) == 2
-        assert few["macro_f1"]["mean"] == pytest.approx(np.mean(few["macro_f1"]["per_draw"]))
-    assert len({*result(record, "encoder", "linear", 2)["macro_f1"]["per_draw"]}) > 1
+        assert few.num_labels == [sum(min(2, num) for num in classes.values())] * 2
+        assert every.num_labels == [sum(classes.values())]
+        assert len(few.macro_f1.per_draw) == 2
+        assert few.macro_f1.mean == pytest.approx(np.mean(few.macro_f1.per_draw))
+    assert len({*result(record, "encoder", "linear", 2).macro_f1.per_draw}) > 1
 
 
 def test_classes_that_a_level_tells_apart_are_told_apart(record):
-    assert result(record, "band_statistics", "forest", "all")["accuracy"]["mean"] > 0.9
+    assert result(record, "band_statistics", "forest", "all").accuracy.mean > 0.9
     majority = result(record, "majority", "majority", "all")
-    assert majority["balanced_accuracy"]["mean"] == pytest.approx(1 / len(majority["per_class"]))
+    assert majority.balanced_accuracy.mean == pytest.approx(1 / len(majority.per_class))
 
 
 def test_the_scores_are_scikit_learns(run, reflectance_dataset, record):
@@ -130,11 +131,11 @@ def test_the_scores_are_scikit_learns(run, reflectance_dataset, record):
     made = predictions(by_split, LINEAR, "all", 0)
     true, guess = by_split["test"].labels, made.classes[0]
     found = result(record, "encoder", "linear", "all")
-    assert found["accuracy"]["mean"] == pytest.approx((true == guess).mean())
-    assert found["balanced_accuracy"]["mean"] == pytest.approx(balanced_accuracy_score(true, guess))
+    assert found.accuracy.mean == pytest.approx((true == guess).mean())
+    assert found.balanced_accuracy.mean == pytest.approx(balanced_accuracy_score(true, guess))
     scores = f1_score(true, guess, labels=np.unique(true), average=None, zero_division=0)
-    assert found["macro_f1"]["mean"] == pytest.approx(scores.mean())
-    assert [each["f1"] for each in found["per_class"].values()] == pytest.approx(scores)
+    assert found.macro_f1.mean == pytest.approx(scores.mean())
+    assert [each.f1 for each in found.per_class.values()] == pytest.approx(scores)
 
 
 def test_settings_are_never_chosen_by_looking_at_the_test_split(run, reflectance_dataset):
@@ -209,10 +210,21 @@ def scored(ground, ours):
     labels, block, missed = ground
     results = {(LINEAR, "all"): made(ours), (RIVAL, "all"): made(wrong_in(labels, missed))}
     test = examples_of(labels, block)
-    levels = {"patch": level_record(test, results, block, 10, 0)}
-    return {
-        "levels": levels, "budgets": ["all"], "zones": "block",
-    }  # fmt: skip
+    return probes_of_patches(test, results, block)
+
+
+def probes_of_patches(test, results, zone, fewest=10):
+    """A record of patches alone, with all labels."""
+    counted = SplitExamples(num_examples=len(test.labels), num_blocks=40)
+    found, differences, zones = level_record(test, results, zone, fewest, 0)
+    level = Level(
+        examples=Examples(train=counted, test=counted), results=found, differences=differences,
+        zones=zones,
+    )  # fmt: skip
+    return Probes(
+        pretraining_heads={}, own_dataset=True, most=Most(train_examples=1), draws_per_budget=1,
+        features={}, budgets=["all"], zones="block", skipped={}, levels={"patch": level},
+    )  # fmt: skip
 
 
 def test_confusions_by_block_add_up(ground):
@@ -229,11 +241,11 @@ def test_differences_are_paired_so_a_small_steady_gain_is_beyond_chance(ground):
     labels, _, missed = ground
     better = wrong_in(labels, missed & (np.arange(1000) % 10 > 0))
     record = scored(ground, better)
-    ours, theirs = (r["macro_f1"] for r in record["levels"]["patch"]["results"])
-    assert ours["ci95"][0] < theirs["ci95"][1]  # the intervals themselves overlap
-    difference = record["levels"]["patch"]["differences"][0]["macro_f1"]
-    assert difference["mean"] == pytest.approx(ours["mean"] - theirs["mean"])
-    assert difference["ci95"][0] > 0
+    ours, theirs = (r.macro_f1 for r in record.levels["patch"].results)
+    assert ours.ci95[0] < theirs.ci95[1]  # the intervals themselves overlap
+    difference = record.levels["patch"].differences[0].macro_f1
+    assert difference.mean == pytest.approx(ours.mean - theirs.mean)
+    assert difference.ci95[0] > 0
     assert ": the encoder beats band statistics (+0.0" in verdict(record, "patch", "linear", "all")
 
 
@@ -256,7 +268,7 @@ def test_what_may_be_chance_is_not_called_better(ground):
 def test_one_block_has_no_interval(ground):
     labels, block, missed = ground
     record = scored((labels, np.full_like(block, "b"), missed), labels)
-    assert record["levels"]["patch"]["results"][0]["macro_f1"]["ci95"] is None
+    assert record.levels["patch"].results[0].macro_f1.ci95 is None
     said = verdict(record, "patch", "linear", "all")
     assert "cannot be judged against band statistics" in said
     assert "No interval: too few blocks: 1" in said
@@ -266,9 +278,9 @@ def test_a_class_of_one_block_is_named_where_it_leaves_no_interval(ground):
     labels, block, missed = ground
     labels[:25] = np.where(missed[:25], 5, labels[:25])
     record = scored((labels, block, missed), labels)
-    result = record["levels"]["patch"]["results"][0]
-    assert result["macro_f1"]["ci95"] is None and result["accuracy"]["ci95"]
-    assert result["per_class"]["water"]["num_blocks"] == 1
+    result = record.levels["patch"].results[0]
+    assert result.macro_f1.ci95 is None and result.accuracy.ci95
+    assert result.per_class["water"].num_blocks == 1
     assert "water lies in one block only" in verdict(record, "patch", "linear", "all")
 
 
@@ -289,12 +301,12 @@ def test_intervals_cover_the_draws_of_the_labels_too(ground):
 def test_a_class_that_nothing_is_does_not_count(ground):
     labels, _, _ = ground
     record = scored(ground, np.where(np.arange(1000) % 5 == 0, 7, labels))
-    found = record["levels"]["patch"]["results"][0]
-    assert [*found["per_class"]] == ["tree", "cropland"]
+    found = record.levels["patch"].results[0]
+    assert [*found.per_class] == ["tree", "cropland"]
     expected = f1_score(
         labels, np.where(np.arange(1000) % 5 == 0, 7, labels), labels=[0, 1], average="macro"
     )
-    assert found["macro_f1"]["mean"] == pytest.approx(expected)
+    assert found.macro_f1.mean == pytest.approx(expected)
 
 
 # Zones.
@@ -305,24 +317,23 @@ def test_the_worst_zone_is_named_and_small_ones_are_not(ground):
     bad = wrong_in(labels, block == "b07")
     bad = wrong_in(bad, (block == "b09") & (np.arange(1000) % 25 < 3))
     record = scored(ground, bad)
-    zones = record["levels"]["patch"]["zones"]
-    assert zones["worst"] == "b07"
-    assert len(zones["per_zone"]) == 40
+    zones = record.levels["patch"].zones
+    assert zones.worst == "b07"
+    assert len(zones.per_zone) == 40
     text = worst_zone(record, "patch")
     assert text.startswith("patch, worst block of 40: b07 (25 examples), macro-F1 0.000, ")
     assert "where the best is band statistics by linear" in text
-    few = level_record(
-        examples_of(labels, block), {(LINEAR, "all"): made(bad)}, block, fewest=26, seed=0
-    )
-    assert few["zones"]["worst"] is None
+    few = probes_of_patches(examples_of(labels, block), {(LINEAR, "all"): made(bad)}, block, 26)
+    assert few.levels["patch"].zones.worst is None
+    assert worst_zone(few, "patch") == ""
 
 
 def test_zones_are_the_dataset_s_regions(reflectance_dataset, record):
-    assert record["zones"] == "region"
-    zones = record["levels"]["patch"]["zones"]["per_zone"]
+    assert record.zones == "region"
+    zones = record.levels["patch"].zones.per_zone
     assert [*zones] == ["east", "west"]
-    num = record["levels"]["patch"]["examples"]["test"]["num_examples"]
-    assert sum(zone["num_examples"] for zone in zones.values()) == num
+    num = record.levels["patch"].examples.test.num_examples
+    assert sum(zone.num_examples for zone in zones.values()) == num
 
 
 def test_one_region_is_told_apart_by_its_blocks(tmp_path):
@@ -440,16 +451,16 @@ def test_a_level_whose_labels_are_all_alike_is_skipped_and_said_to_be(
     record = probe_run(
         run, reflectance_dataset, tmp_path / "p.json", budgets=("all",), features=("encoder",)
     )
-    assert [*record["levels"]] == ["patch"]
-    assert record["skipped"] == {"chip": "the labels of its train examples are of 1 classes"}
+    assert [*record.levels] == ["patch"]
+    assert record.skipped == {"chip": "the labels of its train examples are of 1 classes"}
 
 
 def test_without_validation_ground_it_works(run, tmp_path):
     plan = replace(PLAN, split=replace(PLAN.split, val=0.0))
     dataset = small_dataset(tmp_path / "d", many_bands(2), plan)
     record = probe_run(run, dataset, tmp_path / "p.json", budgets=(2,), features=("encoder",))
-    assert record["levels"]["patch"]["examples"]["val"]["num_examples"] == 0
-    assert result(record, "encoder", "linear", 2)["chosen"] == [probing.STRENGTHS[3]] * 2
+    assert record.levels["patch"].examples.val.num_examples == 0
+    assert result(record, "encoder", "linear", 2).chosen == [probing.STRENGTHS[3]] * 2
 
 
 # For readers.
@@ -462,11 +473,11 @@ def test_tables_have_a_column_a_budget_and_forests_beside_every_probe(record):
     assert [row[0] for row in rows] == [
         "encoder", "band statistics", "forest on band statistics", "majority class",
     ]  # fmt: skip
-    shown = result(record, "encoder", "nearest", "all")["macro_f1"]
-    assert rows[0][2] == f"{shown['mean']:.3f}\n{shown['ci95'][0]:.3f}-{shown['ci95'][1]:.3f}"
+    shown = result(record, "encoder", "nearest", "all").macro_f1
+    assert rows[0][2] == f"{shown.mean:.3f}\n{shown.ci95[0]:.3f}-{shown.ci95[1]:.3f}"
 
 
 def test_what_pretraining_saw_is_said(record):
     assert "pretrained with land-cover labels" in probe_table.explained(record)
-    unseen = record | {"pretraining_heads": {"pixels": 1.0}}
+    unseen = record.model_copy(update={"pretraining_heads": {"pixels": 1.0}})
     assert "pretrained with land-cover labels" not in probe_table.explained(unseen)

@@ -1,12 +1,10 @@
-import json
-from dataclasses import asdict
-
 import numpy as np
 import pytest
 
 from bharateo.errors import DatasetError
 from bharateo.evaluation.features import MAKERS, Features
 from bharateo.evaluation.retrieval import precision_at, retrieval_record, retrieval_rows
+from bharateo.results import Retrieval
 from handover.tiny_run import tiny_run
 
 NUM_PLACES, NUM_BLOCKS = 600, 6
@@ -89,8 +87,7 @@ def test_few_blocks_have_no_interval_and_few_neighbours_are_shown():
     found = precision_at(features(told, labels, block), k=20)
     assert found["tree"].ci95 is None
     assert found["tree"].no_interval == "too few blocks: 2 of them, an interval needs 5"
-    shown = {name: asdict(score) for name, score in found.items()}
-    _, rows = retrieval_rows({"k": 20, "scores": {"encoder": shown}})
+    _, rows = retrieval_rows(Retrieval(split="test", k=20, seed=0, scores={"encoder": found}))
     assert rows[0][3] == f"{found['tree'].precision:.3f} of 2"
 
 
@@ -112,14 +109,12 @@ def test_a_single_block_is_refused(places):
 def test_a_run_is_scored_beside_every_humble_extractor(reflectance_dataset, tmp_path):
     run = tiny_run(tmp_path / "run", reflectance_dataset)
     record = retrieval_record(run, reflectance_dataset, "train", k=5)
-    assert record["scores"].keys() == MAKERS.keys()
-    assert json.loads(json.dumps(record)) == json.loads(
-        json.dumps(retrieval_record(run, reflectance_dataset, "train", k=5))
-    )
+    assert record.scores.keys() == MAKERS.keys()
+    assert record == retrieval_record(run, reflectance_dataset, "train", k=5)
     head, rows = retrieval_rows(record)
     assert len(head) == 3 + len(MAKERS)
     assert {len(row) for row in rows} == {len(head)}
-    encoder = record["scores"]["encoder"]
-    asked = {name: {e["num_queries"] for e in (s[name] for s in record["scores"].values())}
+    encoder = record.scores["encoder"]
+    asked = {name: {e.num_queries for e in (s[name] for s in record.scores.values())}
              for name in encoder}  # fmt: skip
     assert all(len(numbers) == 1 for numbers in asked.values())

@@ -83,9 +83,9 @@ def test_the_loss_of_a_run_with_one_head_is_that_heads():
 
 def test_where_there_is_nothing_to_measure_there_is_no_number():
     record = report(row_of(scalars=0.0, labelled=0.0)[None], WEIGHTS, "key")
-    assert record.pop("no_interval") == {}
-    del record["confusion_masked"]
-    assert set(record.values()) == {None}
+    assert record.no_interval == {}
+    values = record.model_dump(exclude={"no_interval", "confusion_masked"})
+    assert set(values.values()) == {None}
 
 
 def test_chips_of_a_block_add_up():
@@ -124,7 +124,7 @@ def test_blocks_are_drawn_whole_with_replacement():
 def test_resamples_of_a_known_case():
     """Two blocks, all right and all wrong: 0, 1/2, 1 in shares of 1/4, 1/2, 1/4."""
     table = accuracy_table([0, 10])
-    assert report(table, WEIGHTS, "key")["esa_acc_masked"] == 0.5
+    assert report(table, WEIGHTS, "key").esa_acc_masked == 0.5
     draws = metrics(resample(table, "key"), WEIGHTS)["esa_acc_masked"]
     shares = [(draws == value).mean() for value in (0, 0.5, 1)]
     assert shares == pytest.approx([0.25, 0.5, 0.25], abs=0.05)
@@ -132,7 +132,7 @@ def test_resamples_of_a_known_case():
 
 def test_the_interval_is_about_as_wide_as_theory_has_it():
     right = np.random.default_rng(1).integers(2, 10, 100)
-    low, high = report(accuracy_table(right), WEIGHTS, "key")["esa_acc_masked_ci95"]
+    low, high = report(accuracy_table(right), WEIGHTS, "key").esa_acc_masked_ci95
     error = (right / 10).std() / 10
     assert high - low == pytest.approx(2 * 1.96 * error, rel=0.1)
     assert low < right.mean() / 10 < high
@@ -143,7 +143,7 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
     covered = 0
     for trial in range(200):
         record = report(accuracy_table(rng.binomial(10, 0.7, 30)), WEIGHTS, str(trial))
-        low, high = record["esa_acc_masked_ci95"]
+        low, high = record.esa_acc_masked_ci95
         covered += low <= 0.7 <= high
     assert 0.88 < covered / 200 < 0.99
 
@@ -156,16 +156,17 @@ def test_the_same_blocks_have_the_same_interval():
 
 def test_one_block_has_no_interval():
     record = report(accuracy_table([7]), WEIGHTS, "key")
-    assert record["esa_acc_masked"] == 0.7
-    assert all(value is None for name, value in record.items() if name.endswith("_ci95"))
+    assert record.esa_acc_masked == 0.7
+    assert all(value is None for name, value in record if name.endswith("_ci95"))
 
 
 def test_every_metric_has_an_interval_beside_it():
     record = report(accuracy_table([1, 5]), WEIGHTS, "key")
-    names = {name for name in record if not name.endswith("_ci95")}
+    there = {name for name, _ in record}
+    names = {name for name in there if not name.endswith("_ci95")}
     names -= {"confusion_masked", "no_interval"}
-    assert {f"{name}_ci95" for name in names} == {name for name in record if "ci95" in name}
-    assert record["confusion_masked"][0][:2] == [6, 14]
+    assert {f"{name}_ci95" for name in names} == {name for name in there if "ci95" in name}
+    assert record.confusion_masked[0][:2] == [6, 14]
 
 
 # The model beside a baseline.
@@ -175,15 +176,15 @@ def test_gain_and_ratio_are_of_the_same_blocks():
     ours, theirs = accuracy_table([8, 9, 6] * 2), accuracy_table([4, 8, 6] * 2)
     theirs[:, 1] *= 2  # twice the absolute error
     record = against(ours, theirs, "key")
-    assert record["esa_acc_masked_gain"] == pytest.approx(5 / 30)
-    assert record["masked_mae_ratio"] == 0.5
-    assert record["masked_mae_ratio_ci95"] == pytest.approx([0.5, 0.5])
-    low, high = record["esa_acc_masked_gain_ci95"]
+    assert record.esa_acc_masked_gain == pytest.approx(5 / 30)
+    assert record.masked_mae_ratio == 0.5
+    assert record.masked_mae_ratio_ci95 == pytest.approx((0.5, 0.5))
+    low, high = record.esa_acc_masked_gain_ci95
     assert 0 <= low < 5 / 30 < high <= 0.4
 
 
 def test_a_model_is_as_good_as_itself():
     table = accuracy_table([8, 3, 6, 7, 2])
     record = against(table, table, "key")
-    assert record["esa_acc_masked_gain_ci95"] == [0.0, 0.0]
-    assert record["masked_mae_ratio_ci95"] == [1.0, 1.0]
+    assert record.esa_acc_masked_gain_ci95 == (0.0, 0.0)
+    assert record.masked_mae_ratio_ci95 == (1.0, 1.0)

@@ -252,14 +252,16 @@ def test_the_card_is_written_from_the_run(run, folder):
     assert "offset -0.1" in body or "+ -0.1" in body
     assert "Labels by nobody" in body
     presented = run.contract.presented
-    tokens = presented["chips_per_epoch"] * presented["epochs"] * 16
+    tokens = presented.chips_per_epoch * presented.epochs * 16
     assert f"| token presentations | {tokens:,} tokens |" in body
     assert "no score is known" in body
     assert "None" not in body
 
 
 def test_the_card_shows_the_scores_beside_their_baselines(run, tmp_path):
-    write_json(run.path / "evaluation.json", {"splits": {"test": split_scores((0.041, 0.801))}})
+    dataset = {"name": "d", "path": "d", "fingerprint": "f"}
+    scores = {"dataset": dataset, "splits": {"test": split_scores((0.041, 0.801))}}
+    write_json(run.path / "evaluation.json", scores)
     save_folder(run, tmp_path / "scored", "apache-2.0")
     header, body = card(tmp_path / "scored")
     assert header["license"] == "apache-2.0"
@@ -275,11 +277,18 @@ def test_the_card_shows_the_probes_beside_those_on_simpler_features(run, tmp_pat
         return {"features": features, "probe": probe, "budget": budget, **metrics}
 
     results = [
-        result("encoder", "linear", "all", 0.61),
         result("encoder", "linear", 5, 0.33),
+        result("encoder", "linear", "all", 0.61),
+        result("band_statistics", "forest", 5, 0.33),
         result("band_statistics", "forest", "all", 0.52),
     ]
-    write_json(run.path / "probes.json", {"levels": {"patch": {"results": results}}})
+    counted = {key: {"num_examples": 9, "num_blocks": 3} for key in ("train", "test")}
+    level = {"examples": counted, "results": results, "differences": [],
+             "zones": {"per_zone": {}, "worst": None}}  # fmt: skip
+    record = {"pretraining_heads": {}, "own_dataset": True, "most": {"train_examples": 9},
+              "draws_per_budget": 1, "features": {}, "budgets": [5, "all"], "zones": "block",
+              "skipped": {}, "levels": {"patch": level}}  # fmt: skip
+    write_json(run.path / "probes.json", record)
     save_folder(run, tmp_path / "probed")
     _, body = card(tmp_path / "probed")
     assert "| **encoder** | linear | 0.610 (0.590-0.630) |" in body

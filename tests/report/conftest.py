@@ -16,6 +16,7 @@ from bharateo.landcover import WORLDCOVER, palette
 from bharateo.pixels.raster import Raster
 from bharateo.regions import Region
 from bharateo.report.html import RunFiles
+from bharateo.results import Evaluation, Provenance
 from bharateo.sensor import SENTINEL2_L1C, WORLDCOVER_PALETTE
 from bharateo.sources import ImageSource, LabelSource, Recipe
 from bharateo.training.contract import Contract
@@ -134,9 +135,9 @@ def make_run():
         return RunFiles(
             Contract.model_validate_json(json.dumps(contract)),
             history,
-            evaluation,
+            Evaluation.model_validate_json(json.dumps(evaluation)),
             to_yaml(config),
-            provenance or {},
+            Provenance(**provenance or {}),
         )
 
     return make

@@ -5,6 +5,8 @@ import json
 
 import numpy as np
 
+from bharateo.results import SplitScores
+
 
 def fingerprint(dataset):
     return hashlib.sha256((dataset.path / "dataset.json").read_bytes()).hexdigest()
@@ -56,6 +58,11 @@ def split_scores(model=(0.041, 0.801), num_blocks=12):
     }
 
 
+def typed(scores):
+    """A split's record as the report reads it."""
+    return SplitScores.model_validate_json(json.dumps(scores))
+
+
 def history_row(epoch, has_val):
     train = {
         "loss": 0.5 / epoch,
@@ -74,9 +81,9 @@ def write_run(folder, files):
     """The run's files as they lie on disk."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "contract.json").write_text(json.dumps(files.contract.to_json()))
-    (folder / "evaluation.json").write_text(json.dumps(files.evaluation))
+    (folder / "evaluation.json").write_text(json.dumps(files.evaluation.model_dump()))
     (folder / "history.jsonl").write_text("".join(json.dumps(r) + "\n" for r in files.history))
     (folder / "config.yaml").write_text(files.config)
-    if files.provenance:
-        (folder / "provenance.json").write_text(json.dumps(files.provenance))
+    if files.provenance.why:
+        (folder / "provenance.json").write_text(json.dumps(files.provenance.model_dump()))
     return folder

@@ -17,7 +17,7 @@ from damage import change
 def run(make_dataset, make_run, record, tmp_path):  # noqa: F811
     files = make_run(make_dataset(WORLDCOVER_PALETTE), provenance={"why": "A test."})
     folder = write_run(tmp_path / "run", files)
-    (folder / "probes.json").write_text(json.dumps(record))
+    (folder / "probes.json").write_text(json.dumps(record.model_dump()))
     assert html.read_run(folder).probes is not None
     return folder
 

@@ -7,8 +7,9 @@ from made_up_run import write_run
 from test_html import Page
 
 from bharateo.evaluation.features import Features
-from bharateo.evaluation.probe_table import Predictions, Row, level_record
+from bharateo.evaluation.probe_table import Predictions, level_record
 from bharateo.report import html, probes
+from bharateo.results import Examples, Level, Most, Probes, Row, SplitExamples
 from bharateo.sensor import WORLDCOVER_PALETTE
 
 RIGHT = {"encoder": (0.6, 0.9), "random_encoder": (0.4, 0.5), "band_statistics": (0.5, 0.7)}
@@ -33,34 +34,36 @@ def record():
         for budget, share in zip((5, "all"), shares, strict=True)
     }
     results |= {(Row("majority", "majority"), budget): made(0.33) for budget in (5, "all")}
-    counted = {"num_examples": 800, "num_chips": 20, "num_blocks": 20, "per_class": {}}
-    return {
-        "own_dataset": True,
-        "pretraining_heads": {"pixels": 1.0},
-        "most": {"train_examples": 20_000},
-        "draws_per_budget": 5,
-        "features": dict.fromkeys(RIGHT, "numbers <made> of pixels"),
-        "budgets": [5, "all"],
-        "zones": "block",
-        "skipped": {"chip": "the labels are of one class"},
-        "levels": {
-            "patch": {"examples": dict.fromkeys(("train", "test"), counted)}
-            | level_record(test, results, block, 10, 0)
-        },
-    }
+    counted = SplitExamples(num_examples=800, num_chips=20, num_blocks=20)
+    found, differences, zones = level_record(test, results, block, 10, 0)
+    level = Level(
+        examples=Examples(train=counted, test=counted), results=found, differences=differences,
+        zones=zones,
+    )  # fmt: skip
+    return Probes(
+        own_dataset=True,
+        pretraining_heads={"pixels": 1.0},
+        most=Most(train_examples=20_000),
+        draws_per_budget=5,
+        features=dict.fromkeys(RIGHT, "numbers <made> of pixels"),
+        budgets=[5, "all"],
+        zones="block",
+        skipped={"chip": "the labels are of one class"},
+        levels={"patch": level},
+    )
 
 
 @pytest.fixture
 def page(record, make_dataset, make_run):
     dataset = make_dataset(WORLDCOVER_PALETTE)
     files = make_run(dataset)
-    return html.article(replace(files, probes=json.loads(json.dumps(record))), dataset, [])
+    return html.article(replace(files, probes=record), dataset, [])
 
 
 def test_the_section_says_who_wins_with_figures_and_links_to_it(page, record):
     Page(page)
     assert '<a href="#probes">' in page
-    mean = record["levels"]["patch"]["results"][1]["macro_f1"]["mean"]
+    mean = record.levels["patch"].results[1].macro_f1.mean
     assert f'<td class="num best">{mean:.3f}<span class="sr"> (best)</span>' in page
     assert "Patch, linear probe, all labels: the encoder beats random encoder (+0.4" in page
     assert "No chip was probed: the labels are of one class." in page
@@ -75,7 +78,7 @@ def test_every_row_of_the_table_is_in_the_chart(page, record):
 
 
 def test_the_best_of_every_column_is_marked(record):
-    rows = {row.method: row for row in probes.table_rows(record, "patch", "linear")}
+    rows = {row.method: row for row in probes.table_rows(record.levels["patch"], "linear")}
     assert all(cell.best for cell in rows["model"].cells)
     assert not any(cell.best for cell in rows["majority"].cells)
     assert [len(row.cells) for row in rows.values()] == [4] * 4
@@ -96,5 +99,5 @@ def test_a_run_that_was_not_probed_has_no_such_section(make_dataset, make_run):
 def test_the_probes_of_a_run_folder_are_read(record, make_dataset, make_run, tmp_path):
     run = write_run(tmp_path / "run", make_run(make_dataset(WORLDCOVER_PALETTE)))
     assert html.read_run(run).probes is None
-    (run / "probes.json").write_text(json.dumps(record))
-    assert html.read_run(run).probes == json.loads(json.dumps(record))
+    (run / "probes.json").write_text(json.dumps(record.model_dump()))
+    assert html.read_run(run).probes == record

@@ -23,10 +23,11 @@ from bharateo.evaluation.probing import probe_run
 from bharateo.evaluation.reconstruction import examples
 from bharateo.explorer import write
 from bharateo.handover import card
-from bharateo.handover.card import PROBES_FILE, model_card
+from bharateo.handover.card import model_card
 from bharateo.landcover import WORLDCOVER
 from bharateo.regions import Region
 from bharateo.report import html, notebook
+from bharateo.results import PROBES_FILE, Ablation, Probes, read_result
 from bharateo.sensor import Band, Composite
 from bharateo.sources import Recipe
 from bharateo.training.checkpoint import Run
@@ -87,7 +88,7 @@ def made(folder, planted):
     (run.path / "config.yaml").write_text(yaml.safe_dump({"data": {"aoi": name()}, "x": name()}))
     (run.path / "provenance.json").write_text(json.dumps({"why": name()}))
     (run.path / "history.jsonl").write_text('{"epoch": 1, "loss": 0.5, "lr": 0.1}\n')
-    evaluation = evaluate(run, dataset, run.path / "evaluation.json")
+    evaluation = evaluate(run, dataset, run.path / "evaluation.json").model_dump()
     split = evaluation["splits"].pop("val")
     split["baselines"][name()] = split["baselines"].pop("bilinear")
     split["per_roi"] = {name(): split["per_roi"].popitem()[1], name(): evaluation["splits"]["test"]}
@@ -98,7 +99,7 @@ def made(folder, planted):
     probes = probe_run(
         run, dataset, run.path / "probes.json", levels=["patch"], budgets=["all"],
         features=["encoder", "band_statistics"],
-    )  # fmt: skip
+    ).model_dump()  # fmt: skip
     other = name()
     probes["features"][other] = name()
     for each in probes["levels"]["patch"]["results"]:
@@ -168,7 +169,9 @@ def test_the_report_has_the_same_elements_whatever_things_are_called(both):
 def test_figures_of_a_notebook_have_the_same_elements(both):
     for show in (
         lambda dataset, run: notebook.show_regions(dataset),
-        lambda dataset, run: notebook.show_probes(json.loads((run.path / PROBES_FILE).read_text())),
+        lambda dataset, run: notebook.show_probes(
+            read_result(Probes, run.path / PROBES_FILE, "probe")
+        ),
     ):
         no_other_elements(*(show(*one)._repr_html_() for one in both))
 
@@ -212,18 +215,22 @@ def test_the_model_card_has_the_same_elements_whatever_things_are_called(both):
 
 
 def test_the_table_of_an_ablation_has_the_same_elements(both):
-    score = {"mean": 0.5, "ci95": None, "against_base": 0.0, "against_base_ci95": None}
+    score = {
+        "mean": 0.5, "ci95": None, "per_seed": [], "against_base": 0.0, "against_base_ci95": None,
+    }  # fmt: skip
     pages = []
     for planted in (False, True):
         name = Names(planted)
         scores = dict.fromkeys(
             ("accuracy", "balanced_accuracy", "macro_f1"), score | {"no_interval": name()}
         )
-        cell = {"name": name(), "settings": {"a.b": name()}, "scores": scores}
-        pages.append(rendered(markdown({
-            "dataset": {"name": name()}, "factors": [name()], "seeds": [1], "cells": [cell],
-            "base": "", "probe": {"num_train": 1, "num_test": 1, "num_blocks": 1},
-        })))  # fmt: skip
+        cell = {"name": name(), "settings": {"a.b": name()}, "scores": scores,
+                "runs": [], "config": ""}  # fmt: skip
+        pages.append(rendered(markdown(Ablation.model_validate_json(json.dumps({
+            "dataset": {"name": name(), "fingerprint": ""}, "factors": [name()], "seeds": [1],
+            "cells": [cell], "base": "", "code_version": "",
+            "probe": {"num_train": 1, "num_test": 1, "num_blocks": 1},
+        })))))  # fmt: skip
     same_elements(*pages)
 
 

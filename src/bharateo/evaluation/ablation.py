@@ -18,12 +18,11 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-from pydantic import ConfigDict, Field
 
-from bharateo.artefacts import Record, checked, read_json
+from bharateo.artefacts import checked, read_json
 from bharateo.chips.store import SPLITS, Dataset
 from bharateo.config import Config, setting, to_record, to_yaml, with_settings
 from bharateo.errors import ConfigError, ContractError, RunError
@@ -34,6 +33,16 @@ from bharateo.evaluation.scores import confusion
 from bharateo.files import write_json, write_text
 from bharateo.landcover import NUM_CLASSES
 from bharateo.plain_yaml import parse_yaml
+from bharateo.results import (
+    ABLATION_FILE,
+    AblatedDataset,
+    Ablation,
+    AblationCell,
+    AblationProbe,
+    Confusion,
+    Number,
+    Part,
+)
 from bharateo.sensor import BAND_SETS, named_bands
 from bharateo.training.checkpoint import Run, dataset_fingerprint
 from bharateo.training.loop import Progress, pretrain
@@ -42,7 +51,6 @@ from bharateo.version import __version__
 SCHEMA_VERSION = 1
 SHARED_FILE = "shared.json"
 PROBE_FILE = "probe.json"
-TABLE_FILE = "ablation.json"
 BANDS = "training.bands"
 WEIGHT, TARGET = "heads.landcover.weight", "heads.landcover.options.target"
 WEIGHTS = (0, 0.2, 0.5)
@@ -188,7 +196,7 @@ def ablate(
     output: Path,
     seeds: int,
     on_progress: OnProgress = lambda done, total, note: None,
-) -> dict[str, Any]:
+) -> Ablation:
     """Train and score every cell with so many seeds, and write the table; the first is the base.
 
     Goes on where it stopped. More cells and seeds may be asked for later: what is there is kept.
@@ -206,7 +214,7 @@ def ablate(
     claim(output, base, dataset)
     numbers = [base.training.seed + number for number in range(seeds)]
     total = len(cells) * seeds
-    probes: dict[str, list[dict[str, Any]]] = {}
+    probes: dict[str, list[ProbeRecord]] = {}
     for done, (cell, seed) in enumerate(itertools.product(cells, numbers)):
         folder = output / cell.name / f"seed-{seed}"
 
@@ -253,7 +261,7 @@ def claim(output: Path, base: Config, dataset: Dataset) -> None:
 
 def probed(
     config: Config, dataset: Dataset, folder: Path, told: Callable[[float, str], None]
-) -> dict[str, Any]:
+) -> ProbeRecord:
     """Train one run of the grid and probe it, or read what was found before."""
     path = folder / PROBE_FILE
 
@@ -263,33 +271,21 @@ def probed(
     run = pretrain(dataset, config, folder, show)  # also checks that the folder holds this run
     told(0.9, "probe")
     if not path.exists():
-        write_json(path, probe(run))
+        write_json(path, probe(run).model_dump())
     remedy = "delete it, and the run is probed again"
-    record: dict[str, Any] = read_json(path, RunError, remedy)
-    checked(ProbeRecord, record, str(path), RunError, remedy)
-    return record
+    return checked(ProbeRecord, read_json(path, RunError, remedy), str(path), RunError, remedy)
 
 
-_Counts = Annotated[
-    tuple[Annotated[int, Field(ge=0, le=2**53)], ...],
-    Field(min_length=NUM_CLASSES, max_length=NUM_CLASSES),
-]
-
-
-class ProbeRecord(Record):
+class ProbeRecord(Part):
     """The contents of ``probe.json``; ``confusion`` is that of every block of test ground."""
 
-    model_config = ConfigDict(extra="allow")
-
+    strength: Number | None = None
     num_train: int
     num_test: int
-    confusion: dict[
-        str,
-        Annotated[tuple[_Counts, ...], Field(min_length=NUM_CLASSES, max_length=NUM_CLASSES)],
-    ]
+    confusion: dict[str, Confusion]
 
 
-def probe(run: Run) -> dict[str, Any]:
+def probe(run: Run) -> ProbeRecord:
     """A linear probe of the run's patches, as confusion matrices by block of test ground."""
     dataset, config = run.own_dataset(), run.model.config
     examples = {
@@ -302,15 +298,15 @@ def probe(run: Run) -> dict[str, Any]:
     fitted = fit_linear(train.values, train.labels, *held_out)
     predicted = fitted.predict(test.values)
     names, block = np.unique(test.block.astype(str), return_inverse=True)
-    return {
-        "strength": fitted.strength,
-        "num_train": len(train.labels),
-        "num_test": len(test.labels),
-        "confusion": {
+    return ProbeRecord(
+        strength=fitted.strength,
+        num_train=len(train.labels),
+        num_test=len(test.labels),
+        confusion={
             name: confusion(test.labels[block == number], predicted[block == number]).tolist()
             for number, name in enumerate(names.tolist())
         },
-    }
+    )
 
 
 def _some(examples: Features) -> Features:
@@ -324,43 +320,38 @@ def write_table(
     dataset: Dataset,
     output: Path,
     seeds: Sequence[int],
-    probes: Mapping[str, Sequence[Mapping[str, Any]]],
-) -> dict[str, Any]:
+    probes: Mapping[str, Sequence[ProbeRecord]],
+) -> Ablation:
     """Compare the cells and write ``ablation.json`` and ``ablation.md``."""
-    every = (each["confusion"] for some in probes.values() for each in some)
+    every = (each.confusion for some in probes.values() for each in some)
     blocks = sorted({block for one in every for block in one})
     first = probes[cells[0].name][0]
     found = compared({name: _counts(each, blocks) for name, each in probes.items()}, cells[0].name)
-    record = {
-        "schema_version": SCHEMA_VERSION,
-        "code_version": __version__,
-        "dataset": {"name": dataset.info["name"], "fingerprint": dataset_fingerprint(dataset)},
-        "base": cells[0].name,
-        "factors": list(cells[0].settings),
-        "seeds": list(seeds),
-        "probe": {
-            "num_train": first["num_train"],
-            "num_test": first["num_test"],
-            "num_blocks": len(blocks),
-        },
-        "cells": [
-            {
-                "name": cell.name,
-                "settings": dict(cell.settings),
-                "runs": [f"{cell.name}/seed-{seed}" for seed in seeds],
-                "config": hashlib.sha256(to_yaml(cell.config).encode()).hexdigest(),
-                "scores": found[cell.name],
-            }
+    record = Ablation(
+        code_version=__version__,
+        dataset=AblatedDataset(name=dataset.info["name"], fingerprint=dataset_fingerprint(dataset)),
+        base=cells[0].name,
+        factors=list(cells[0].settings),
+        seeds=list(seeds),
+        probe=AblationProbe(
+            num_train=first.num_train, num_test=first.num_test, num_blocks=len(blocks)
+        ),
+        cells=[
+            AblationCell(
+                name=cell.name,
+                settings=dict(cell.settings),
+                runs=[f"{cell.name}/seed-{seed}" for seed in seeds],
+                config=hashlib.sha256(to_yaml(cell.config).encode()).hexdigest(),
+                scores=found[cell.name],
+            )
             for cell in cells
         ],
-    }
-    write_json(output / TABLE_FILE, record)
+    )
+    write_json(output / ABLATION_FILE, record.model_dump())
     write_text(output / "ablation.md", markdown(record))
     return record
 
 
-def _counts(probes: Sequence[Mapping[str, Any]], blocks: Sequence[str]) -> Confusions:
+def _counts(probes: Sequence[ProbeRecord], blocks: Sequence[str]) -> Confusions:
     nothing = np.zeros((NUM_CLASSES, NUM_CLASSES), np.int64)  # windows of another size miss some
-    return np.array(
-        [[each["confusion"].get(block, nothing) for block in blocks] for each in probes]
-    )
+    return np.array([[each.confusion.get(block, nothing) for block in blocks] for each in probes])

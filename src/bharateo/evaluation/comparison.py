@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int64
@@ -18,8 +17,7 @@ from bharateo.evaluation.intervals import interval, resampled_blocks, why_none
 from bharateo.evaluation.scores import CLASS_MEANS, class_metrics, one_block_classes
 from bharateo.handover.card import markdown_text
 from bharateo.landcover import BHARATEO_CLASSES
-
-METRICS = ("accuracy", "balanced_accuracy", "macro_f1")
+from bharateo.results import METRICS, Ablation, Compared, ComparedScore
 
 Confusions = Int64[np.ndarray, "repeat block true predicted"]
 """Counts of (true, predicted) classes of a cell, for every repeat and every block of ground."""
@@ -74,12 +72,11 @@ class Scores:
         """A metric's mean over the repeats."""
         return float(self.whole[metric].mean())
 
-    def ci95(self, metric: str) -> list[float] | None:
+    def ci95(self, metric: str) -> tuple[float, float] | None:
         """Its interval over ground and repeats, None where none can hold."""
         if self.no_interval(metric):
             return None
-        bounds = interval(self.whole[metric], self.resampled[metric], self.num_blocks)
-        return list(bounds) if bounds else None
+        return interval(self.whole[metric], self.resampled[metric], self.num_blocks)
 
     def no_interval(self, metric: str) -> str | None:
         """Why it has no interval, None where it has one."""
@@ -93,28 +90,28 @@ def compared(
     seed: int = 0,
     classes: Sequence[str] = CLASS_NAMES,
     unit: str = "block",
-) -> dict[str, Any]:
-    """Every cell's scores and their differences to the base cell's, as plain JSON by cell.
+) -> dict[str, Compared]:
+    """Every cell's scores and their differences to the base cell's, by cell.
 
     All cells hold the same seeds and the same blocks, in the same order. ``classes`` are the
     names of the matrices' classes, ``unit`` what a block is called.
     """
     times = resampled_blocks(cells[base].shape[1], seed)
     scores = {name: Scores.of(counts, times, classes, unit) for name, counts in cells.items()}
-    found: dict[str, Any] = {}
+    found = {}
     for name, own in scores.items():
         difference = own.minus(scores[base])
-        found[name] = {
-            metric: {
-                "mean": own.mean(metric),
-                "ci95": own.ci95(metric),
-                "per_seed": own.whole[metric].tolist(),
-                "against_base": difference.mean(metric),
-                "against_base_ci95": difference.ci95(metric),
-                "no_interval": difference.no_interval(metric),
-            }
+        found[name] = Compared(**{
+            metric: ComparedScore(
+                mean=own.mean(metric),
+                ci95=own.ci95(metric),
+                per_seed=own.whole[metric].tolist(),
+                against_base=difference.mean(metric),
+                against_base_ci95=difference.ci95(metric),
+                no_interval=difference.no_interval(metric),
+            )
             for metric in METRICS
-        }
+        })  # fmt: skip
     return found
 
 
@@ -125,19 +122,18 @@ def header(factors: Sequence[str]) -> list[str]:
     return [*columns, *names, f"{names[-1]} against base"]
 
 
-def rows(record: Mapping[str, Any]) -> list[list[str]]:
+def rows(record: Ablation) -> list[list[str]]:
     """The table of a finished ablation, a row a cell, the base first."""
     table = []
-    for cell in record["cells"]:
-        scores = cell["scores"]
-        last = scores[METRICS[-1]]
+    for cell in record.cells:
+        scores = [cell.scores.score(metric) for metric in METRICS]
         table.append(
             [
-                *(str(value) for value in cell["settings"].values()),
-                *(shown(scores[name]["mean"], scores[name]["ci95"]) for name in METRICS),
+                *(str(value) for value in cell.settings.values()),
+                *(shown(score.mean, score.ci95) for score in scores),
                 "base"
-                if cell["name"] == record["base"]
-                else shown(last["against_base"], last["against_base_ci95"], "+"),
+                if cell.name == record.base
+                else shown(scores[-1].against_base, scores[-1].against_base_ci95, "+"),
             ]
         )
     return table
@@ -148,29 +144,29 @@ def shown(value: float, ci95: Sequence[float] | None, sign: str = "") -> str:
     return f"{value:{sign}.3f}" + (f" [{ci95[0]:{sign}.3f}, {ci95[1]:{sign}.3f}]" if ci95 else "")
 
 
-def markdown(record: Mapping[str, Any]) -> str:
+def markdown(record: Ablation) -> str:
     """The table of a finished ablation with what is needed to read it."""
-    columns = header(record["factors"])
+    columns = header(record.factors)
     escaped = [[markdown_text(cell) for cell in line] for line in (columns, *rows(record))]
     lines = [escaped[0], ["---"] * len(columns), *escaped[1:]]
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    title = f"# Ablation on {markdown_text(record['dataset']['name'])}"
+    title = f"# Ablation on {markdown_text(record.dataset.name)}"
     return f"{title}\n\n{markdown_text(explained(record))}\n\n{table}\n"
 
 
-def explained(record: Mapping[str, Any]) -> str:
+def explained(record: Ablation) -> str:
     """What the numbers of the table are, in a few sentences."""
-    seeds, probe = record["seeds"], record["probe"]
+    seeds, probe = record.seeds, record.probe
     one = "one seed, so the intervals cover the ground alone" if len(seeds) == 1 else ""
     reasons = {
-        score["no_interval"]: None for cell in record["cells"] for score in cell["scores"].values()
+        cell.scores.score(metric).no_interval: None for cell in record.cells for metric in METRICS
     }
     without = "; ".join(filter(None, reasons))
     return (
-        f"Frozen features of {len(record['cells'])} trainings "
+        f"Frozen features of {len(record.cells)} trainings "
         f"({one or f'each with {len(seeds)} seeds'}), probed patch by patch: a linear probe on "
-        f"{probe['num_train']:,} labelled patches of the train split, its regularisation chosen on "
-        f"val, scored on {probe['num_test']:,} patches in {probe['num_blocks']} blocks of test "
+        f"{probe.num_train:,} labelled patches of the train split, its regularisation chosen on "
+        f"val, scored on {probe.num_test:,} patches in {probe.num_blocks} blocks of test "
         "ground. In brackets: 95 % intervals over resampled blocks, and over seeds by Student's "
         "t. Differences to the base are paired by seed and block."
         + (f" Where there is no interval: {without}." if without else "")

@@ -22,10 +22,10 @@ from bharateo.evaluation.scores import (
 from bharateo.files import write_json
 from bharateo.models.heads import Batch, LandCoverHead, PixelHead, patch_mode
 from bharateo.models.patches import Mask, take_tokens
+from bharateo.results import Bootstrap, Evaluation, GroundScores, ScoredDataset, SplitScores
 from bharateo.training.batches import fixed_batches, fixed_windows
 from bharateo.training.checkpoint import Run, dataset_fingerprint
 
-SCHEMA_VERSION = 1
 BATCH_SIZE = 64
 
 
@@ -34,7 +34,7 @@ def evaluate(
     dataset: Dataset,
     output: Path,
     on_batch: Callable[[int, int], None] = lambda done, total: None,
-) -> dict[str, Any]:
+) -> Evaluation:
     """Scores of the run and of the baselines per split and per ROI, also written to ``output``.
 
     Windows and masks are fixed by place, arithmetic is fp32: the same run and dataset give the
@@ -45,30 +45,23 @@ def evaluate(
         StorageError: ``output`` cannot be written.
     """
     run.check(dataset)
-    record = {
-        "schema_version": SCHEMA_VERSION,
-        "dataset": {
-            "name": dataset.info["name"],
-            "path": str(dataset.path),
-            "fingerprint": dataset_fingerprint(dataset),
-        },
-        "own_dataset": dataset_fingerprint(dataset) == run.contract.dataset.fingerprint,
-        "chip_px": run.contract.chip_px,
-        "patch_px": run.contract.patch_px,
-        "mask_ratio": run.contract.mask_ratio,
-        "bootstrap": {
-            "unit": "block",
-            "resamples": NUM_RESAMPLES,
-            "level": LEVEL,
-            "least_blocks": LEAST_BLOCKS,
-        },
-        "splits": {
-            split: _split_record(run, dataset, split, on_batch)
+    fingerprint = dataset_fingerprint(dataset)
+    record = Evaluation(
+        dataset=ScoredDataset(
+            name=dataset.info["name"], path=str(dataset.path), fingerprint=fingerprint
+        ),
+        own_dataset=fingerprint == run.contract.dataset.fingerprint,
+        chip_px=run.contract.chip_px,
+        patch_px=run.contract.patch_px,
+        mask_ratio=run.contract.mask_ratio,
+        bootstrap=Bootstrap(resamples=NUM_RESAMPLES, level=LEVEL, least_blocks=LEAST_BLOCKS),
+        splits={
+            split: _split_scores(run, dataset, split, on_batch)
             for split in SPLITS
             if len(dataset.indices(split))
         },
-    }
-    write_json(output, record)
+    )
+    write_json(output, record.model_dump())
     return record
 
 
@@ -96,9 +89,9 @@ def seen_by_baselines(run: Run, batch: Batch, mask: Mask) -> Seen:
     return look(batch, mask, run.model, train_mean, run.contract.majority_class)
 
 
-def _split_record(
+def _split_scores(
     run: Run, dataset: Dataset, split: str, on_batch: Callable[[int, int], None]
-) -> dict[str, Any]:
+) -> SplitScores:
     sums, num_windows = _sums(run, dataset, split, on_batch)
     weights = {name: head.weight for name, head in run.contract.heads.items()}
     blocks = sorted(sums["model"].rows)
@@ -106,23 +99,21 @@ def _split_record(
     for block in blocks:
         by_region.setdefault(block.split("/")[0], []).append(block)
 
-    def scores(some: list[str]) -> dict[str, Any]:
+    def scores(some: list[str]) -> GroundScores:
         tables = {name: predictor.table(some) for name, predictor in sums.items()}
         seed = f"{split}/{some[0]}/{len(some)}"
-        return {
-            "num_chips": sum(num_windows[block] for block in some),
-            "num_blocks": len(some),
-            "model": report(tables["model"], weights, seed),
-            "baselines": {name: report(tables[name], weights, seed) for name in BASELINES},
-            "model_against_nearest_visible": against(
-                tables["model"], tables["nearest_visible"], seed
-            ),
-        }
+        return GroundScores(
+            num_chips=sum(num_windows[block] for block in some),
+            num_blocks=len(some),
+            model=report(tables["model"], weights, seed),
+            baselines={name: report(tables[name], weights, seed) for name in BASELINES},
+            model_against_nearest_visible=against(tables["model"], tables["nearest_visible"], seed),
+        )
 
-    return {
-        **scores(blocks),
-        "per_roi": {region: scores(some) for region, some in by_region.items()},
-    }
+    return SplitScores(
+        **dict(scores(blocks)),
+        per_roi={region: scores(some) for region, some in by_region.items()},
+    )
 
 
 def _sums(

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ from bharateo.evaluation.features import (
     random_encoder,
 )
 from bharateo.evaluation.layouts import LAYOUTS, SCALES, Chip, Found, divided, layout_of
-from bharateo.evaluation.probe_table import MAJORITY, Budget
+from bharateo.evaluation.probe_table import MAJORITY
 from bharateo.evaluation.probes import Probe, fit_linear, fit_nearest
 from bharateo.evaluation.probing import BUDGETS, NUM_DRAWS, few_labels
 from bharateo.files import write_json
@@ -41,11 +41,10 @@ from bharateo.inference.contract import band_places, check_pixels
 from bharateo.inference.encoder import CHIPS_AT_ONCE
 from bharateo.inference.inputs import Reading
 from bharateo.models.patches import patchify
+from bharateo.results import Budget, Compared, TaskChips, TaskEvaluation, TaskRun
 from bharateo.sensor import Sensor
 from bharateo.training.checkpoint import Run
 from bharateo.training.contract import Differences
-
-SCHEMA_VERSION = 1
 
 Resize = Literal["bilinear", "pad"]
 """A chip of another size than the run's: stretched to it (what GEO-Bench does), or put in the
@@ -108,20 +107,20 @@ class Task:
         return {split: len(self.chips[split]) for split in SPLITS}
 
     @property
-    def described(self) -> dict[str, Any]:
-        """What the chips are and how they were read, as plain JSON."""
-        return {
-            "folder": str(self.folder),
-            "layout": self.layout,
-            "classes": list(self.classes),
-            "chips": self.counts,
-            "split": self.found.split,
-            "bands_in_file": [self.bands[place] for place in self.places],
-            "scale": self.scale,
-            "offset": self.offset,
-            "nodata": self.nodata,
-            "notes": list(self.found.notes),
-        }
+    def described(self) -> TaskChips:
+        """What the chips are and how they were read."""
+        return TaskChips(
+            folder=str(self.folder),
+            layout=self.layout,
+            classes=list(self.classes),
+            chips=self.counts,
+            split=self.found.split,
+            bands_in_file=[self.bands[place] for place in self.places],
+            scale=self.scale,
+            offset=self.offset,
+            nodata=self.nodata,
+            notes=list(self.found.notes),
+        )
 
 
 def open_task(
@@ -290,7 +289,7 @@ def evaluate_task(
     how: Resize = "bilinear",
     overridden: Mapping[str, str] | None = None,
     on_progress: Callable[[float, float, str], None] = lambda done, total, note: None,
-) -> dict[str, Any]:
+) -> TaskEvaluation:
     """Scores of the run's features on a task's test chips beside those it has to beat, also
     written to ``output``.
 
@@ -312,7 +311,7 @@ def evaluate_task(
     most = task.counts["train"] / len(task.classes)
     budgets = [budget for budget in BUDGETS if budget == "all" or budget < most]
     fits = list(itertools.product(PROBES, budgets))
-    scores: dict[str, dict[str, Any]] = {name: {} for name in PROBES}
+    scores: dict[str, dict[str, dict[str, Compared]]] = {name: {} for name in PROBES}
     for done, (probe, budget) in enumerate(fits):
         on_progress(0.5 + 0.5 * done / len(fits), 1, f"{probe}, {budget} labels a class")
         cells = {
@@ -323,17 +322,16 @@ def evaluate_task(
             _majority(features["encoder"], len(task.classes)), len(cells["encoder"]), 0
         )
         scores[probe][str(budget)] = compared(cells, "encoder", classes=task.classes, unit="chip")
-    record = {
-        "schema_version": SCHEMA_VERSION,
-        "run": {"path": str(run.path), "dataset": run.contract.dataset.fingerprint},
-        "task": task.described,
-        "resize": how,
-        "chip_px": config.chip_px,
-        "overridden": dict(overridden or {}),
-        "base": "encoder",
-        "scores": scores,
-    }
-    write_json(output, record)
+    record = TaskEvaluation(
+        run=TaskRun(path=str(run.path), dataset=run.contract.dataset.fingerprint),
+        task=task.described,
+        resize=how,
+        chip_px=config.chip_px,
+        overridden=dict(overridden or {}),
+        base="encoder",
+        scores=scores,
+    )
+    write_json(output, record.model_dump())
     return record
 
 
@@ -373,22 +371,19 @@ def _counted(
 HEADER = ("probe", "labels a class", "features", "accuracy", "macro F1", "macro F1 - encoder's")
 
 
-def rows(record: Mapping[str, Any]) -> list[list[str]]:
-    """The table of an evaluated task, under ``HEADER``; the constant answer comes last, once."""
+def rows(record: TaskEvaluation) -> list[list[str]]:
+    """The table of an evaluated task, under ``HEADER``; the majority class comes last, once."""
     table, constant = [], []
-    for probe, budgets in record["scores"].items():
+    for probe, budgets in record.scores.items():
         for budget, features in budgets.items():
             for name, scores in features.items():
-                accuracy, f1 = scores["accuracy"], scores["macro_f1"]
-                numbers = [
-                    shown(accuracy["mean"], accuracy["ci95"]),
-                    shown(f1["mean"], f1["ci95"]),
-                ]
+                f1 = scores.macro_f1
+                numbers = [shown(each.mean, each.ci95) for each in (scores.accuracy, f1)]
                 if name == MAJORITY:
                     constant = ["", "", name, *numbers, ""]
                     continue
-                against = shown(f1["against_base"], f1["against_base_ci95"], "+")
-                if name == record["base"]:
+                against = shown(f1.against_base, f1.against_base_ci95, "+")
+                if name == record.base:
                     against = ""
                 table.append([probe, budget, name, *numbers, against])
     return [*table, constant]

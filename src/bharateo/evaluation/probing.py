@@ -20,7 +20,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int64, Shaped
@@ -41,9 +40,7 @@ from bharateo.evaluation.features import (
 from bharateo.evaluation.intervals import LEAST_BLOCKS, LEVEL, NUM_RESAMPLES
 from bharateo.evaluation.probe_table import (
     MAJORITY,
-    Budget,
     Predictions,
-    Row,
     level_record,
 )
 from bharateo.evaluation.probes import (
@@ -60,10 +57,21 @@ from bharateo.evaluation.probes import (
 from bharateo.evaluation.zones import Zoning
 from bharateo.files import read_bytes, write_atomically, write_json
 from bharateo.landcover import BHARATEO_CLASSES
+from bharateo.results import (
+    Budget,
+    Examples,
+    Level,
+    Most,
+    ProbeConditions,
+    ProbedDataset,
+    ProbeIntervals,
+    Probes,
+    Row,
+    SplitExamples,
+)
 from bharateo.training.checkpoint import Run, dataset_fingerprint
 from bharateo.version import __version__
 
-SCHEMA_VERSION = 1
 BUDGETS: tuple[Budget, ...] = (5, 20, 100, "all")
 NUM_DRAWS = 5
 MOST_EXAMPLES = 20_000
@@ -73,7 +81,7 @@ MOST_VALIDATION = 10_000
 FEWEST_IN_ZONE = {"patch": 200, "chip": 10}
 """Test examples below which a zone is not called the worst."""
 
-PROBES = {
+PROBES: dict[str, dict[str, str | list[int | float]]] = {
     "linear": {
         "what": "multinomial logistic regression, no class weights; its C chosen on val; at most "
         f"{MOST_ITERATIONS} iterations of L-BFGS",
@@ -128,7 +136,7 @@ def probe_run(
     zoning: Zoning | None = None,
     seed: int = 0,
     on_step: OnStep = lambda done, total, note: None,
-) -> dict[str, Any]:
+) -> Probes:
     """The table of a run on a dataset, also written to ``output``; goes on where it stopped.
 
     A level whose labels are of one class is skipped, and the record says so.
@@ -151,22 +159,31 @@ def probe_run(
         for row in rows for level in levels if level not in skipped for budget in budgets
     ]  # fmt: skip
     made = job.predictions(asked, on_step)
-    levels_of_record = {}
+    found = {}
     for level in (level for level in levels if level not in skipped):
         test = truth["test"][level]
-        results = {
-            (row, budget): made[level, row, budget] for at, row, budget in asked if at == level
-        }
-        scores = level_record(test, results, zoning.of_chip[test.chip], FEWEST_IN_ZONE[level], seed)
-        levels_of_record[level] = _examples(truth, level) | scores
-    record = job.conditions | {
-        "features": {name: MEANINGS[name] for name in MAKERS if name in features},
-        "budgets": list(budgets),
-        "zones": zoning.kind,
-        "skipped": skipped,
-        "levels": levels_of_record,
-    }
-    write_json(output, record)
+        of_level = {(row, budget): made[part] for part in asked
+                    for at, row, budget in [part] if at == level}  # fmt: skip
+        results, differences, zones = level_record(
+            test, of_level, zoning.of_chip[test.chip], FEWEST_IN_ZONE[level], seed
+        )
+        found[level] = Level(
+            examples=Examples(**{
+                split: _counted(examples[level]) for split, examples in truth.items()
+            }),
+            results=results,
+            differences=differences,
+            zones=zones,
+        )  # fmt: skip
+    record = Probes(
+        **dict(job.conditions),
+        features={name: MEANINGS[name] for name in MAKERS if name in features},
+        budgets=list(budgets),
+        zones=zoning.kind,
+        skipped=skipped,
+        levels=found,
+    )
+    write_json(output, record.model_dump())
     shutil.rmtree(job.folder.parent, ignore_errors=True)
     return record
 
@@ -196,23 +213,15 @@ def _why_not(truth: Mapping[str, Mapping[str, Features]], level: str) -> str | N
     return None if len(truth["test"][level].labels) else "no test example has a label"
 
 
-def _examples(truth: Mapping[str, Mapping[str, Features]], level: str) -> dict[str, Any]:
-    """How many examples every split has, and of which class."""
-    return {
-        "examples": {
-            split: {
-                "num_examples": len(found[level].labels),
-                "num_chips": len(np.unique(found[level].chip)),
-                "num_blocks": len(np.unique(found[level].block.astype(str))),
-                "per_class": {
-                    each.name: int((found[level].labels == each.id).sum())
-                    for each in BHARATEO_CLASSES
-                    if (found[level].labels == each.id).any()
-                },
-            }
-            for split, found in truth.items()
-        }
-    }
+def _counted(examples: Features) -> SplitExamples:
+    """How many examples there are, and of which class."""
+    counts = np.bincount(examples.labels, minlength=len(BHARATEO_CLASSES))
+    return SplitExamples(
+        num_examples=len(examples.labels),
+        num_chips=len(np.unique(examples.chip)),
+        num_blocks=len(np.unique(examples.block.astype(str))),
+        per_class={each.name: int(counts[each.id]) for each in BHARATEO_CLASSES if counts[each.id]},
+    )
 
 
 def _labels_alone(run: Run) -> Extractor:
@@ -232,46 +241,43 @@ class _Job:
     @cached_property
     def folder(self) -> Path:
         """Told apart by everything that decides the predictions."""
-        key = hashlib.sha256(json.dumps(self.conditions).encode()).hexdigest()[:16]
+        key = hashlib.sha256(json.dumps(self.conditions.model_dump()).encode()).hexdigest()[:16]
         return self.output.with_name(f"{self.output.stem}.parts") / key
 
     @cached_property
-    def conditions(self) -> dict[str, Any]:
-        """Under which conditions predictions are made, as plain JSON."""
+    def conditions(self) -> ProbeConditions:
+        """Under which conditions predictions are made."""
         contract = self.run.contract
         fingerprint = dataset_fingerprint(self.dataset)
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "code_version": __version__,
-            "weights_sha256": self.run.weights_sha256,
-            "pretraining_heads": {
-                name: head.weight for name, head in contract.heads.items()
-            },
-            "dataset": {
-                "name": self.dataset.info["name"],
-                "path": str(self.dataset.path),
-                "fingerprint": fingerprint,
-                "bands": list(self.dataset.sensor.band_names),
-                "labels": self.dataset.info["class_scheme"]["name"],
-            },
-            "own_dataset": fingerprint == contract.dataset.fingerprint,
-            "chip_px": contract.chip_px,
-            "patch_px": contract.patch_px,
-            "seed": self.seed,
-            "most": {
-                "chips_per_split": MOST_CHIPS,
-                "train_examples": MOST_EXAMPLES,
-                "val_examples": MOST_VALIDATION,
-            },
-            "draws_per_budget": NUM_DRAWS,
-            "probes": PROBES,
-            "intervals": {
-                "level": LEVEL,
-                "resamples": NUM_RESAMPLES,
-                "least_blocks": LEAST_BLOCKS,
-                "over": "blocks of test ground, and draws of the labels",
-            },
-        }  # fmt: skip
+        return ProbeConditions(
+            code_version=__version__,
+            weights_sha256=self.run.weights_sha256,
+            pretraining_heads={name: head.weight for name, head in contract.heads.items()},
+            dataset=ProbedDataset(
+                name=self.dataset.info["name"],
+                path=str(self.dataset.path),
+                fingerprint=fingerprint,
+                bands=list(self.dataset.sensor.band_names),
+                labels=self.dataset.info["class_scheme"]["name"],
+            ),
+            own_dataset=fingerprint == contract.dataset.fingerprint,
+            chip_px=contract.chip_px,
+            patch_px=contract.patch_px,
+            seed=self.seed,
+            most=Most(
+                chips_per_split=MOST_CHIPS,
+                train_examples=MOST_EXAMPLES,
+                val_examples=MOST_VALIDATION,
+            ),
+            draws_per_budget=NUM_DRAWS,
+            probes=PROBES,
+            intervals=ProbeIntervals(
+                level=LEVEL,
+                resamples=NUM_RESAMPLES,
+                least_blocks=LEAST_BLOCKS,
+                over="blocks of test ground, and draws of the labels",
+            ),
+        )
 
     def examples(
         self, extractor: Extractor, on_chips: Callable[[float], None] = lambda share: None

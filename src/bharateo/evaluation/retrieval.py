@@ -8,9 +8,7 @@ compared by cosine, as ``search`` does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -22,30 +20,13 @@ from bharateo.evaluation.intervals import ground_interval, why_none
 from bharateo.evaluation.probes import standardisation
 from bharateo.evaluation.scores import resample
 from bharateo.landcover import BHARATEO_CLASSES
+from bharateo.results import Precision, Retrieval
 from bharateo.training.checkpoint import Run
 
 MOST_QUERIES = 100
 """Patches of a class that ask."""
 
 _QUERIES_AT_ONCE = 64
-
-
-@dataclass(frozen=True)
-class Precision:
-    """Mean share of a class among the ``k`` nearest patches of patches of that class.
-
-    ``chance`` is the share of the class among all patches they could have found; ``ci95`` is over
-    the blocks of the asking patches, None where ``no_interval`` says why. ``neighbours`` is the
-    fewest that any of them found: less than ``k`` where fewer lie on other blocks.
-    """
-
-    precision: float
-    ci95: tuple[float, float] | None
-    chance: float
-    num_queries: int
-    num_blocks: int
-    neighbours: int
-    no_interval: str | None
 
 
 def precision_at(
@@ -91,13 +72,13 @@ def _of_class(
     sums = np.array([[hits[block[asking] == b].sum(), (block[asking] == b).sum()] for b in blocks])
     drawn = resample(sums, f"precision/{len(sums)}")
     return Precision(
-        float(hits.mean()),
-        ground_interval(drawn[:, 0] / drawn[:, 1], len(blocks)),
-        float(chance.mean()),
-        len(asking),
-        len(blocks),
-        min(k, int(elsewhere.sum(1).min())),
-        why_none(len(blocks)),
+        precision=float(hits.mean()),
+        ci95=ground_interval(drawn[:, 0] / drawn[:, 1], len(blocks)),
+        chance=float(chance.mean()),
+        num_queries=len(asking),
+        num_blocks=len(blocks),
+        neighbours=min(k, int(elsewhere.sum(1).min())),
+        no_interval=why_none(len(blocks)),
     )
 
 
@@ -117,8 +98,8 @@ def retrieval_record(
     k: int,
     seed: int = 0,
     on_step: Callable[[float, float, str], None] = lambda *told: None,
-) -> dict[str, Any]:
-    """Precision of the run's features and of every humble extractor, as plain JSON.
+) -> Retrieval:
+    """Precision of the run's features and of every humble extractor.
 
     Raises:
         ContractError: the run must not be fed this dataset.
@@ -130,26 +111,25 @@ def retrieval_record(
         on_step(number, len(MAKERS), name)
         extractor = make(run, dataset, seed)
         features = extract(dataset, split, extractor, config.chip_px, config.patch_px, seed)
-        found = precision_at(features["patch"], k, seed=seed)
-        scores[name] = {each: asdict(score) for each, score in found.items()}
-    return {"split": split, "k": k, "seed": seed, "scores": scores}
+        scores[name] = precision_at(features["patch"], k, seed=seed)
+    return Retrieval(split=split, k=k, seed=seed, scores=scores)
 
 
-def retrieval_rows(record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+def retrieval_rows(record: Retrieval) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the table: a row a class, a column an extractor."""
-    names = list(record["scores"])
+    names = list(record.scores)
     rows: list[list[str]] = []
-    for each, first in record["scores"][names[0]].items():
-        cells = [_shown(record["scores"][name][each], record["k"]) for name in names]
-        rows.append([each, f"{first['num_queries']}", f"{first['chance']:.3f}", *cells])
+    for each, first in record.scores[names[0]].items():
+        cells = [_shown(record.scores[name][each], record.k) for name in names]
+        rows.append([each, f"{first.num_queries}", f"{first.chance:.3f}", *cells])
     head: Sequence[str] = ["class", "queries", "chance", *names]
     return [name.replace("_", " ") for name in head], rows
 
 
-def _shown(score: Mapping[str, Any], k: int) -> str:
-    interval, few = score["ci95"], score["neighbours"] < k
+def _shown(score: Precision, k: int) -> str:
+    bounds = score.ci95
     return (
-        f"{score['precision']:.3f}"
-        + (f" ({interval[0]:.3f}-{interval[1]:.3f})" if interval else "")
-        + (f" of {score['neighbours']}" if few else "")
+        f"{score.precision:.3f}"
+        + (f" ({bounds[0]:.3f}-{bounds[1]:.3f})" if bounds else "")
+        + (f" of {score.neighbours}" if score.neighbours < k else "")
     )

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int64, Shaped
 
 from bharateo.evaluation.intervals import ground_interval, resampled_blocks, why_none
 from bharateo.landcover import BHARATEO_CLASSES, NUM_CLASSES
+from bharateo.results import Against, Scores
 
 CLASS_MEANS = ("balanced_accuracy", "macro_f1", "esa_balanced_acc_masked", "esa_macro_f1_masked")
 """Metrics that are means over classes."""
@@ -135,23 +136,23 @@ def metrics(
     }
 
 
-def report(table: Table, weights: Mapping[str, float], key: str) -> dict[str, Any]:
-    """Metrics of a set of blocks with 95 % intervals over the blocks, as plain JSON.
+def report(table: Table, weights: Mapping[str, float], key: str) -> Scores:
+    """Metrics of a set of blocks with 95 % intervals over the blocks.
 
     ``key`` seeds the resampling, so that the same blocks give the same intervals and all
     predictors are resampled alike. ``no_interval`` says which measured metrics have none, and why.
     """
     whole = table.sum(0)
-    record = _with_intervals(
+    measured = _with_intervals(
         metrics(whole, weights),
         metrics(resample(table, key), weights, whole),
         metrics(table, weights),
         one_block_classes(_cells(table)[0], [each.name for each in BHARATEO_CLASSES]),
     )
-    return record | {"confusion_masked": _cells(whole)[0].astype(int).tolist()}
+    return Scores(**measured, confusion_masked=_cells(whole)[0].astype(int).tolist())
 
 
-def against(model: Table, baseline: Table, key: str) -> dict[str, Any]:
+def against(model: Table, baseline: Table, key: str) -> Against:
     """The model beside a baseline on the same blocks: ratio of masked MAE, gain in accuracy."""
 
     def compare(ours: np.ndarray, theirs: np.ndarray) -> dict[str, np.ndarray]:
@@ -162,12 +163,12 @@ def against(model: Table, baseline: Table, key: str) -> dict[str, Any]:
         }
 
     measured = metrics(model, {})
-    return _with_intervals(
+    return Against(**_with_intervals(
         compare(model.sum(0), baseline.sum(0)),
         compare(resample(model, key), resample(baseline, key)),
         {"masked_mae_ratio": measured["masked_mae"],
          "esa_acc_masked_gain": measured["esa_acc_masked"]},
-    )  # fmt: skip
+    ))  # fmt: skip
 
 
 def resample(table: Table, key: str) -> Float[np.ndarray, "resample sum"]:
@@ -189,7 +190,7 @@ def _with_intervals(
         reason = why_none(num_blocks, one_block if name in CLASS_MEANS else ())
         bounds = None if reason else ground_interval(resampled[name], num_blocks)
         record[name] = float(value) if measured else None
-        record[f"{name}_ci95"] = list(bounds) if bounds else None
+        record[f"{name}_ci95"] = bounds
         if measured and reason:
             reasons[name] = reason
     return record | {"no_interval": reasons}

@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 import yaml
 
-from bharateo.results import EVALUATION_FILE, PROBES_FILE, Probed, Scored, read_result
+from bharateo.results import EVALUATION_FILE, PROBES_FILE, Evaluation, Probes, read_result
 from bharateo.training.checkpoint import Run
 
 _CREATIVE_COMMONS = "CC BY 4.0"
@@ -110,84 +110,74 @@ def _bands(run: Run) -> list[Mapping[str, Any]]:
 
 def _reconstruction_tables(folder: Path) -> list[str]:
     """Masked patches rebuilt and classified, the model beside its baselines."""
+    if not (folder / EVALUATION_FILE).exists():
+        return []
     tables = []
-    evaluation = _record(Scored, folder / EVALUATION_FILE, "bharateo evaluate")
-    for split, scores in evaluation.get("splits", {}).items():
-        rows = {"model": scores["model"], **scores["baselines"]}
+    evaluation = read_result(Evaluation, folder / EVALUATION_FILE, "bharateo evaluate")
+    for split, scores in evaluation.splits.items():
+        rows = {"model": scores.model, **scores.baselines}
         table = _table(
             ["masked patches", *_METRICS.values()],
             [
-                [shown, *(_with_interval(rows[name], metric) for metric in _METRICS)]
+                [shown, *(_with_interval(rows[name].value(metric), rows[name].interval(metric))
+                          for metric in _METRICS)]
                 for name, shown in _PREDICTORS.items()
                 if name in rows
             ],
+        )  # fmt: skip
+        model = scores.model
+        intervals = _said_of_intervals(
+            any(model.interval(metric) for metric in _METRICS),
+            [model.no_interval.get(metric) for metric in _METRICS],
         )
         tables.append(
-            f"Masked patches of the {markdown_text(split)} split ({scores['num_chips']} chips on "
-            f"{scores['num_blocks']} blocks of ground), {_intervals(rows['model'])}:\n\n{table}"
+            f"Masked patches of the {markdown_text(split)} split ({scores.num_chips} chips on "
+            f"{scores.num_blocks} blocks of ground), {intervals}:\n\n{table}"
         )
     return tables
 
 
 def _probe_tables(folder: Path) -> list[str]:
     """Probes on the frozen features with all labels, beside those on everything simpler."""
+    if not (folder / PROBES_FILE).exists():
+        return []
     tables = []
-    probes = _record(Probed, folder / PROBES_FILE, "bharateo evaluate --probe")
-    for level, scored in probes.get("levels", {}).items():
+    probes = read_result(Probes, folder / PROBES_FILE, "bharateo evaluate --probe")
+    for name, level in probes.levels.items():
         rows = [
-            ["**encoder**" if each["features"] == "encoder" else markdown_text(each["features"]),
-             markdown_text(each["probe"]),
-             *(_mean_with_interval(each[metric]) for metric in _PROBE_METRICS)]
-            for each in scored["results"]
-            if each["budget"] == "all"
+            ["**encoder**" if each.features == "encoder" else markdown_text(each.features),
+             markdown_text(each.probe),
+             *(_with_interval(score.mean, score.ci95) for score in map(each.score, _PROBE_METRICS))]
+            for each in level.results
+            if each.budget == "all"
         ]  # fmt: skip
         if rows:
             head = ["features", "probe", *_PROBE_METRICS.values()]
+            scores = [each.score(metric) for each in level.results for metric in _PROBE_METRICS]
+            intervals = _said_of_intervals(
+                any(score.ci95 for score in scores), [score.no_interval for score in scores]
+            )
             tables.append(
-                f"Classes of test {markdown_text(level)}s, by probes on frozen features with all "
-                "labels of the train split (encoder: this run), "
-                f"{_probe_intervals(scored['results'])}:\n\n{_table(head, rows)}"
+                f"Classes of test {markdown_text(name)}s, by probes on frozen features with all "
+                f"labels of the train split (encoder: this run), {intervals}:\n\n"
+                f"{_table(head, rows)}"
             )
     return tables
 
 
-def _intervals(scores: Mapping[str, Any]) -> str:
+def _said_of_intervals(shown: bool, reasons: Sequence[str | None]) -> str:
     """What a table says of its intervals: that there are some, and why others are missing."""
-    reasons = scores.get("no_interval") or {}
-    shown = any(scores.get(f"{metric}_ci95") for metric in _METRICS)
-    return _said_of_intervals(shown, [reasons[each] for each in _METRICS if each in reasons])
-
-
-def _probe_intervals(results: Sequence[Mapping[str, Any]]) -> str:
-    scores = [each[metric] for each in results for metric in _PROBE_METRICS]
-    reasons = [score["no_interval"] for score in scores if score.get("no_interval")]
-    return _said_of_intervals(any(score["ci95"] for score in scores), reasons)
-
-
-def _said_of_intervals(shown: bool, reasons: Sequence[str]) -> str:
-    why = "; ".join(map(markdown_text, dict.fromkeys(reasons)))
+    why = "; ".join(markdown_text(reason) for reason in dict.fromkeys(reasons) if reason)
     some = "with 95 % intervals over blocks of ground" if shown else "without intervals"
     return f"{some} ({'none where ' if shown else ''}{why})" if why else some
 
 
-def _mean_with_interval(score: Mapping[str, Any]) -> str:
-    return _with_interval({"mean": score["mean"], "mean_ci95": score["ci95"]}, "mean")
-
-
-def _with_interval(scores: Mapping[str, Any], metric: str) -> str:
-    value = scores.get(metric)
+def _with_interval(value: float | None, ci95: tuple[float, float] | None) -> str:
     if value is None:
         return "-"
-    low_high = scores.get(f"{metric}_ci95")
-    interval = "" if not low_high or None in low_high else f" ({low_high[0]:.3f}-{low_high[1]:.3f})"
-    return f"{value:.3f}{interval}"
+    return f"{value:.3f}" + (f" ({ci95[0]:.3f}-{ci95[1]:.3f})" if ci95 else "")
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _record(kind: type[Scored | Probed], file: Path, verb: str) -> Mapping[str, Any]:
-    """What a file of scores says, nothing where there is none."""
-    return read_result(kind, file, verb) if file.exists() else {}

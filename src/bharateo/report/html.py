@@ -49,14 +49,14 @@ NUM_EXAMPLES = 6
 
 @dataclass(frozen=True)
 class RunFiles:
-    """What a run folder says about itself: its JSON files as plain values, its YAML as text."""
+    """What a run folder says about itself: its JSON files as records, its YAML as text."""
 
     contract: Contract
     history: Sequence[Mapping[str, Any]]
-    evaluation: Mapping[str, Any]
+    evaluation: Evaluation
     config: str
-    provenance: Mapping[str, str]
-    probes: Mapping[str, Any] | None = None
+    provenance: Provenance
+    probes: Probes | None = None
 
 
 def write_report(run: Path, dataset: Path | None = None, why: str | None = None) -> Path:
@@ -78,7 +78,7 @@ def write_report(run: Path, dataset: Path | None = None, why: str | None = None)
     check_outputs("report", {run / REPORT_FILE: beginning_with(REPORT_MARK)}, ())
     files = read_run(run)
     opened = Dataset.open(dataset or _evaluated_dataset(run, files))
-    if dataset_fingerprint(opened) != files.evaluation["dataset"]["fingerprint"]:
+    if dataset_fingerprint(opened) != files.evaluation.dataset.fingerprint:
         raise RunError(
             f"{run / 'evaluation.json'} is of another dataset than {opened.path}: evaluate the "
             "run on this one again, or name the evaluated dataset's folder"
@@ -111,7 +111,9 @@ def read_run(run: Path) -> RunFiles:
         read_rows(run / HISTORY_FILE, Epoch),
         read_result(Evaluation, run / EVALUATION_FILE, "bharateo evaluate"),
         _text(run / CONFIG_FILE),
-        read_result(Provenance, provenance, "bharateo demo") if provenance.exists() else {},
+        read_result(Provenance, provenance, "bharateo demo")
+        if provenance.exists()
+        else Provenance(),
         read_result(Probes, probed, "bharateo evaluate --probe") if probed.exists() else None,
     )
 
@@ -128,7 +130,7 @@ def _text(file: Path) -> str:
 
 def _evaluated_dataset(run: Path, files: RunFiles) -> Path:
     """Where the evaluation found its dataset, else where the run did."""
-    evaluated = Path(files.evaluation["dataset"]["path"])
+    evaluated = Path(files.evaluation.dataset.path)
     candidates = (evaluated, run / evaluated, run / files.contract.dataset.path)
     return next((path for path in candidates if path.exists()), evaluated)
 
@@ -174,7 +176,7 @@ def templates(folder: str) -> Environment:
 
 def _is_own(files: RunFiles) -> bool:
     """Whether the run was evaluated on the dataset it was trained on."""
-    theirs: str = files.evaluation["dataset"]["fingerprint"]
+    theirs: str = files.evaluation.dataset.fingerprint
     return theirs == files.contract.dataset.fingerprint
 
 
@@ -182,7 +184,7 @@ def _opening(files: RunFiles, dataset: Dataset, why: str | None) -> dict[str, An
     """What this is, from where, and how it went."""
     contract, evaluation, own = files.contract, files.evaluation, _is_own(files)
     split = scores.splits(evaluation)[0]
-    of_split = evaluation["splits"][split]
+    of_split = evaluation.splits[split]
     on = {
         "train": "its own training chips",
         "test": "ground held out for testing,",
@@ -200,7 +202,7 @@ def _opening(files: RunFiles, dataset: Dataset, why: str | None) -> dict[str, An
     caveats = [dataset.sensor.notes, *([notes] if isinstance(notes, str) else notes)]
     return {
         "title": contract.sensor.title,
-        "dataset_name": evaluation["dataset"]["name"],
+        "dataset_name": evaluation.dataset.name,
         "trained": (
             f"A masked autoencoder of {contract.num_parameters / 1e6:.2f} million parameters "
             f"was trained for {scores.plural(len(files.history), 'epoch')} on "
@@ -208,10 +210,10 @@ def _opening(files: RunFiles, dataset: Dataset, why: str | None) -> dict[str, An
         ),
         "headline": f"On {on} {scores.headline(of_split)}.",
         "verdict": scores.verdict(of_split),
-        "only_train": list(evaluation["splits"]) == ["train"] and own,
+        "only_train": list(evaluation.splits) == ["train"] and own,
         "other_dataset": not own,
         "source": pixels,
-        "why": why or (own and files.provenance.get("why")) or "",
+        "why": why or (own and files.provenance.why) or "",
         "notes": list(dict.fromkeys(str(note) for note in caveats if note)),
         "attribution": list(dict.fromkeys([*contract.attribution, *dataset.attribution])),
         "patch_px": contract.patch_px,

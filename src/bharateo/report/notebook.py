@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -29,6 +28,7 @@ from bharateo.report import ground, html, panels, probes, render, scores
 if TYPE_CHECKING:
     from bharateo.chips.store import Dataset
     from bharateo.config import Config
+    from bharateo.results import Probes
     from bharateo.training.checkpoint import Run
 
 MOST_PX = 768
@@ -145,7 +145,7 @@ def show_confusion(run: Run) -> Figure:
     return _block("confusion of classes", "confusion", **numbers)
 
 
-def show_probes(record: Mapping[str, Any]) -> Figure:
+def show_probes(record: Probes) -> Figure:
     """What ``probe`` found: macro-F1 of features against the labels that they were shown."""
     return _block("probes", "probe_charts", probes=probes.section(record))
 

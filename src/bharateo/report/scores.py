@@ -16,6 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from bharateo.landcover import NUM_CLASSES
 from bharateo.report import charts, panels
 from bharateo.report.charts import MUTED, SERIES, Chart, Line
+from bharateo.results import Evaluation, GroundScores, Scores
 from bharateo.training.contract import Contract
 
 SPLIT_ORDER = ("test", "val", "train")
@@ -92,28 +93,26 @@ METRICS = (
     ),
 )  # fmt: skip
 
-Scores = Mapping[str, Any]
-
 
 # What was measured
 
 
-def splits(evaluation: Mapping[str, Any]) -> list[str]:
+def splits(evaluation: Evaluation) -> list[str]:
     """The evaluated splits, the most telling first."""
-    there = evaluation["splits"]
+    there = evaluation.splits
     return [s for s in SPLIT_ORDER if s in there] + [s for s in there if s not in SPLIT_ORDER]
 
 
-def methods(scores: Scores) -> dict[str, Scores]:
+def methods(scores: GroundScores) -> dict[str, Scores]:
     """The model and its baselines, in the order tables have them."""
-    every = {MODEL: scores["model"], **scores["baselines"]}
+    every = {MODEL: scores.model, **scores.baselines}
     order = [*(m for m in METHOD_NAMES if m in every), *(m for m in every if m not in METHOD_NAMES)]
     return {method: every[method] for method in order}
 
 
-def measured(scores: Scores, metric: Metric) -> dict[str, float]:
+def measured(scores: GroundScores, metric: Metric) -> dict[str, float]:
     """A metric of every method that it was measured of."""
-    values = {method: own.get(metric.key) for method, own in methods(scores).items()}
+    values = {method: own.value(metric.key) for method, own in methods(scores).items()}
     return {method: value for method, value in values.items() if value is not None}
 
 
@@ -122,22 +121,14 @@ def method_name(method: str) -> str:
     return METHOD_NAMES.get(method, method.replace("_", " "))
 
 
-def interval(scores: Scores, metric: Metric) -> tuple[float, float] | None:
-    """The 95 % interval of a metric, if there is one."""
-    bounds = scores.get(f"{metric.key}_ci95")
-    if not bounds or None in bounds:
-        return None
-    return float(bounds[0]), float(bounds[1])
-
-
-def no_intervals(scores: Scores) -> list[str]:
+def no_intervals(scores: GroundScores) -> list[str]:
     """Which metrics of the model have no interval, and why, a phrase a reason."""
-    model = scores["model"]
+    model = scores.model
     names: dict[str, list[str]] = {}
     for metric in METRICS:
-        if reason := (model.get("no_interval") or {}).get(metric.key):
+        if reason := model.no_interval.get(metric.key):
             names.setdefault(reason, []).append(metric.title)
-    num_measured = sum(model.get(metric.key) is not None for metric in METRICS)
+    num_measured = sum(model.value(metric.key) is not None for metric in METRICS)
     return [
         f"no interval ({why})" if len(some) == num_measured
         else f"no interval of {', '.join(some)} ({why})"
@@ -145,11 +136,11 @@ def no_intervals(scores: Scores) -> list[str]:
     ]  # fmt: skip
 
 
-def size(scores: Scores) -> str:
+def size(scores: GroundScores) -> str:
     """How much was measured, e.g. ``96 chips in 9 blocks, 4,608 labelled masked patches``."""
-    num_patches = int(np.sum(scores["model"].get("confusion_masked") or 0))
+    num_patches = int(np.sum(scores.model.confusion_masked or 0))
     return (
-        f"{plural(scores['num_chips'], 'chip')} in {plural(scores['num_blocks'], 'block')}, "
+        f"{plural(scores.num_chips, 'chip')} in {plural(scores.num_blocks, 'block')}, "
         f"{num_patches:,} labelled masked patches"
     )
 
@@ -187,26 +178,26 @@ class Comparison:
         return "better" if (self.model > self.bar) == self.metric.higher_is_better else "worse"
 
 
-def comparisons(scores: Scores) -> list[Comparison]:
+def comparisons(scores: GroundScores) -> list[Comparison]:
     """The model against the copy, on masked accuracy and masked MAE where both were measured."""
-    paired = scores.get(f"{MODEL}_against_{BAR}", {})
+    paired = scores.model_against_nearest_visible
     found = []
-    for metric, subject, sentence, key, neutral in (
+    for metric, subject, sentence, value, ci95, neutral in (
         (
             MASKED_ACCURACY, "patch classes",
             ("names the land cover of {} of the hidden patches, against {} for copying the nearest "
-            "visible patch"), "esa_acc_masked_gain", 0.0,
+            "visible patch"), paired.esa_acc_masked_gain, paired.esa_acc_masked_gain_ci95, 0.0,
         ),
         (
             MASKED_MAE, "pixels",
             "rebuilds hidden pixels with a mean absolute error of {}, against {} for the copy",
-            "masked_mae_ratio", 1.0,
+            paired.masked_mae_ratio, paired.masked_mae_ratio_ci95, 1.0,
         ),
     ):  # fmt: skip
         values = measured(scores, metric)
         if not {MODEL, BAR} <= values.keys():
             continue
-        value, bounds = paired.get(key), paired.get(f"{key}_ci95") or ()
+        bounds = ci95 or ()
         if value is None:
             difference = ""
         elif neutral:
@@ -224,13 +215,13 @@ def comparisons(scores: Scores) -> list[Comparison]:
     return found
 
 
-def headline(scores: Scores) -> str:
+def headline(scores: GroundScores) -> str:
     """The model's and the copy's masked accuracy and error in one sentence."""
     said = "; it ".join(comparison.sentence for comparison in comparisons(scores))
     return f"it {said}" if said else "no masked patch could be scored"
 
 
-def verdict(scores: Scores) -> str:
+def verdict(scores: GroundScores) -> str:
     """The outcome against the nearest-visible copy in a few plain sentences."""
     found = comparisons(scores)
     if not found:
@@ -270,7 +261,7 @@ def verdict(scores: Scores) -> str:
         _first(
             (
                 any(one.certain is None for one in apart),
-                (f"Too few blocks for an interval ({scores['num_blocks']} of test ground), so "
+                (f"Too few blocks for an interval ({scores.num_blocks} of test ground), so "
                 "chance is not excluded."),
             ),
             (
@@ -319,7 +310,7 @@ class MethodRow:
     cells: tuple[Cell | None, ...]
 
 
-def metric_rows(scores: Scores, metrics: Sequence[Metric] = METRICS) -> list[MethodRow]:
+def metric_rows(scores: GroundScores, metrics: Sequence[Metric] = METRICS) -> list[MethodRow]:
     """A table of one split, or one region of it: a row for every method, best values marked."""
     cells: dict[str, list[Cell | None]] = {method: [] for method in methods(scores)}
     for metric in metrics:
@@ -329,13 +320,13 @@ def metric_rows(scores: Scores, metrics: Sequence[Metric] = METRICS) -> list[Met
         for method, own in methods(scores).items():
             cell = None
             if method in values:
-                bounds, shown = interval(own, metric), metric.show(values[method])
+                bounds, shown = own.interval(metric.key), metric.show(values[method])
                 cell = Cell(shown, metric.span(bounds) if bounds else "", shown == best)
             cells[method].append(cell)
     return [MethodRow(method, method_name(method), tuple(own)) for method, own in cells.items()]
 
 
-def all_numbers(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+def all_numbers(evaluation: Evaluation) -> dict[str, Any]:
     """The tables of every split, and where the masked patches of each class went."""
     parts = [("total", "loss"), ("SmoothL1", "rec_smooth_l1"), ("cross-entropy", "esa_ce")]
     order = splits(evaluation)
@@ -347,24 +338,24 @@ def all_numbers(evaluation: Mapping[str, Any]) -> dict[str, Any]:
                 "no_intervals": no_intervals(own),
                 "rows": metric_rows(own),
                 "losses": [
-                    (name, f"{own['model'][key]:.4f}")
+                    (name, f"{value:.4f}")
                     for name, key in parts
-                    if own["model"].get(key) is not None
+                    if (value := own.model.value(key)) is not None
                 ],
                 "per_roi": [
                     {"name": name, "size": size(ground), "rows": metric_rows(ground)}
-                    for name, ground in own.get("per_roi", {}).items()
+                    for name, ground in own.per_roi.items()
                 ],
             }
-            for split, own in ((split, evaluation["splits"][split]) for split in order)
+            for split, own in ((split, evaluation.splits[split]) for split in order)
         ],
-        "confusion": confusion(evaluation["splits"][order[0]]),
+        "confusion": confusion(evaluation.splits[order[0]]),
     }
 
 
-def confusion(scores: Scores) -> dict[str, Any]:
+def confusion(scores: GroundScores) -> dict[str, Any]:
     """The classes that occur, true or predicted, and a row for each true one: counts, shares."""
-    counts: Sequence[Sequence[int]] = scores["model"].get("confusion_masked") or []
+    counts = scores.model.confusion_masked or []
     shown = [
         class_id
         for class_id in range(NUM_CLASSES if counts else 0)
@@ -394,31 +385,31 @@ def confusion(scores: Scores) -> dict[str, Any]:
 # Charts
 
 
-def result(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+def result(evaluation: Evaluation) -> dict[str, Any]:
     """The charts of the most telling split, and what they say."""
     split = splits(evaluation)[0]
-    scores = evaluation["splits"][split]
+    scores = evaluation.splits[split]
     drawn = [m for m in (MASKED_ACCURACY, MASKED_MAE) if MODEL in measured(scores, m)]
     return {
         "split": split,
         "result_charts": [interval_chart(scores, metric) for metric in drawn],
-        "bars_drawn": any(interval(scores["model"], metric) for metric in drawn),
+        "bars_drawn": any(scores.model.interval(metric.key) for metric in drawn),
         "comparisons": comparisons(scores),
         "result_size": size(scores),
         "no_intervals": no_intervals(scores),
-        "bootstrap": evaluation.get("bootstrap", {}),
+        "bootstrap": evaluation.bootstrap,
         "metrics": METRICS,
     }
 
 
-def interval_chart(scores: Scores, metric: Metric) -> Chart:
+def interval_chart(scores: GroundScores, metric: Metric) -> Chart:
     """Every method's value with its interval, the best on top."""
     colours = {MODEL: SERIES[0], BAR: SERIES[1]}
     own = methods(scores)
     estimates = [
         Line(
             method_name(method), [value], colours.get(method, MUTED),
-            intervals=[interval(own[method], metric)],
+            intervals=[own[method].interval(metric.key)],
         )
         for method, value in measured(scores, metric).items()
     ]  # fmt: skip
@@ -437,7 +428,7 @@ def interval_chart(scores: Scores, metric: Metric) -> Chart:
 def curves(
     history: Sequence[Mapping[str, Any]],
     contract: Contract,
-    evaluation: Mapping[str, Any],
+    evaluation: Evaluation,
 ) -> list[Chart]:
     """The charts of a run's history, with the heads of its contract."""
     if not history:
@@ -453,7 +444,7 @@ def curves(
 
     def level(metric: Metric) -> list[Line]:
         """The copy's value on the val split, to compare the val curve with."""
-        scores = evaluation["splits"].get("val")
+        scores = evaluation.splits.get("val")
         value = measured(scores, metric).get(BAR) if scores else None
         return [] if value is None else [Line("copy", [value], style="level")]
 

@@ -259,7 +259,7 @@ def score_search(run: Path, dataset: Path, folder: Path, k: int, display: Displa
     opened, chips = open_run(run), open_dataset(dataset)
     with display.bar("search --score") as bar:
         record = retrieval_record(opened, chips, "test", k, on_step=bar.update)
-    write_json(output, {"product": "precision", **record})
+    write_json(output, record.model_dump())
     head, rows = retrieval_rows(record)
     display.say(
         f"share of the class among the {k} patches found, on other ground of the test split"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bharateo.config import Config, DataConfig, section_to_yaml
 from bharateo.display import Display
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from bharateo.chips.store import Dataset
     from bharateo.chips.workers import Workers
     from bharateo.planning import Machine, Plan, Request
+    from bharateo.results import Evaluation, Scores
     from bharateo.sources import Recipe
     from bharateo.training.checkpoint import Run
 
@@ -132,7 +133,7 @@ def evaluate(
     dataset: Dataset | str | Path | None = None,
     output: str | Path | None = None,
     display: Display | None = None,
-) -> dict[str, Any]:
+) -> Evaluation:
     """Scores of what a run makes of hidden patches, beside the baselines, as in ``output``.
 
     Without ``dataset`` the run's own, without ``output`` the run's ``evaluation.json``.
@@ -147,19 +148,19 @@ def evaluate(
     display = display or Display()
     with display.bar("evaluate") as bar:
         record = score(opened, ground, output, bar.update)
-    for split, scores in record["splits"].items():
-        model, copy = scores["model"], scores["baselines"]["nearest_visible"]
+    for split, scores in record.splits.items():
+        model, copy = scores.model, scores.baselines["nearest_visible"]
         display.say(f"{split}: masked MAE {_beside(model, copy, 'masked_mae')}, masked class "
                     f"accuracy {_beside(model, copy, 'esa_acc_masked')}")  # fmt: skip
     display.say(f"evaluation: {output}")
     return record
 
 
-def _beside(model: dict[str, Any], copy: dict[str, Any], metric: str) -> str:
+def _beside(model: Scores, copy: Scores, metric: str) -> str:
     def shown(value: float | None) -> str:
         return "nothing to measure" if value is None else f"{value:.4f}"
 
-    return f"{shown(model[metric])} (nearest visible token {shown(copy[metric])})"
+    return f"{shown(model.value(metric))} (nearest visible token {shown(copy.value(metric))})"
 
 
 def write_report(run: Run | str | Path, display: Display | None = None) -> Path:

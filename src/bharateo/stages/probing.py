@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bharateo.config import Config
 from bharateo.display import Display
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from bharateo.chips.store import Dataset
     from bharateo.evaluation.outside import Resize
     from bharateo.inference.inputs import Reading
+    from bharateo.results import Ablation, Probes, TaskEvaluation
     from bharateo.training.checkpoint import Run
 
 
@@ -30,7 +31,7 @@ def evaluate_task(
     split_file: str | Path | None = None,
     reading: Reading | None = None,
     display: Display | None = None,
-) -> dict[str, Any]:
+) -> TaskEvaluation:
     """Scores of probes of a run's features on labelled chips that others made, as in ``output``.
 
     ``layout`` (``eurosat`` or ``geobench``; else as the folder looks) says how the chips lie;
@@ -72,7 +73,7 @@ def probe(
     zone_field: str | None = None,
     seed: int = 0,
     display: Display | None = None,
-) -> dict[str, Any]:
+) -> Probes:
     """Scores of probes of a run's frozen features, beside simpler features, as in ``output``.
 
     Without ``dataset`` the run's own, without ``output`` the run's ``probes.json``. ``budgets``
@@ -99,7 +100,7 @@ def probe(
             features=tuple(MAKERS) if features is None else features, zoning=zoning, seed=seed,
             on_step=bar.update,
         )  # fmt: skip
-    for level, why in record["skipped"].items():
+    for level, why in record.skipped.items():
         display.say(f"no {level} is probed: {why}")
     for title, header, rows in probe_table.text_tables(record):
         display.columns(header, rows, title)
@@ -119,7 +120,7 @@ def ablate(
     seeds: int | None = None,
     quick: bool = False,
     display: Display | None = None,
-) -> dict[str, Any]:
+) -> Ablation:
     """The table of a grid of trainings, each with something of the configuration changed.
 
     ``vary`` are texts ``KEY=VALUE,VALUE`` (none: the land-cover loss and the bands), changed one
@@ -147,7 +148,7 @@ def ablate(
     display.say(f"ablate: {len(cells)} cells x {seeds} seeds = {len(cells) * seeds} trainings")
     with display.bar("ablate") as bar:
         record = ablation.ablate(cells, dataset, output, seeds, bar.update)
-    display.columns(header(record["factors"]), rows(record))
+    display.columns(header(record.factors), rows(record))
     display.say(explained(record))
     display.say(f"table: {output / 'ablation.md'}")
     return record

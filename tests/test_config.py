@@ -9,6 +9,7 @@ from bharateo.config import (
     HeadConfig,
     MachineConfig,
     differences,
+    json_schema,
     load_config,
     parse_config,
     preset_path,
@@ -321,3 +322,14 @@ def test_another_machine_is_no_other_configuration():
     config = Config()
     there = yaml.safe_load(to_yaml(replace(config, machine=MachineConfig(prefetch=0))))
     assert differences(there, config) == []
+
+
+def test_every_key_is_described_in_the_schema():
+    schema = json_schema()
+    sections = {"Config": schema, **schema["$defs"]}
+    keys = {f"{name}.{key}": said for name, each in sections.items()
+            for key, said in each["properties"].items()}  # fmt: skip
+    assert {"Config.data", "GeotiffBand.wavelength_nm", "ModelConfig.size"} <= {*keys}
+    assert [key for key, said in keys.items() if not said.get("description")] == []
+    assert keys["PlanConfig.num_chips"]["description"].startswith("``blocks`` only: how many")
+    assert keys["SplitConfig.val"]["exclusiveMaximum"] == 1

@@ -6,18 +6,22 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 import functools
+import inspect
 import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from itertools import pairwise
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import PydanticCustomError
 
 from bharateo.artefacts import misfit_in_words, shortened
@@ -219,7 +223,9 @@ class DataConfig(_Section):
     bands: tuple[str, ...] = ("10band",)
     """Sentinel-2 and the sample: ``10band``, ``rgbn``, ``rgb``, or band names in order."""
     sentinel2: Sentinel2Config = field(default_factory=Sentinel2Config)
+    """Of source ``sentinel2``."""
     geotiff: GeotiffConfig = field(default_factory=GeotiffConfig)
+    """Of source ``geotiff``."""
     worldcover_root: str | None = None
     """Folder, http(s) or s3 URL; default ``$BHARATEO_WORLDCOVER_ROOT``, else the public bucket."""
     worldcover_year: Literal[2020, 2021] = 2021
@@ -227,6 +233,7 @@ class DataConfig(_Section):
     options: Mapping[str, Any] = field(default_factory=dict)
     """Of a source that has no section here: its own, by name."""
     plan: PlanConfig = field(default_factory=PlanConfig)
+    """Where chips are taken, and which are for training."""
     seed: Seed = 42
     """Of every random draw of the build."""
 
@@ -349,15 +356,20 @@ class Config(_Section):
     """A whole experiment."""
 
     data: DataConfig = field(default_factory=DataConfig)
+    """What ``bharateo build`` reads; the other sections are for ``bharateo pretrain``."""
     model: ModelConfig = field(default_factory=ModelConfig)
+    """The masked autoencoder's shape."""
     heads: Mapping[str, HeadConfig] = field(
         default_factory=lambda: {
             "pixels": HeadConfig(1.0, {"beta": 0.1}),
             "landcover": HeadConfig(0.2, {"target": "fraction"}),
         }
     )
+    """Pretext task -> its weight in the loss and its options."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    """The optimisation."""
     machine: MachineConfig = field(default_factory=MachineConfig)
+    """How the machine is used, which does not change what is computed."""
 
 
 SIZES: Mapping[str, Mapping[str, int]] = {
@@ -413,6 +425,30 @@ def parse_config(record: Mapping[str, Any], where: str = "the configuration") ->
 @functools.cache
 def _config_of_json() -> TypeAdapter[Config]:
     return TypeAdapter(Config)
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of a configuration file; what is written beneath a key describes it."""
+    schema = _config_of_json().json_schema(schema_generator=_Described)
+    schema["$defs"]["ModelConfig"]["properties"]["size"] = {
+        "enum": [*SIZES],
+        "description": "Stands for the six numbers of its width and depth; keys beside it win.",
+    }
+    return schema
+
+
+class _Described(GenerateJsonSchema):
+    # pydantic's own use_attribute_docstrings costs every reading a third of a second.
+    def dataclass_schema(self, schema: Any) -> dict[str, Any]:
+        described = super().dataclass_schema(schema)
+        (declared,) = ast.parse(inspect.getsource(schema["cls"])).body
+        for key, text in pairwise(getattr(declared, "body", ())):
+            match key, text:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(
+                    ast.Constant(value=str(said))
+                ):
+                    described["properties"][name]["description"] = inspect.cleandoc(said)
+        return described
 
 
 def _with_size(record: dict[str, Any], where: str) -> dict[str, Any]:

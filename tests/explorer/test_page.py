@@ -231,8 +231,7 @@ def test_a_painted_mask_is_rebuilt_as_pytorch_does(page, explored_run, reflectan
 
 def by_pytorch(run, chip, hidden):
     """Model and copy of a chip under a mask (band, row, col), and class probabilities."""
-    stored = chip.stored * chip.scale[:, None, None] + chip.offset[:, None, None]
-    image = torch.from_numpy(stored.astype(np.float32))[None]
+    image = torch.from_numpy(chip.image)[None]
     valid = torch.from_numpy(chip.valid.copy())[None]
     order = torch.from_numpy(np.argsort(hidden, kind="stable"))[None]
     mask = Mask(order, hidden.count(0))

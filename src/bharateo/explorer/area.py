@@ -1,4 +1,4 @@
-"""An area to look at: its pictures, and what a run says of every patch of it.
+"""An area as the page shows it: its pictures, and what a run says of every patch of it.
 
 Axes: band row col (pixels of the area) | patch (row by row where the area is a raster, square by
 square where it is a dataset's) | dim cls. Of large ground a window is taken; ``left_out`` says so.
@@ -10,22 +10,26 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from affine import Affine
 from jaxtyping import Bool, Float, Float32, Int64, UInt8
 from odc.geo.geobox import GeoBox
+from torch import Tensor
 
 from bharateo.chips.store import SPLITS, Dataset
-from bharateo.explorer.answers import Answers, Asked, asked_of
+from bharateo.evaluation.baselines import nearest_visible
+from bharateo.evaluation.evaluate import predict, seen_by_baselines
 from bharateo.geography import to_lonlat
-from bharateo.inference.encoder import CHIPS_AT_ONCE
+from bharateo.inference.encoder import CHIPS_AT_ONCE, FrozenEncoder
 from bharateo.inference.inputs import RasterInput
 from bharateo.inference.pieces import CellGrid
 from bharateo.inference.windows import TokenGrid, blended_squares
 from bharateo.landcover import NUM_CLASSES, patch_class_counts
+from bharateo.models.heads import Batch, LandCoverHead
+from bharateo.models.patches import Mask, num_masked
 from bharateo.report.ground import Outline, outlines
 from bharateo.report.render import composite_rgb, physical, upscale
 from bharateo.sensor import Sensor
@@ -45,6 +49,10 @@ MOST_NUMBERS = 3_000_000
 """Numbers of all vectors of a page together, a byte each."""
 
 MOST_AREAS = 3
+NUM_MASKS = 4
+"""At the usual ratio of 75 % a patch is hidden by three of them."""
+
+SQUARES_AT_ONCE = CHIPS_AT_ONCE // 4
 _PIECE_TOKENS = 32
 _NO_SPLIT = 255
 _SHOWN = (2, 98)
@@ -56,17 +64,24 @@ class Patches:
     """Where the patches lie (upper left pixel), what is known of them, and what the run says.
 
     ``split`` is the place in ``SPLITS``, 255 where there is none; ``counts`` are labelled pixels.
+    ``vectors`` and ``probabilities`` (None without a land-cover head) are the run's with every
+    patch visible. ``error`` and ``copy_error`` (None without a pixel head) are mean absolute errors
+    in physical units once the patch is hidden: the model's, and those of a copy of the nearest
+    visible patch.
     """
 
     row: Int64[np.ndarray, " patch"]
     col: Int64[np.ndarray, " patch"]
     split: UInt8[np.ndarray, " patch"]
     counts: Int64[np.ndarray, "patch cls"]
-    answers: Answers
+    vectors: Float32[np.ndarray, "patch dim"]
+    probabilities: Float32[np.ndarray, "patch cls"] | None
+    error: Float32[np.ndarray, " patch"] | None
+    copy_error: Float32[np.ndarray, " patch"] | None
 
 
 @dataclass(frozen=True)
-class Area:
+class AreaView:
     """A rectangle of ground; ``pictures`` are RGB by the name of the composite, under the
     stretches of ``sensor``.
     """
@@ -87,13 +102,104 @@ class Area:
         return to_lonlat(self.geobox, np.array([[0, width, 0, width], [0, 0, height, height]]))
 
 
+# What a run says of patches
+
+
+class PatchModel:
+    """A run asked for numbers of every patch, in two passes over the ground.
+
+    ``visible`` sees every patch: the vector and, of a run with a land-cover head, the logits.
+    ``hidden`` are the two errors of a patch that is masked.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run, self._encoder = run, FrozenEncoder.of_run(run)
+        heads = list(run.heads.values())
+        self._has_classes = any(isinstance(head, LandCoverHead) for head in heads)
+        self._has_pixels = any(head.rebuilds_image for head in heads)
+        self.chip_px, self.patch_px = run.model.config.chip_px, run.model.config.patch_px
+        # A pass, and the distance of its windows in tokens: half a chip, or a whole one.
+        self.passes = ((self.visible, None), (self.hidden, self.chip_px // self.patch_px))
+
+    def visible(self, image: Tensor, valid: Tensor) -> Tensor:
+        """Vector and logits of every token of chips (batch token number)."""
+        if not self._has_classes:
+            return self._encoder.features(image, valid)
+        return torch.cat(self._encoder.features_and_logits(image, valid), 2)
+
+    def hidden(self, image: Tensor, valid: Tensor) -> Tensor:
+        """Errors of every token of chips (batch token 2)."""
+        return masked_errors(self.run, image, valid)
+
+    def patches(
+        self,
+        row: Int64[np.ndarray, " patch"],
+        col: Int64[np.ndarray, " patch"],
+        split: UInt8[np.ndarray, " patch"],
+        counts: Int64[np.ndarray, "patch cls"],
+        values: Float32[np.ndarray, "patch number"],
+    ) -> Patches:
+        """Those patches that have a valid pixel; ``values`` are of both passes, NaN without one."""
+        known = ~np.isnan(values[:, 0])
+        width = self._encoder.width
+        vectors, logits, errors = np.split(values[known], [width, values.shape[1] - 2], 1)
+        probabilities = None
+        if self._has_classes:
+            odds = np.exp(logits - logits.max(1, keepdims=True))
+            probabilities = odds / odds.sum(1, keepdims=True)
+        error, copy_error = errors.T if self._has_pixels else (None, None)
+        return Patches(row[known], col[known], split[known], counts[known], vectors,
+                       probabilities, error, copy_error)  # fmt: skip
+
+
+def covering_masks(num_tokens: int, mask_ratio: float) -> list[Mask]:
+    """Fixed masks of one chip that together hide every token."""
+    masked = num_masked(num_tokens, mask_ratio)
+    drawn = torch.from_numpy(np.random.default_rng(0).permutation(num_tokens))
+    num = max(NUM_MASKS, -(-num_tokens // masked))
+    masks = []
+    for start in range(0, num * num_tokens, num_tokens):
+        rolled = drawn.roll(-(start // num))
+        order = torch.cat([rolled[masked:].sort().values, rolled[:masked].sort().values])
+        masks.append(Mask(order[None], num_tokens - masked))
+    return masks
+
+
+def masked_errors(
+    run: Run, image: Float[Tensor, "batch band row col"], valid: Bool[Tensor, "batch row col"]
+) -> Float[Tensor, "batch token 2"]:
+    """Mean absolute error of every patch, once hidden: the model's and the copy's.
+
+    Physical units, over valid pixels, mean over the masks of ``covering_masks`` that hide the
+    patch; 0 for a patch without valid pixels.
+    """
+    model, num_chips = run.model, len(image)
+    total = torch.zeros(num_chips, model.num_tokens, 2)
+    times = torch.zeros(model.num_tokens)
+    counts = torch.zeros(num_chips, model.num_tokens, NUM_CLASSES, dtype=torch.int64)
+    batch = Batch(image, valid, counts, torch.arange(num_chips))
+    for one in covering_masks(model.num_tokens, model.config.mask_ratio):
+        mask = Mask(one.order.expand(num_chips, -1), one.num_visible)
+        target, known = model.patches(image, valid, mask.masked)
+        copy = nearest_visible(seen_by_baselines(run, batch, mask))
+        for column, prediction in enumerate((predict(run, batch, mask)[0], copy)):
+            off = (prediction.pixels - target).abs().unflatten(2, (model.num_bands, -1))
+            off = off * model.normalise.std[:, None] * known[:, :, None]
+            mean = off.mean(2).sum(2) / known.sum(2).clamp(min=1)
+            total[:, one.masked[0], column] += mean
+        times[one.masked[0]] += 1
+    return total / times[:, None]
+
+
+# Datasets
+
+
 def most_side_px(run: Run, num_areas: int) -> int:
     """Side of the largest square area that leaves room for the others."""
     config = run.model.config
-    patches = math.isqrt(MOST_NUMBERS // config.width // num_areas)
-    return max(min(math.isqrt(MOST_PIXELS // num_areas) // config.patch_px, patches), 8) * (
-        config.patch_px
-    )
+    by_numbers = math.isqrt(MOST_NUMBERS // config.width // num_areas)
+    by_pixels = math.isqrt(MOST_PIXELS // num_areas) // config.patch_px
+    return max(min(by_pixels, by_numbers), 8) * config.patch_px
 
 
 def made(name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
@@ -101,53 +207,50 @@ def made(name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
     return make()
 
 
-# Datasets
-
-
 def areas_of_dataset(
     run: Run, dataset: Dataset, progress: Progress, keep: Keep = made
-) -> tuple[list[Area], str]:
+) -> tuple[list[AreaView], str]:
     """The areas with the most squares of a dataset, and a sentence on what is left out."""
     drawn = [each["name"] for each in dataset.info["regions"] if "overview" in each]
     counts = dataset.chips["region"].value_counts()
     names = sorted(drawn, key=lambda name: -counts.get(name, 0))[:MOST_AREAS]
     side = max(most_side_px(run, len(names)), dataset.size_px)
-    areas = [
-        _region(run, dataset, name, side, progress, partial(_kept_of, keep, number))
-        for number, name in enumerate(names)
-    ]
+    areas = []
+    for number, name in enumerate(names):
+
+        def kept(part: str, make: Callable[[], np.ndarray], number: int = number) -> np.ndarray:
+            return keep(f"{number}-{part}", make)
+
+        areas.append(_region(run, dataset, name, side, progress, kept))
     num_missing = len(dataset.regions) - len(names)
     note = f"{num_missing} smaller regions of the dataset are left out." if num_missing else ""
     return areas, note
 
 
-def _kept_of(keep: Keep, area: int, name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
-    """An array of one area of several."""
-    return keep(f"{area}-{name}", make)
-
-
 def _region(
     run: Run, dataset: Dataset, name: str, side_px: int, progress: Progress, keep: Keep
-) -> Area:
-    record = next(each for each in dataset.info["regions"] if each["name"] == name)
-    whole = dataset.geobox(name)
+) -> AreaView:
+    """The window of a region in which most of its squares lie."""
+    square_px, whole = dataset.size_px, dataset.geobox(name)
     chips = dataset.chips[dataset.chips["region"] == name]
     starts, shape = chips[["row", "col"]].to_numpy(np.int64), np.array(whole.shape)
     size = np.minimum(shape, _extent(shape, side_px))
-    first = _densest(starts, size, dataset.size_px, shape)
-    inside = ((starts >= first) & (starts + dataset.size_px <= first + size)).all(1)
+    corners = np.minimum(starts[:: max(len(starts) // 500, 1)], shape - size)
+    ahead = starts[None] - corners[:, None]
+    held = ((ahead >= 0) & (ahead + square_px <= size)).all(2).sum(1)
+    first = corners[held.argmax()]
+    inside = ((starts >= first) & (starts + square_px <= first + size)).all(1)
     chips = chips[inside].assign(row=starts[inside, 0] - first[0], col=starts[inside, 1] - first[1])
-    row, col = first.tolist()
-    affine = whole.affine @ Affine.translation(col, row)
-    pictures, labels = _pictures(dataset, record, chips, (row, col), tuple(size.tolist()))
+    (row, col), (height, width) = first.tolist(), size.tolist()
+    pictures, labels = _pictures(dataset, name, chips, (row, col), (height, width))
     left_out = "" if (size == shape).all() else (
-        f"{size[1]:,} by {size[0]:,} px of the region's {shape[1]:,} by {shape[0]:,}, where its "
+        f"{width:,} by {height:,} px of the region's {shape[1]:,} by {shape[0]:,}, where its "
         "squares lie closest"
     )  # fmt: skip
+    patches = _patches_of_squares(PatchModel(run), dataset, chips, progress, keep)
+    geobox = GeoBox((height, width), whole.affine @ Affine.translation(col, row), whole.crs)
     frames = outlines(chips, by_block=True)
-    patches = _patches_of_squares(run, dataset, chips, progress, keep)
-    geobox = GeoBox(tuple(size.tolist()), affine, whole.crs)
-    return Area(name, geobox, dataset.sensor, pictures, labels, frames, patches, left_out)
+    return AreaView(name, geobox, dataset.sensor, pictures, labels, frames, patches, left_out)
 
 
 def _extent(shape: np.ndarray, side_px: int) -> np.ndarray:
@@ -158,25 +261,17 @@ def _extent(shape: np.ndarray, side_px: int) -> np.ndarray:
     return np.minimum(shape, side_px**2 // short)
 
 
-def _densest(starts: np.ndarray, size: np.ndarray, square_px: int, shape: np.ndarray) -> np.ndarray:
-    """Upper left pixel of the window of a size that holds the most squares."""
-    corners = np.minimum(starts[:: max(len(starts) // 500, 1)], shape - size)
-    ahead = starts[None] - corners[:, None]
-    held = ((ahead >= 0) & (ahead + square_px <= size)).all(2).sum(1)
-    best: np.ndarray = corners[held.argmax()]
-    return best
-
-
 def _pictures(
     dataset: Dataset,
-    record: Mapping[str, Any],
-    chips: Any,
+    region: str,
+    chips: pd.DataFrame,
     first: tuple[int, int],
     shape: tuple[int, int],
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """The squares at full resolution on the region's overview; class ids likewise."""
     sensor, size = dataset.sensor, dataset.size_px
-    stored, class_ids, valid = dataset.overview(record["name"])
+    stored, class_ids, valid = dataset.overview(region)
+    record = next(each for each in dataset.info["regions"] if each["name"] == region)
     step = int(record["overview"]["step_px"])
 
     def grown(small: np.ndarray) -> np.ndarray:
@@ -200,45 +295,38 @@ def _pictures(
 
 
 def _patches_of_squares(
-    run: Run, dataset: Dataset, chips: Any, progress: Progress, keep: Keep
+    model: PatchModel, dataset: Dataset, chips: pd.DataFrame, progress: Progress, keep: Keep
 ) -> Patches:
-    patch = run.model.config.patch_px
-    tokens = dataset.size_px // patch
-    side = tokens * patch
-    asked, every = asked_of(run), chips["chip"].to_numpy()
+    """What the run says of the squares, each in windows that blend into one another."""
+    patch_px, every = model.patch_px, chips["chip"].to_numpy()
+    tokens = dataset.size_px // patch_px
+    side = tokens * patch_px
+
+    def values(some: Int64[np.ndarray, " chip"]) -> Float32[np.ndarray, "patch number"]:
+        stored = np.stack([dataset.image(chip)[:, :side, :side] for chip in some])
+        image = physical_units(torch.from_numpy(stored), dataset.sensor)
+        valid = torch.from_numpy(np.stack([dataset.valid(chip)[:side, :side] for chip in some]))
+        parts = [
+            blended_squares(
+                image, valid, ask, TokenGrid((side, side), model.chip_px, patch_px, step)
+            )
+            for ask, step in model.passes
+        ]
+        both: np.ndarray = np.concatenate(parts, 3)
+        return both.reshape(-1, both.shape[3])
+
     found, counts = [], []
-    for start in range(0, len(every), CHIPS_AT_ONCE // 4):
-        some = every[start : start + CHIPS_AT_ONCE // 4]
+    for start in range(0, len(every), SQUARES_AT_ONCE):
+        some = every[start : start + SQUARES_AT_ONCE]
         progress(start, len(every), f"{len(every)} squares of {chips['region'].iloc[0]}")
-        found.append(keep(str(start), partial(_squares, asked, dataset, some, side)))
+        found.append(keep(str(start), partial(values, some)))
         landcover = np.stack([dataset.landcover(chip)[:side, :side] for chip in some])
-        counts.append(patch_class_counts(landcover, patch).reshape(-1, NUM_CLASSES))
-    row, col = np.indices((tokens, tokens)).reshape(2, 1, -1) * patch
+        counts.append(patch_class_counts(landcover, patch_px).reshape(-1, NUM_CLASSES))
+    row, col = np.indices((tokens, tokens)).reshape(2, 1, -1) * patch_px
     rows = (chips["row"].to_numpy()[:, None] + row).ravel()
     cols = (chips["col"].to_numpy()[:, None] + col).ravel()
-    split = np.array([SPLITS.index(each) for each in chips["split"]], np.uint8)
-    values = np.concatenate(found)
-    known = ~np.isnan(values[:, 0])
-    return Patches(
-        rows[known], cols[known], split.repeat(tokens**2)[known], np.concatenate(counts)[known],
-        asked.answers(values[known]),
-    )  # fmt: skip
-
-
-def _squares(
-    asked: Asked, dataset: Dataset, chips: Int64[np.ndarray, " chip"], side: int
-) -> Float32[np.ndarray, "patch number"]:
-    """All numbers of all patches of some squares; NaN where there is no valid pixel."""
-    stored = np.stack([dataset.image(chip)[:, :side, :side] for chip in chips])
-    image = physical_units(torch.from_numpy(stored), dataset.sensor)
-    valid = torch.from_numpy(np.stack([dataset.valid(chip)[:side, :side] for chip in chips]))
-    shape = (side, side)
-    parts = []
-    for ask, step in ((asked.seen, None), (asked.hidden, asked.tokens_per_chip)):
-        grid = TokenGrid(shape, asked.chip_px, asked.patch_px, step)
-        parts.append(blended_squares(image, valid, ask, grid))
-    values: np.ndarray = np.concatenate(parts, 3)
-    return values.reshape(-1, values.shape[3])
+    split = np.array([SPLITS.index(each) for each in chips["split"]], np.uint8).repeat(tokens**2)
+    return model.patches(rows, cols, split, np.concatenate(counts), np.concatenate(found))
 
 
 # Rasters
@@ -246,25 +334,25 @@ def _squares(
 
 def area_of_raster(
     run: Run, source: RasterInput, name: str, progress: Progress, keep: Keep = made
-) -> Area:
+) -> AreaView:
     """The middle of a raster, or all of it where it is small enough."""
     shape = np.array(source.shape)
     size = np.minimum(shape, _extent(shape, most_side_px(run, 1)))
     row, col = ((shape - size) // 2).tolist()
     height, width = size.tolist()
     image, valid = source.read(row, col, height, width)
-    sensor = stretched(source.sensor, image, valid)
+    sensor = _stretched(source.sensor, image, valid)
     pictures = {each: composite_rgb(image, sensor, valid, each) for each in sensor.composites}
     left_out = "" if (size == shape).all() else (
         f"the middle {width:,} by {height:,} px of the raster's {shape[1]:,} by {shape[0]:,}"
     )  # fmt: skip
     affine = source.geobox.affine @ Affine.translation(col, row)
     geobox = GeoBox((height, width), affine, source.geobox.crs)
-    patches = _patches_of_pixels(run, image, valid, progress, keep)
-    return Area(name, geobox, sensor, pictures, None, [], patches, left_out)
+    patches = _patches_of_pixels(PatchModel(run), image, valid, progress, keep)
+    return AreaView(name, geobox, sensor, pictures, None, [], patches, left_out)
 
 
-def stretched(
+def _stretched(
     sensor: Sensor, image: Float32[np.ndarray, "band row col"], valid: Bool[np.ndarray, "row col"]
 ) -> Sensor:
     """The sensor with composites that show all but the darkest and brightest of these pixels."""
@@ -277,9 +365,10 @@ def stretched(
 
 
 def _patches_of_pixels(
-    run: Run, image: np.ndarray, valid: np.ndarray, progress: Progress, keep: Keep
+    model: PatchModel, image: np.ndarray, valid: np.ndarray, progress: Progress, keep: Keep
 ) -> Patches:
-    asked = asked_of(run)
+    """What the run says of the raster, piece by piece."""
+    patch_px = model.patch_px
     shape = (valid.shape[0], valid.shape[1])
 
     def read(row: int, col: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -287,8 +376,8 @@ def _patches_of_pixels(
         return image[:, *here], valid[here]
 
     parts: list[np.ndarray] = []
-    for ask, step in ((asked.seen, None), (asked.hidden, asked.tokens_per_chip)):
-        grid = CellGrid(shape, asked.chip_px, asked.patch_px, asked.patch_px, step)
+    for ask, step in model.passes:
+        grid = CellGrid(shape, model.chip_px, patch_px, patch_px, step)
         pieces = grid.pieces(_PIECE_TOKENS)
         values: np.ndarray | None = None
         for done, piece in enumerate(pieces):
@@ -300,10 +389,10 @@ def _patches_of_pixels(
             values[piece.rows, piece.cols] = answer
         assert values is not None
         parts.append(values)
-    both = np.concatenate(parts, 2)
-    row, col = np.nonzero(~np.isnan(both[..., 0]))
-    num = len(row)
-    return Patches(
-        row * asked.patch_px, col * asked.patch_px, np.full(num, _NO_SPLIT, np.uint8),
-        np.zeros((num, NUM_CLASSES), np.int64), asked.answers(both[row, col]),
-    )  # fmt: skip
+    row, col = np.indices(grid.shape).reshape(2, -1) * patch_px
+    both = np.concatenate(parts, 2).reshape(len(row), -1)
+    no_split, no_counts = (
+        np.full(len(row), _NO_SPLIT, np.uint8),
+        np.zeros((len(row), NUM_CLASSES), np.int64),
+    )
+    return model.patches(row, col, no_split, no_counts, both)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, Shaped, UInt8
+from jaxtyping import Bool, Float, Float32, Shaped, UInt8
 
 from bharateo.chips.store import Dataset
-from bharateo.explorer.area import Area
+from bharateo.explorer.area import AreaView
 from bharateo.inference.inputs import RasterInput
 from bharateo.landcover import IGNORE, NUM_CLASSES, patch_class_counts, patch_mode
 from bharateo.training.batches import Window, fixed_windows, stack, window_ids
@@ -22,7 +21,7 @@ _MOST_WINDOWS = 500
 
 
 @dataclass(frozen=True)
-class Chip:
+class StoredChip:
     """A chip as stored: physical value = stored value x ``scale`` + ``offset``, one a band.
 
     ``labels`` are the patches' classes, 255 without one.
@@ -36,8 +35,15 @@ class Chip:
     valid: Bool[np.ndarray, "row col"]
     labels: UInt8[np.ndarray, " token"]
 
+    @property
+    def image(self) -> Float32[np.ndarray, "band row col"]:
+        """The pixels in physical units."""
+        values = self.stored * self.scale[:, None, None] + self.offset[:, None, None]
+        image: np.ndarray = values.astype(np.float32)
+        return image
 
-def chips_of_dataset(run: Run, dataset: Dataset, count: int = MOST_CHIPS) -> list[Chip]:
+
+def chips_of_dataset(run: Run, dataset: Dataset, count: int = MOST_CHIPS) -> list[StoredChip]:
     """Chips of the test split, else of val, else of train."""
     chip_px = run.model.config.chip_px
     split = next(each for each in ("test", "val", "train") if len(dataset.indices(each)))
@@ -50,11 +56,11 @@ def chips_of_dataset(run: Run, dataset: Dataset, count: int = MOST_CHIPS) -> lis
     labels = patch_mode(patch_class_counts(class_ids[chosen], run.model.config.patch_px))
     some = [windows[i] for i in chosen]
     images, valid = (stack(layer, some, chip_px) for layer in (dataset.image, dataset.valid))
-    num_bands = dataset.sensor.num_bands
-    unit = (np.full(num_bands, each) for each in (dataset.sensor.scale, dataset.sensor.offset))
-    scale, offset = unit
+    sensor = dataset.sensor
+    scale = np.full(sensor.num_bands, sensor.scale)
+    offset = np.full(sensor.num_bands, sensor.offset)
     return [
-        Chip(name, split, image, scale, offset, known, classes)
+        StoredChip(name, split, image, scale, offset, known, classes)
         for name, image, known, classes in zip(
             window_ids(dataset, some), images, valid, labels, strict=True
         )
@@ -62,8 +68,8 @@ def chips_of_dataset(run: Run, dataset: Dataset, count: int = MOST_CHIPS) -> lis
 
 
 def chips_of_raster(
-    run: Run, source: RasterInput, area: Area, count: int = MOST_CHIPS
-) -> list[Chip]:
+    run: Run, source: RasterInput, area: AreaView, count: int = MOST_CHIPS
+) -> list[StoredChip]:
     """Chips side by side in the area, told apart by the classes that the run sees in them."""
     chip_px, patch_px = run.model.config.chip_px, run.model.config.patch_px
     height, width = area.geobox.shape
@@ -78,17 +84,21 @@ def chips_of_raster(
         return []
     mapped = np.full((-(-height // patch_px), -(-width // patch_px)), IGNORE, np.uint8)
     patches = area.patches
-    if patches.answers.probabilities is not None:
-        best = patches.answers.probabilities.argmax(1)
+    if patches.probabilities is not None:
+        best = patches.probabilities.argmax(1)
         mapped[patches.row // patch_px, patches.col // patch_px] = best
-    seen = [_cells(mapped, start, chip_px, patch_px) for start in starts]
+    side = chip_px // patch_px
+    seen = [
+        mapped[row // patch_px : row // patch_px + side, col // patch_px : col // patch_px + side]
+        for row, col in starts
+    ]
     chosen = varied(np.stack(seen), np.ones(len(starts), bool), count)
     chips = []
     for row, col in (starts[i] for i in chosen):
         stored, valid = source.pixels.read(top + row, left + col, chip_px, chip_px)
-        labels = np.full((chip_px // patch_px) ** 2, IGNORE, np.uint8)
+        labels = np.full(side**2, IGNORE, np.uint8)
         name = f"{area.name}/{top + row}/{left + col}"
-        chips.append(Chip(name, "", stored, source.scale, source.offset, valid, labels))
+        chips.append(StoredChip(name, "", stored, source.scale, source.offset, valid, labels))
     return chips
 
 
@@ -122,10 +132,3 @@ def _is_clear(dataset: Dataset, window: Window, chip_px: int) -> bool:
     high = sensor.composites[sensor.default_composite].high
     white = (shown * sensor.scale + sensor.offset >= high).all(0)
     return bool(valid.mean() >= _LEAST_VALID and white.mean() <= _MOST_WHITE)
-
-
-def _cells(
-    mapped: np.ndarray, start: Sequence[int], chip_px: int, patch_px: int
-) -> UInt8[np.ndarray, "row col"]:
-    row, col, side = start[0] // patch_px, start[1] // patch_px, chip_px // patch_px
-    return mapped[row : row + side, col : col + side]

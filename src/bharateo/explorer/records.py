@@ -1,26 +1,35 @@
-"""What the page is told, as plain JSON: of itself, of an area, of a chip."""
+"""What the page is told: of itself, of an area, of a chip.
+
+A page opened from a disk may load scripts, and no data. So every data file is a classic script
+that registers one JSON object. Arrays in it are ``{"dtype", "shape", "gzip"}``, little-endian
+bytes, gzipped, in base64; pictures are ``{"type", "bytes"}`` in base64.
+"""
 
 from __future__ import annotations
 
+import base64
+import gzip
+import io
+import json
 from collections.abc import Sequence
-from functools import reduce
 from math import gcd
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int8, UInt8
+from jaxtyping import Float, Int8, Shaped, UInt8
+from PIL import Image
 
 from bharateo.chips.store import SPLITS
-from bharateo.explorer.answers import covering_masks
-from bharateo.explorer.area import Area, Patches
-from bharateo.explorer.chips import Chip
-from bharateo.explorer.packing import packed, photo, see_through
+from bharateo.explorer.area import AreaView, covering_masks
+from bharateo.explorer.chips import StoredChip
 from bharateo.inference.labels import DOUBTED, PURE, compare
 from bharateo.landcover import BHARATEO_CLASSES, IGNORE, class_colours, patch_mode
 from bharateo.report.panels import class_name
-from bharateo.report.render import composite_rgb, ramp_rgb, stretch_note
-from bharateo.sensor import Sensor
+from bharateo.report.render import composite_rgb, few_colours, ramp_rgb, stretch_note
 from bharateo.training.checkpoint import Run
+
+_DTYPES = ("bool", "uint8", "int8", "uint16", "int16", "float32")
+"""Types that a browser has arrays of."""
 
 _TOP = 98
 """Percentile of the errors that is drawn brightest."""
@@ -28,14 +37,16 @@ _TOP = 98
 
 def page_record(
     run: Run,
-    areas: Sequence[Area],
-    chips: Sequence[Chip],
+    areas: Sequence[AreaView],
+    chips: Sequence[StoredChip],
     attribution: Sequence[str],
     left_out: str,
     no_painting: str | None,
+    cautions: Sequence[str],
 ) -> dict[str, Any]:
     """What everything is; the rest is loaded when it is wanted."""
     sensor, config = areas[0].sensor, run.model.config
+    trained_on = [line for line in run.contract.attribution if line not in attribution]
     return {
         "run": {
             "name": run.path.resolve().name,
@@ -81,27 +92,17 @@ def page_record(
                 "name": chip.name,
                 "split": chip.split,
                 "data": f"chip-{i}",
-                "picture": photo(_shown(sensor, chip)),
+                "picture": _photo(composite_rgb(chip.image, sensor, chip.valid)),
             }
             for i, chip in enumerate(chips)
         ],
         "no_painting": no_painting,
-        "attribution": [*attribution, *_of_the_model(run, attribution)],
+        "cautions": list(cautions),
+        "attribution": [*attribution, *(f"Model trained on: {line}" for line in trained_on)],
     }
 
 
-def _of_the_model(run: Run, attribution: Sequence[str]) -> list[str]:
-    """Whose pixels and labels the model was trained on, where that is not said already."""
-    others = [line for line in run.contract.attribution if line not in attribution]
-    return [f"Model trained on: {line}" for line in others]
-
-
-def _shown(sensor: Sensor, chip: Chip) -> UInt8[np.ndarray, "row col rgb"]:
-    image = chip.stored * chip.scale[:, None, None] + chip.offset[:, None, None]
-    return composite_rgb(image.astype(np.float32), sensor, chip.valid)
-
-
-def chip_record(chip: Chip) -> dict[str, Any]:
+def chip_record(chip: StoredChip) -> dict[str, Any]:
     """The pixels of a chip."""
     return {
         "stored": packed(chip.stored),
@@ -112,67 +113,44 @@ def chip_record(chip: Chip) -> dict[str, Any]:
     }
 
 
-def area_record(area: Area) -> dict[str, Any]:
+def area_record(area: AreaView) -> dict[str, Any]:
     """Pictures and patches of an area."""
-    labels = area.labels
-    return {
-        "pictures": [photo(rgb) for rgb in area.pictures.values()],
-        "labels": None if labels is None else see_through(_label_picture(labels)),
+    patches, labels = area.patches, None
+    if area.labels is not None:  # in the classes' colours, see-through where there is no label
+        alpha = np.where(area.labels == IGNORE, 0, 255).astype(np.uint8)
+        labels = _webp(np.dstack([class_colours()[area.labels], alpha]), lossless=True)
+    counts = patches.counts
+    purity = counts.max(1) / np.maximum(counts.sum(1), 1)
+    places = [*np.unique(patches.row).tolist(), *np.unique(patches.col).tolist()]
+    record = {
+        "pictures": [_photo(rgb) for rgb in area.pictures.values()],
+        "labels": labels,
         "outlines": [
             [each.row, each.col, each.height, each.width, each.split] for each in area.outlines
         ],
         "corners": area.corners.T.tolist(),
-        **_patches_record(area.patches),
-    }
-
-
-def _label_picture(class_ids: UInt8[np.ndarray, "row col"]) -> UInt8[np.ndarray, "row col rgba"]:
-    """The classes' colours, see-through where there is no label."""
-    rgb = class_colours()[class_ids]
-    alpha = np.where(class_ids == IGNORE, 0, 255).astype(np.uint8)
-    return np.dstack([rgb, alpha])
-
-
-def _patches_record(patches: Patches) -> dict[str, Any]:
-    answers = patches.answers
-    label = patch_mode(patches.counts)
-    record = {
         "row": packed(patches.row),
         "col": packed(patches.col),
-        "unit_px": reduce(
-            gcd, [*np.unique(patches.row).tolist(), *np.unique(patches.col).tolist()]
-        ),
+        "unit_px": gcd(*places),
         "splits": list(SPLITS),
         "split": packed(patches.split),
-        "label": packed(label),
-        "purity": packed(_purity(patches)),
-        "vectors": packed(quantised(answers.vectors)),
+        "label": packed(patch_mode(counts)),
+        "purity": packed(purity),
+        "vectors": packed(quantised(patches.vectors)),
         "probabilities": None,
         "error": None,
     }
-    if answers.probabilities is not None:
-        suspect = _suspect(answers.probabilities, patches)
-        record["probabilities"] = packed(np.rint(65535 * answers.probabilities).astype(np.uint16))
+    if patches.probabilities is not None:
+        found = compare(patches.probabilities[None], range(len(BHARATEO_CLASSES)), counts[None])
+        # 1 for a suspect label, 0 for one that was compared
+        suspect = np.where(found.label[0] == IGNORE, IGNORE, found.suspect[0]).astype(np.uint8)
+        record["probabilities"] = packed(np.rint(65535 * patches.probabilities).astype(np.uint16))
         record["suspect"] = packed(suspect)
-    if answers.error is not None and answers.copy_error is not None:
-        record["error"] = packed(answers.error)
-        record["copy_error"] = packed(answers.copy_error)
-        record["error_top"] = float(np.percentile(answers.error, _TOP))
+    if patches.error is not None and patches.copy_error is not None:
+        record["error"] = packed(patches.error)
+        record["copy_error"] = packed(patches.copy_error)
+        record["error_top"] = float(np.percentile(patches.error, _TOP))
     return record
-
-
-def _purity(patches: Patches) -> Float[np.ndarray, " patch"]:
-    counts = patches.counts
-    purity: np.ndarray = counts.max(1) / np.maximum(counts.sum(1), 1)
-    return purity.astype(np.float32)
-
-
-def _suspect(
-    probabilities: Float[np.ndarray, "patch cls"], patches: Patches
-) -> UInt8[np.ndarray, " patch"]:
-    """1 for a suspect label, 0 for one that was compared, 255 where there is none."""
-    found = compare(probabilities[None], range(len(BHARATEO_CLASSES)), patches.counts[None])
-    return np.where(found.label[0] == IGNORE, IGNORE, found.suspect[0]).astype(np.uint8)
 
 
 def quantised(vectors: Float[np.ndarray, "patch dim"]) -> Int8[np.ndarray, "patch dim"]:
@@ -183,3 +161,31 @@ def quantised(vectors: Float[np.ndarray, "patch dim"]) -> Int8[np.ndarray, "patc
     standard = (vectors - vectors.mean(0)) / spread
     most = np.maximum(np.abs(standard).max(1, keepdims=True), 1e-6)
     return np.rint(127 * standard / most).astype(np.int8)
+
+
+def script(name: str, record: Any) -> str:
+    """A script that registers a record under a name."""
+    return f"explorer.register({json.dumps(name)},{json.dumps(record, separators=(',', ':'))});\n"
+
+
+def packed(array: Shaped[np.ndarray, "*shape"]) -> dict[str, Any]:
+    """An array; types that a browser has no array of become float32."""
+    if array.dtype.name not in _DTYPES:
+        array = array.astype(np.float32)
+    content = np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes()
+    return {"dtype": array.dtype.name, "shape": list(array.shape), "gzip": zipped(content)}
+
+
+def zipped(content: bytes) -> str:
+    """Bytes gzipped, in base64; the same bytes every time."""
+    return base64.b64encode(gzip.compress(content, 9, mtime=0)).decode()
+
+
+def _photo(rgb: UInt8[np.ndarray, "row col rgb"]) -> dict[str, str]:
+    return _webp(rgb, lossless=few_colours(rgb), quality=84)
+
+
+def _webp(picture: UInt8[np.ndarray, "row col channel"], **options: Any) -> dict[str, str]:
+    file = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(picture)).save(file, "webp", method=6, **options)
+    return {"type": "image/webp", "bytes": base64.b64encode(file.getvalue()).decode()}

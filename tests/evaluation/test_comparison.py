@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from bharateo.evaluation.comparison import compared, explained, rows
+from bharateo.evaluation.ablation import explained, rows
+from bharateo.evaluation.comparison import compared
 from bharateo.results import AblatedDataset, Ablation, AblationCell, AblationProbe
 
 

@@ -292,7 +292,7 @@ def test_intervals_cover_the_draws_of_the_labels_too(ground):
     unlike = by_block(labels, np.stack([wrong_in(labels, each) for each in spread]), number, 40)
 
     def width(cells):
-        low, high = Scores.of(cells, resampled_blocks(40, 0)).ci95("accuracy")
+        low, high = Scores.of(cells, resampled_blocks(40, 0)).mean("accuracy").ci95
         return high - low
 
     assert width(unlike) > 1.5 * width(alike)

@@ -17,7 +17,7 @@ from markdown_it import MarkdownIt
 from odc.geo.geobox import GeoBox
 
 from bharateo.chips.build import build
-from bharateo.evaluation.comparison import markdown
+from bharateo.evaluation.ablation import markdown
 from bharateo.evaluation.evaluate import evaluate
 from bharateo.evaluation.probing import probe_run
 from bharateo.evaluation.reconstruction import examples

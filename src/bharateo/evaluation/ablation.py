@@ -26,15 +26,17 @@ from bharateo.artefacts import checked, read_json
 from bharateo.chips.store import SPLITS, Dataset
 from bharateo.config import Config, setting, to_record, to_yaml, with_settings
 from bharateo.errors import ConfigError, ContractError, RunError
-from bharateo.evaluation.comparison import Confusions, compared, markdown
+from bharateo.evaluation.comparison import Confusions, compared, shown
 from bharateo.evaluation.features import Features, encoder, extract
 from bharateo.evaluation.probes import fit_linear
 from bharateo.evaluation.scores import confusion
 from bharateo.files import write_json, write_text
+from bharateo.handover.card import markdown_text
 from bharateo.landcover import NUM_CLASSES
 from bharateo.plain_yaml import parse_yaml
 from bharateo.results import (
     ABLATION_FILE,
+    METRICS,
     AblatedDataset,
     Ablation,
     AblationCell,
@@ -355,3 +357,59 @@ def write_table(
 def _counts(probes: Sequence[ProbeRecord], blocks: Sequence[str]) -> Confusions:
     nothing = np.zeros((NUM_CLASSES, NUM_CLASSES), np.int64)  # windows of another size miss some
     return np.array([[each.confusion.get(block, nothing) for block in blocks] for each in probes])
+
+
+# The table
+
+
+def header(factors: Sequence[str]) -> list[str]:
+    """The columns of ``rows``."""
+    names = [metric.replace("_", " ").replace("f1", "F1") for metric in METRICS]
+    columns = [factor.rpartition(".")[2] for factor in factors]
+    return [*columns, *names, f"{names[-1]} against base"]
+
+
+def rows(record: Ablation) -> list[list[str]]:
+    """The table of a finished ablation, a row a cell, the base first."""
+    table = []
+    for cell in record.cells:
+        scores = [cell.scores.score(metric) for metric in METRICS]
+        table.append(
+            [
+                *(str(value) for value in cell.settings.values()),
+                *(shown(score.mean, score.ci95) for score in scores),
+                "base"
+                if cell.name == record.base
+                else shown(scores[-1].against_base, scores[-1].against_base_ci95, "+"),
+            ]
+        )
+    return table
+
+
+def markdown(record: Ablation) -> str:
+    """The table of a finished ablation with what is needed to read it."""
+    columns = header(record.factors)
+    escaped = [[markdown_text(cell) for cell in line] for line in (columns, *rows(record))]
+    lines = [escaped[0], ["---"] * len(columns), *escaped[1:]]
+    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    title = f"# Ablation on {markdown_text(record.dataset.name)}"
+    return f"{title}\n\n{markdown_text(explained(record))}\n\n{table}\n"
+
+
+def explained(record: Ablation) -> str:
+    """What the numbers of the table are, in a few sentences."""
+    seeds, probe = record.seeds, record.probe
+    one = "one seed, so the intervals cover the ground alone" if len(seeds) == 1 else ""
+    reasons = {
+        cell.scores.score(metric).no_interval: None for cell in record.cells for metric in METRICS
+    }
+    without = "; ".join(filter(None, reasons))
+    return (
+        f"Frozen features of {len(record.cells)} trainings "
+        f"({one or f'each with {len(seeds)} seeds'}), probed patch by patch: a linear probe on "
+        f"{probe.num_train:,} labelled patches of the train split, its regularisation chosen on "
+        f"val, scored on {probe.num_test:,} patches in {probe.num_blocks} blocks of test "
+        "ground. In brackets: 95 % intervals over resampled blocks, and over seeds by Student's "
+        "t. Differences to the base are paired by seed and block."
+        + (f" Where there is no interval: {without}." if without else "")
+    )

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int64
 
 from bharateo.errors import DatasetError
+from bharateo.evaluation.intervals import interval_of_splits
 from bharateo.evaluation.probes import LinearProbe, fit_linear
 
 STRENGTH = 1e-3
@@ -25,7 +26,6 @@ NUM_SPLITS = 50
 HELD_OUT = 0.2
 """Share of the groups that is scored in every split."""
 
-LEVEL = 0.95
 LEAST_GROUPS = 5
 _TEMPERATURES = np.geomspace(0.02, 5, 60)
 
@@ -160,34 +160,10 @@ def _score(
     recall = np.where(held > 0, hit / np.maximum(held, 1), np.nan)
     value = float(np.nanmean(recall))
     scored = float(np.mean([len(split.scored) for split in splits]))
-    ratio = scored / float(np.mean([len(split.fitted) for split in splits]))
-    reach = _half_width(by_split, ratio, scored, len(np.unique(groups)), len(labels))
+    fitted = float(np.mean([len(split.fitted) for split in splits]))
+    num_groups = len(np.unique(groups))
+    reach = interval_of_splits(by_split, fitted, scored, num_groups, len(labels))
     return Score(value, max(value - reach, 0.0), min(value + reach, 1.0), recall)
-
-
-def _half_width(
-    by_split: Float[np.ndarray, " split"],
-    ratio: float,
-    num_scored: float,
-    num_groups: int,
-    num_examples: int,
-) -> float:
-    """Half of the interval of a mean over random splits, ``ratio`` being scored to fitted.
-
-    Splits share their examples, so their variance does not fall with their number: it is
-    (1 / splits + ratio) times that of one (Nadeau and Bengio 2003, "Inference for the
-    Generalization Error", equation 9). Degrees of freedom are those of the groups. A variance of 0,
-    where a handful of points is all right or all wrong, is not believed: that of a binomial with
-    one success and one failure more is the least.
-    """
-    from scipy.stats import t
-
-    mean = float(by_split.mean())
-    doubtful = (mean * num_examples + 1) / (num_examples + 2)
-    least = doubtful * (1 - doubtful) / num_scored
-    variance = max(float(by_split.var(ddof=1)), least)
-    freedom = min(len(by_split), num_groups) - 1
-    return float(t.ppf((1 + LEVEL) / 2, freedom)) * ((1 / len(by_split) + ratio) * variance) ** 0.5
 
 
 def tempered(

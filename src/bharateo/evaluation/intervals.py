@@ -1,4 +1,4 @@
-"""95 % intervals of scores: one way for ground, one for repeats, and none where none can hold.
+"""95 % intervals of scores, over ground and repeats or random splits; none where none can hold.
 
 Ground is sampled in blocks, because neighbouring chips resemble each other, and its intervals come
 from resampled blocks. A plain percentile bootstrap is too narrow where blocks are few; its tails
@@ -33,54 +33,63 @@ def resampled_blocks(num_blocks: int, key: object) -> Int64[np.ndarray, "resampl
     return np.random.default_rng(seed).multinomial(num_blocks, shares, NUM_RESAMPLES)
 
 
-def ground_interval(values: Float[np.ndarray, " resample"], num_blocks: int) -> Interval:
-    """The interval of a score from its ``values`` on resampled ground of so many blocks.
+def interval(
+    scores: Float[np.ndarray, "*repeat"] | np.float64,
+    resampled: Float[np.ndarray, "resample *repeat"],
+    num_blocks: int,
+    one_block_classes: Sequence[str] = (),
+    unit: str = "block",
+) -> tuple[Interval, str | None]:
+    """The interval of a score, or of its mean over repeats, or None and why there is none.
 
-    None below ``LEAST_BLOCKS``. Resamples in which there is nothing to measure (NaN) are left out.
+    ``scores`` are those on all ground of ``num_blocks`` blocks, ``resampled`` those on resampled
+    ground; resamples in which there is nothing to measure (NaN) are left out. With repeats it is
+    for other ground and other repeats alike: the two parts are joined as limits of a sum (Zou and
+    Donner 2008, "Construction of confidence limits about effect measures: A general approach",
+    equation 1). One repeat says nothing of others: the interval is then of the ground alone.
+    ``one_block_classes`` are the classes of a mean over classes that lie in a single block: how
+    much their part of the mean varies between blocks cannot be known. ``unit`` is a block's name.
     """
     from scipy.stats import norm, t
 
-    if num_blocks < LEAST_BLOCKS or np.isnan(values).all():
-        return None
+    if num_blocks < LEAST_BLOCKS:
+        return None, f"too few {unit}s: {num_blocks} of them, an interval needs {LEAST_BLOCKS}"
+    if one_block_classes:
+        verb = "lies" if len(one_block_classes) == 1 else "lie"
+        return None, f"{', '.join(one_block_classes)} {verb} in one {unit} only"
+    ground = resampled.mean(1) if resampled.ndim > 1 else resampled
+    if np.isnan(ground).all():
+        return None, None
     outwards = (num_blocks / (num_blocks - 1)) ** 0.5 * t.ppf((1 + LEVEL) / 2, num_blocks - 1)
     tail = norm.cdf(-outwards)
-    low, high = np.nanquantile(values, [tail, 1 - tail])
-    return float(low), float(high)
+    low, high = (float(bound) for bound in np.nanquantile(ground, [tail, 1 - tail]))
+    if scores.size == 1:
+        return (low, high), None
+    mean, num = float(scores.mean()), scores.size
+    reach = float(t.ppf((1 + LEVEL) / 2, num - 1) * scores.std(ddof=1) / num**0.5)
+    return (mean - np.hypot(mean - low, reach), mean + np.hypot(high - mean, reach)), None
 
 
-def interval(
-    whole: Float[np.ndarray, " repeat"],
-    resampled: Float[np.ndarray, "resample repeat"],
-    num_blocks: int,
-) -> Interval:
-    """The interval of a mean over repeats, for other ground and other repeats alike.
+def interval_of_splits(
+    by_split: Float[np.ndarray, " split"],
+    num_fitted: float,
+    num_scored: float,
+    num_groups: int,
+    num_examples: int,
+) -> float:
+    """Half of the interval of a mean over random splits of examples into fitted and scored ones.
 
-    ``whole`` are the repeats' scores on all ground, ``resampled`` on resampled ground. The two
-    parts are joined as limits of a sum (Zou and Donner 2008, "Construction of confidence limits
-    about effect measures: A general approach", equation 1). One repeat says nothing of others: the
-    interval is then of the ground alone. None as ``ground_interval``.
+    Splits share their examples, so their variance does not fall with their number: it is
+    (1 / splits + scored / fitted) times that of one (Nadeau and Bengio 2003, "Inference for the
+    Generalization Error", equation 9). Degrees of freedom are those of the groups. A variance of 0,
+    where a handful of points is all right or all wrong, is not believed: that of a binomial with
+    one success and one failure more is the least.
     """
     from scipy.stats import t
 
-    ground = ground_interval(resampled.mean(1), num_blocks)
-    if ground is None or len(whole) == 1:
-        return ground
-    mean, num = float(whole.mean()), len(whole)
-    reach = float(t.ppf((1 + LEVEL) / 2, num - 1) * whole.std(ddof=1) / num**0.5)
-    return mean - np.hypot(mean - ground[0], reach), mean + np.hypot(ground[1] - mean, reach)
-
-
-def why_none(
-    num_blocks: int, one_block_classes: Sequence[str] = (), unit: str = "block"
-) -> str | None:
-    """Why a score has no interval, None where it has one.
-
-    ``one_block_classes`` are the classes of a mean over classes that lie in a single block: how
-    much their part of the mean varies between blocks cannot be known.
-    """
-    if num_blocks < LEAST_BLOCKS:
-        return f"too few {unit}s: {num_blocks} of them, an interval needs {LEAST_BLOCKS}"
-    if one_block_classes:
-        verb = "lies" if len(one_block_classes) == 1 else "lie"
-        return f"{', '.join(one_block_classes)} {verb} in one {unit} only"
-    return None
+    mean, num = float(by_split.mean()), len(by_split)
+    doubtful = (mean * num_examples + 1) / (num_examples + 2)
+    least = doubtful * (1 - doubtful) / num_scored
+    variance = max(float(by_split.var(ddof=1)), least)
+    reach = float(t.ppf((1 + LEVEL) / 2, min(num, num_groups) - 1))
+    return reach * ((1 / num + num_scored / num_fitted) * variance) ** 0.5

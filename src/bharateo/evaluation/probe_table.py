@@ -112,12 +112,7 @@ def level_record(
 def _drawn(scores: Scores) -> dict[str, DrawnScore]:
     """Mean over draws, its interval or why it has none, and every draw, by metric."""
     return {
-        metric: DrawnScore(
-            mean=scores.mean(metric),
-            ci95=scores.ci95(metric),
-            no_interval=scores.no_interval(metric),
-            per_draw=scores.whole[metric].tolist(),
-        )
+        metric: DrawnScore(**dict(scores.mean(metric)), per_draw=scores.whole[metric].tolist())
         for metric in METRICS
     }
 
@@ -183,14 +178,7 @@ def _zones(
                     features=row.features,
                     probe=row.probe,
                     budget=budget,
-                    **{
-                        metric: MeanScore(
-                            mean=scores.mean(metric),
-                            ci95=scores.ci95(metric),
-                            no_interval=scores.no_interval(metric),
-                        )
-                        for metric in METRICS
-                    },
+                    **{metric: scores.mean(metric) for metric in METRICS},
                 ))  # fmt: skip
         zones[name] = ZoneScores(num_examples=len(there), num_blocks=num_blocks, results=rows)
         subject = next((each for each in rows if each.features == SUBJECT), None)

@@ -16,9 +16,8 @@ from jaxtyping import Float
 from bharateo.chips.store import Dataset
 from bharateo.errors import DatasetError
 from bharateo.evaluation.features import MAKERS, Features, extract
-from bharateo.evaluation.intervals import ground_interval, why_none
+from bharateo.evaluation.intervals import interval, resampled_blocks
 from bharateo.evaluation.probes import standardisation
-from bharateo.evaluation.scores import resample
 from bharateo.landcover import BHARATEO_CLASSES
 from bharateo.results import Precision, Retrieval
 from bharateo.training.checkpoint import Run
@@ -70,15 +69,16 @@ def _of_class(
     chance = (elsewhere & right).sum(1) / elsewhere.sum(1)
     blocks = np.unique(block[asking])
     sums = np.array([[hits[block[asking] == b].sum(), (block[asking] == b).sum()] for b in blocks])
-    drawn = resample(sums, f"precision/{len(sums)}")
+    drawn = resampled_blocks(len(sums), f"precision/{len(sums)}") @ sums
+    ci95, no_interval = interval(hits.mean(), drawn[:, 0] / drawn[:, 1], len(blocks))
     return Precision(
         precision=float(hits.mean()),
-        ci95=ground_interval(drawn[:, 0] / drawn[:, 1], len(blocks)),
+        ci95=ci95,
         chance=float(chance.mean()),
         num_queries=len(asking),
         num_blocks=len(blocks),
         neighbours=min(k, int(elsewhere.sum(1).min())),
-        no_interval=why_none(len(blocks)),
+        no_interval=no_interval,
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int64, Shaped
 
-from bharateo.evaluation.intervals import ground_interval, resampled_blocks, why_none
+from bharateo.evaluation.intervals import interval, resampled_blocks
 from bharateo.landcover import BHARATEO_CLASSES, NUM_CLASSES
 from bharateo.results import Against, Scores
 
@@ -187,8 +187,8 @@ def _with_intervals(
     for name, value in values.items():
         num_blocks = int((~np.isnan(by_block[name])).sum())
         measured = not np.isnan(value)
-        reason = why_none(num_blocks, one_block if name in CLASS_MEANS else ())
-        bounds = None if reason else ground_interval(resampled[name], num_blocks)
+        alone = one_block if name in CLASS_MEANS else ()
+        bounds, reason = interval(value, resampled[name], num_blocks, alone)
         record[name] = float(value) if measured else None
         record[f"{name}_ci95"] = bounds
         if measured and reason:

@@ -133,7 +133,7 @@ def ablate(
         ContractError: the dataset has no test ground.
     """
     from bharateo.evaluation import ablation
-    from bharateo.evaluation.comparison import explained, header, rows
+    from bharateo.evaluation.ablation import explained, header, rows
 
     seeds = (2 if quick else 3) if seeds is None else seeds
     if seeds < 1:

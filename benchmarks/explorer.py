@@ -96,7 +96,7 @@ def row(start: str, end: str, ms: list[float], aim: int) -> str:
 def click(page: Page, patch: int) -> float:
     """Milliseconds until the patches most like one are lit."""
     x, y = page.evaluate(
-        "(patch) => areaView.state.view.spot(...areaView.state.area.centre(patch))", patch
+        "(patch) => areaView.state.view.toCanvas(...areaView.state.area.centre(patch))", patch
     )
     page.evaluate("delete explorer.timings.nearest")
     page.locator("#map").click(position={"x": x, "y": y})

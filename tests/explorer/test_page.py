@@ -84,7 +84,7 @@ def click_on_patch(page, patch):
         """(patch) => {
           const { view, area } = areaView.state;
           view.fit();
-          return view.spot(...area.centre(patch));
+          return view.toCanvas(...area.centre(patch));
         }""",
         patch,
     )

@@ -47,8 +47,10 @@ const areaView = (() => {
     const list = byId("layers");
     list.querySelectorAll("label").forEach((each) => each.remove());
     for (const layer of state.layers) {
-      const input = element("input", { type: "radio", name: "layer", value: layer.id, checked: layer === state.base });
-      input.addEventListener("change", () => { state.base = layer; showLegend(); view.redraw(); });
+      const input = element("input", {
+        type: "radio", name: "layer", value: layer.id, checked: layer === state.base,
+        onchange() { state.base = layer; showLegend(); view.redraw(); },
+      });
       list.append(element("label", { className: "check" }, input, layer.title));
     }
     const none = element("option", { value: "" }, "nothing");
@@ -107,18 +109,16 @@ const areaView = (() => {
       context.strokeStyle = "#fff";
       context.lineWidth = line * px;
       context.strokeRect(...box);
-      if (split !== "train" && width > 48 * px) tag(context, split, box[0] + 5 * px, box[1] + 5 * px, px);
+      if (split === "train" || width <= 48 * px) continue;
+      const [x, y] = [box[0] + 5 * px, box[1] + 5 * px];
+      context.font = `600 ${12 * px}px system-ui, sans-serif`;
+      context.textBaseline = "top";
+      context.fillStyle = "rgb(0 0 0 / 0.65)";
+      context.fillRect(x, y, context.measureText(split).width + 10 * px, 18 * px);
+      context.fillStyle = "#fff";
+      context.fillText(split, x + 5 * px, y + 3 * px);
     }
     context.setLineDash([]);
-  }
-
-  function tag(context, words, x, y, px) {
-    context.font = `600 ${12 * px}px system-ui, sans-serif`;
-    context.textBaseline = "top";
-    context.fillStyle = "rgb(0 0 0 / 0.65)";
-    context.fillRect(x, y, context.measureText(words).width + 10 * px, 18 * px);
-    context.fillStyle = "#fff";
-    context.fillText(words, x + 5 * px, y + 3 * px);
   }
 
   /** A box around a patch, never so small that it cannot be seen. */
@@ -156,19 +156,15 @@ const areaView = (() => {
     event.preventDefault();
   }
 
+  /** Move the cursor to the next patch; the first time, to the one in the middle. */
   function moveCursor([dx, dy]) {
     const { area, cursor } = state;
-    state.cursor = cursor < 0 ? closest(view.x, view.y) : area.beside(cursor, dx, dy);
-    view.reveal(...area.centre(state.cursor), area.patchPx, 0);
-    byId("map-said").textContent = inWords(state.cursor);
-  }
-
-  function closest(x, y) {
-    const { area } = state;
-    const away = (patch) => Math.hypot(area.centre(patch)[0] - x, area.centre(patch)[1] - y);
-    let best = 0;
-    for (let patch = 1; patch < area.count; patch++) if (away(patch) < away(best)) best = patch;
-    return best;
+    const away = (patch) => Math.hypot(area.centre(patch)[0] - view.x, area.centre(patch)[1] - view.y);
+    let next = cursor < 0 ? 0 : area.beside(cursor, dx, dy);
+    if (cursor < 0) for (let patch = 1; patch < area.count; patch++) if (away(patch) < away(next)) next = patch;
+    state.cursor = next;
+    view.reveal(...area.centre(next), area.patchPx, 0);
+    byId("map-said").textContent = inWords(next);
   }
 
   // A chosen patch
@@ -180,11 +176,6 @@ const areaView = (() => {
     describe();
     view.redraw();
     explorer.shown("nearest", since);
-  }
-
-  function goTo(patch, since) {
-    view.reveal(...state.area.centre(patch), state.area.patchPx, 28);
-    choose(patch, since);
   }
 
   const className = (id) => page.classes[id]?.name ?? "no label";
@@ -204,37 +195,31 @@ const areaView = (() => {
       return;
     }
     const facts = element("dl", { className: "facts" });
-    const fact = (name, ...what) => facts.append(element("div", {}, element("dt", {}, name), element("dd", {}, ...what)));
+    const fact = (name, what) => facts.append(element("div", {}, element("dt", {}, name), element("dd", {}, what)));
     if (area.labels) {
       const purity = area.label[chosen] === 255 ? "" : `, ${perCent(area.purity[chosen])} of the labelled pixels`;
       fact("Label", className(area.label[chosen]) + purity);
     }
     if (area.suspect?.[chosen] === 1) fact("Suspect", "the model hardly believes this label");
     if (area.probabilities) fact("Uncertainty", perCent(area.entropy(chosen)));
-    if (area.error) fact("Rebuilt when hidden", ...rebuilt(chosen));
-    if (area.split[chosen] !== 255) fact("Split", splitInWords(area.splitNames[area.split[chosen]]));
-    fact("Place", placeInWords(chosen));
+    if (area.error) {
+      const [error, copy] = [area.error[chosen], area.copy_error[chosen]];
+      fact("Rebuilt when hidden", `off by ${error.toPrecision(2)}, ${error < copy ? "better" : "no better"} than ` +
+        `the nearest visible patch (${copy.toPrecision(2)})`);
+    }
+    const split = area.splitNames[area.split[chosen]];
+    if (split) fact("Split", split === "train" ? "train" : `${split}, held out of training`);
+    const [lon, lat] = area.lonLat(...area.centre(chosen));
+    const east = ((((lon + 180) % 360) + 360) % 360) - 180;
+    fact("Place", `${Math.abs(lat).toFixed(4)}° ${lat < 0 ? "S" : "N"}, ` +
+      `${Math.abs(east).toFixed(4)}° ${east < 0 ? "W" : "E"}`);
     byId("patch").replaceChildren(
       element("h2", {}, "Chosen patch"),
       element("div", { className: "chosen" }, thumbnail(chosen, "#ff6a3d"), facts),
       ...(area.probabilities ? [element("h3", {}, "Class probabilities"), bars(chosen)] : []),
       element("h3", {}, `The ${state.nearest.length} patches most like it`),
-      element("ol", { className: "nearest" }, ...state.nearest.map(found)),
+      element("ol", { className: "nearest" }, ...state.nearest.map(likePatch)),
     );
-  }
-
-  function rebuilt(patch) {
-    const { error, copy_error: copy } = state.area;
-    const word = error[patch] < copy[patch] ? "better than" : "no better than";
-    return [`off by ${error[patch].toPrecision(2)}, ${word} the nearest visible patch (${copy[patch].toPrecision(2)})`];
-  }
-
-  const splitInWords = (split) => (split === "train" ? "train" : `${split}, held out of training`);
-
-  function placeInWords(patch) {
-    const [lon, lat] = state.area.lonLat(...state.area.centre(patch));
-    const east = ((((lon + 180) % 360) + 360) % 360) - 180;
-    return `${Math.abs(lat).toFixed(4)}° ${lat < 0 ? "S" : "N"}, ${Math.abs(east).toFixed(4)}° ${east < 0 ? "W" : "E"}`;
   }
 
   function bars(patch) {
@@ -242,26 +227,30 @@ const areaView = (() => {
     return element("ul", { className: "bars" }, ...ranked.map(([share, id]) => {
       const bar = element("span", { className: "fill" });
       bar.style.width = perCent(share, 1).replace(" ", "");
-      bar.style.background = colours.css(page.classes[id].colour);
+      bar.style.background = css(page.classes[id].colour);
       return element("li", {}, element("span", { className: "name" }, className(id)),
         element("span", { className: "track" }, bar), element("span", { className: "value" }, perCent(share)));
     }));
   }
 
-  function found([patch, cosine], place) {
+  /** One of the patches most like the chosen one; it leads there. */
+  function likePatch([patch, cosine], place) {
     const label = className(state.area.label[patch]);
-    const button = element("button", { type: "button", title: inWords(patch) },
-      thumbnail(patch, "#ffd84d"), element("span", {}, cosine.toFixed(2)));
-    button.setAttribute("aria-label", `${place + 1}: ${label}, likeness ${cosine.toFixed(2)}; go there`);
-    button.addEventListener("click", (event) => goTo(patch, event.timeStamp));
-    return element("li", {}, button);
+    return element("li", {}, element("button", {
+      type: "button",
+      title: inWords(patch),
+      "aria-label": `${place + 1}: ${label}, likeness ${cosine.toFixed(2)}; go there`,
+      onclick(event) {
+        view.reveal(...state.area.centre(patch), state.area.patchPx, 28);
+        choose(patch, event.timeStamp);
+      },
+    }, thumbnail(patch, "#ffd84d"), element("span", {}, cosine.toFixed(2))));
   }
 
   /** The first picture around a patch. */
   function thumbnail(patch, colour) {
     const { area } = state;
-    const canvas = element("canvas", { className: "thumbnail", width: 96, height: 96 });
-    canvas.setAttribute("aria-hidden", "true");
+    const canvas = element("canvas", { className: "thumbnail", width: 96, height: 96, "aria-hidden": "true" });
     const context = canvas.getContext("2d");
     const side = CONTEXT * area.patchPx;
     const [x, y] = area.centre(patch);

@@ -3,6 +3,9 @@
 /* A chip in physical units, what is hidden of it, and what a copy of the nearest patch makes of it.
    Images are Float32Array (band, row, col); patches are numbered row by row. */
 class Chip {
+  static HIDDEN = [134, 136, 138];
+  static MISSING = [161, 161, 157];
+
   static async open(page, about) {
     const record = await explorer.load(about.data);
     const chip = new Chip();
@@ -18,23 +21,18 @@ class Chip {
       chip.image[i] = stored[i] * record.scale[band] + record.offset[band];
     }
     chip.trainMean = page.run.mean;
-    chip.layOut();
-    return chip;
-  }
-
-  /** Which pixels of a plane a patch has, and the mean of every band over its valid ones. */
-  layOut() {
-    const { side, patch, grid, plane, numBands, numPatches } = this;
-    this.patchOf = new Uint16Array(plane);
-    this.pixels = Array.from({ length: numPatches }, () => []);
-    for (let pixel = 0; pixel < plane; pixel++) {
+    // Which pixels of a plane a patch has, and the mean of every band over its valid ones.
+    chip.patchOf = new Uint16Array(chip.plane);
+    chip.pixels = Array.from({ length: chip.numPatches }, () => []);
+    for (let pixel = 0; pixel < chip.plane; pixel++) {
       const [row, col] = [Math.floor(pixel / side), pixel % side];
-      this.patchOf[pixel] = Math.floor(row / patch) * grid + Math.floor(col / patch);
-      this.pixels[this.patchOf[pixel]].push(pixel);
+      chip.patchOf[pixel] = Math.floor(row / patch) * chip.grid + Math.floor(col / patch);
+      chip.pixels[chip.patchOf[pixel]].push(pixel);
     }
-    this.known = this.pixels.map((own) => own.filter((pixel) => this.valid[pixel]));
-    this.means = this.known.map((known) => Array.from({ length: numBands }, (_, band) =>
-      known.reduce((sum, pixel) => sum + this.image[band * plane + pixel], 0) / known.length));
+    chip.known = chip.pixels.map((own) => own.filter((pixel) => valid[pixel]));
+    chip.means = chip.known.map((known) => Array.from({ length: chip.numBands }, (_, band) =>
+      known.reduce((sum, pixel) => sum + chip.image[band * chip.plane + pixel], 0) / known.length));
+    return chip;
   }
 
   /** The chip with every hidden patch a copy of the nearest visible one that has a valid pixel.
@@ -92,7 +90,7 @@ class Chip {
     const scale = 255 / (high - low);
     for (let pixel = 0; pixel < plane; pixel++) {
       const isHidden = hidden?.[patchOf[pixel]];
-      const flat = isHidden ? colours.HIDDEN : !valid[pixel] && image === this.image ? colours.MISSING : null;
+      const flat = isHidden ? Chip.HIDDEN : !valid[pixel] && image === this.image ? Chip.MISSING : null;
       for (let channel = 0; channel < 3; channel++) {
         picture.data[4 * pixel + channel] =
           flat ? flat[channel] : (image[bands[channel] * plane + pixel] - low) * scale;

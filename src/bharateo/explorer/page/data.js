@@ -4,7 +4,7 @@
    disk may load scripts and nothing else, hence base64 and gzip inside them. */
 const explorer = (() => {
   const records = new Map();
-  const pending = new Map();
+  const loading = new Map();
 
   function register(name, record) {
     records.set(name, record);
@@ -12,28 +12,22 @@ const explorer = (() => {
 
   /** The record of a data file. */
   function load(name) {
-    if (!pending.has(name)) {
-      pending.set(name, records.has(name) ? Promise.resolve(records.get(name)) : fetched(name));
+    if (!loading.has(name)) {
+      loading.set(name, new Promise((resolve, reject) => {
+        if (records.has(name)) return resolve(records.get(name));
+        document.head.append(element("script", {
+          src: `data/${name}.js`,
+          onload: () => resolve(records.get(name)),
+          onerror: () => reject(new Error(`data/${name}.js is missing: write the page again`)),
+        }));
+      }));
     }
-    return pending.get(name);
-  }
-
-  function fetched(name) {
-    return new Promise((resolve, reject) => {
-      const script = document.createElement("script");
-      script.src = `data/${name}.js`;
-      script.onload = () => resolve(records.get(name));
-      script.onerror = () => reject(new Error(`data/${name}.js is missing: write the page again`));
-      document.head.append(script);
-    });
+    return loading.get(name);
   }
 
   function bytes(base64) {
     if (Uint8Array.fromBase64) return Uint8Array.fromBase64(base64);
-    const text = atob(base64);
-    const out = new Uint8Array(text.length);
-    for (let i = 0; i < text.length; i++) out[i] = text.charCodeAt(i);
-    return out;
+    return Uint8Array.from(atob(base64), (each) => each.charCodeAt(0));
   }
 
   /** The bytes of gzipped base64. */
@@ -79,3 +73,6 @@ function element(name, given = {}, ...children) {
 
 const byId = (id) => document.getElementById(id);
 const perCent = (share, digits = 0) => `${(100 * share).toFixed(digits)} %`;
+
+/** A colour, [red, green, blue] from 0 to 255, in CSS. */
+const css = ([r, g, b]) => `rgb(${r} ${g} ${b})`;

@@ -2,6 +2,9 @@
 
 /* The layers of an area: pictures at full resolution, and one colour a patch. */
 const layers = (() => {
+  const SUSPECT = [214, 0, 122];
+  const BELIEVED = [190, 194, 198];
+
   /** A layer that draws a picture; pixels are kept sharp where they are large, or `sharp`. */
   function ofPicture(id, title, bitmap, legend, sharp = false) {
     return {
@@ -32,29 +35,33 @@ const layers = (() => {
     const canvas = new OffscreenCanvas(area.cellCols, area.cellRows);
     const context = canvas.getContext("2d");
     const image = context.createImageData(canvas.width, canvas.height);
-    for (let cell = 0; cell < area.patchOfCell.length; cell++) {
-      const patch = area.patchOfCell[cell];
-      const rgb = patch < 0 ? null : area.memo(colour, patch);
-      if (rgb) image.data.set([...rgb, 255], 4 * cell);
-    }
+    const colours = Array.from({ length: area.count }, (_, patch) => colour(patch));
+    area.patchOfCell.forEach((patch, cell) => {
+      if (colours[patch]) image.data.set([...colours[patch], 255], 4 * cell);
+    });
     context.putImageData(image, 0, 0);
     return canvas;
   }
 
   function swatches(named) {
-    const items = named.map(([name, colour]) => {
-      const swatch = element("span", { className: "swatch" });
-      if (colour) swatch.style.background = colours.css(colour);
-      else swatch.classList.add("blank");
+    return () => element("ul", { className: "swatches" }, ...named.map(([name, colour]) => {
+      const swatch = element("span", { className: colour ? "swatch" : "swatch blank" });
+      if (colour) swatch.style.background = css(colour);
       return element("li", {}, swatch, name);
-    });
-    return () => element("ul", { className: "swatches" }, ...items);
+    }));
   }
 
-  function ramp(bytes, low, high) {
+  /** The colour of a share from 0 to 1 on a ramp (a Uint8Array of 256 colours). */
+  function onRamp(ramp, share) {
+    const place = 3 * Math.max(0, Math.min(255, Math.round(255 * share)));
+    return [ramp[place], ramp[place + 1], ramp[place + 2]];
+  }
+
+  function rampLegend(ramp, low, high) {
+    const stops = Array.from({ length: 9 }, (_, i) => css(onRamp(ramp, i / 8)));
     return () => {
       const line = element("div", { className: "ramp" });
-      line.style.background = colours.gradient(bytes);
+      line.style.background = `linear-gradient(90deg, ${stops.join(", ")})`;
       return element("div", {}, line, element("div", { className: "ends" },
         element("span", {}, low), element("span", {}, high)));
     };
@@ -77,18 +84,18 @@ const layers = (() => {
         ofPatches("predicted", "Predicted class", area,
           (patch) => classes[area.predicted(patch)].colour, swatches(ofClasses)),
         ofPatches("uncertainty", "Uncertainty", area,
-          (patch) => colours.onRamp(page.ramp, area.entropy(patch)), ramp(page.ramp, "sure", "undecided")),
+          (patch) => onRamp(page.ramp, area.entropy(patch)), rampLegend(page.ramp, "sure", "undecided")),
       );
       if (area.labels) {
         made.push(ofPatches("suspect", "Suspect labels", area,
-          (patch) => [colours.BELIEVED, colours.SUSPECT][area.suspect[patch]] ?? null,
-          swatches([["suspect", colours.SUSPECT], ["not suspect", colours.BELIEVED], ["no label", null]])));
+          (patch) => [BELIEVED, SUSPECT][area.suspect[patch]] ?? null,
+          swatches([["suspect", SUSPECT], ["not suspect", BELIEVED], ["no label", null]])));
       }
     }
     if (area.error) {
       made.push(ofPatches("error", "Reconstruction error", area,
-        (patch) => colours.onRamp(page.ramp, area.error[patch] / area.errorTop),
-        ramp(page.ramp, "0", `${area.errorTop.toPrecision(2)} ${run.unit} or more`)));
+        (patch) => onRamp(page.ramp, area.error[patch] / area.errorTop),
+        rampLegend(page.ramp, "0", `${area.errorTop.toPrecision(2)} ${run.unit} or more`)));
     }
     return made;
   }

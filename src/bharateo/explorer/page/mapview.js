@@ -11,11 +11,9 @@ class MapView {
     this.pointers = new Map();
     this.context = canvas.getContext("2d", { alpha: false });
     new ResizeObserver(() => this.resize()).observe(canvas);
-    canvas.addEventListener("pointerdown", (event) => this.down(event));
-    canvas.addEventListener("pointermove", (event) => this.move(event));
-    for (const kind of ["pointerup", "pointercancel"]) {
-      canvas.addEventListener(kind, (event) => this.up(event));
-    }
+    for (const [kind, handler] of Object.entries({
+      pointerdown: this.down, pointermove: this.move, pointerup: this.up, pointercancel: this.up,
+    })) canvas.addEventListener(kind, handler.bind(this));
     canvas.addEventListener("wheel", (event) => this.wheel(event), { passive: false });
   }
 
@@ -53,7 +51,7 @@ class MapView {
 
   /** Zoom by a factor; the place under a point of the canvas stays there. */
   zoom(factor, point = this.size.map((side) => side / 2)) {
-    const [x, y] = this.place(point);
+    const [x, y] = this.toArea(point);
     this.scale = Math.max(0.5 * this.fitting, Math.min(24, this.scale * factor));
     const [width, height] = this.size;
     this.centre(x - (point[0] - width / 2) / this.scale, y - (point[1] - height / 2) / this.scale);
@@ -79,13 +77,14 @@ class MapView {
     else this.redraw();
   }
 
-  place([x, y]) {
+  /** Where in the area a point of the canvas is. */
+  toArea([x, y]) {
     const [width, height] = this.size;
     return [this.x + (x - width / 2) / this.scale, this.y + (y - height / 2) / this.scale];
   }
 
   /** Where on the canvas a place is. */
-  spot(x, y) {
+  toCanvas(x, y) {
     const [width, height] = this.size;
     return [width / 2 + (x - this.x) * this.scale, height / 2 + (y - this.y) * this.scale];
   }
@@ -140,7 +139,7 @@ class MapView {
 
   up(event) {
     if (!this.pointers.delete(event.pointerId)) return;
-    if (event.type === "pointerup" && this.moved < 5) this.choose(...this.place(this.point(event)), event);
+    if (event.type === "pointerup" && this.moved < 5) this.choose(...this.toArea(this.point(event)), event);
   }
 
   wheel(event) {

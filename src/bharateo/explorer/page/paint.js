@@ -17,28 +17,20 @@ const paintView = (() => {
       return;
     }
     byId("ratio").value = Math.round(100 * page.run.mask_ratio);
-    byId("ratio").addEventListener("input", (event) => drawn(event.timeStamp));
-    byId("redraw").addEventListener("click", (event) => { state.seed++; drawn(event.timeStamp); });
-    byId("invert").addEventListener("click", (event) => change((hide) => 1 - hide, event.timeStamp));
+    byId("ratio").addEventListener("input", (event) => hide(random(), event.timeStamp));
+    byId("redraw").addEventListener("click", (event) => { state.seed++; hide(random(), event.timeStamp); });
+    byId("invert").addEventListener("click", (event) => change((hidden) => 1 - hidden, event.timeStamp));
     byId("clear").addEventListener("click", (event) => change(() => 0, event.timeStamp));
-    await listChips();
-    await open(0);
-  }
-
-  // Chips
-
-  async function listChips() {
     for (const [i, about] of page.chips.entries()) {
       const canvas = element("canvas", {});
-      const button = element("button", { type: "button" }, canvas);
-      button.setAttribute("aria-label", `Chip ${i + 1}: ${about.name}`);
-      button.setAttribute("aria-pressed", "false");
-      button.addEventListener("click", () => open(i));
-      byId("chips").append(button);
+      byId("chips").append(element("button", {
+        type: "button", "aria-label": `Chip ${i + 1}: ${about.name}`, "aria-pressed": "false", onclick: () => open(i),
+      }, canvas));
       const bitmap = await explorer.picture(about.picture);
       [canvas.width, canvas.height] = [bitmap.width, bitmap.height];
       canvas.getContext("2d").drawImage(bitmap, 0, 0);
     }
+    await open(0);
   }
 
   async function open(place) {
@@ -52,7 +44,7 @@ const paintView = (() => {
       (split ? ` From the ${split} split${split === "train" ? "; the model was trained on it" : ", held out of training"}.` : "");
     if (first) layCells();
     chip.draw(byId("pane-original"), chip.image, composite);
-    if (first) random();
+    if (first) state.hidden = random();
     showMask();
     try {
       await model.take(chip);
@@ -66,45 +58,38 @@ const paintView = (() => {
 
   // The mask
 
-  /** Numbers from 0 to 1 that a seed decides (mulberry32, a public-domain generator by T. Ettinger). */
-  function numbers(seed) {
-    return () => {
+  /** A mask with the share of the slider; with the same seed a larger share hides the same patches
+      and more. Numbers are those of mulberry32, a public-domain generator by T. Ettinger. */
+  function random() {
+    const { numPatches } = state.chip;
+    let seed = state.seed;
+    const noise = Array.from({ length: numPatches }, () => {
       seed = (seed + 0x6d2b79f5) | 0;
       let t = Math.imul(seed ^ (seed >>> 15), 1 | seed);
       t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
       return ((t ^ (t >>> 14)) >>> 0) / 4294967296;
-    };
-  }
-
-  /** Hide the share of the slider; with the same seed a larger share hides the same patches and more. */
-  function random() {
-    const { numPatches } = state.chip;
-    const draw = numbers(state.seed);
-    const noise = Array.from({ length: numPatches }, draw);
+    });
     const order = [...noise.keys()].sort((a, b) => noise[a] - noise[b]);
     const most = Math.min(Math.floor((numPatches * byId("ratio").value) / 100), numPatches - 1);
-    state.hidden = new Uint8Array(numPatches);
-    order.slice(0, most).forEach((patch) => { state.hidden[patch] = 1; });
+    const hidden = new Uint8Array(numPatches);
+    order.slice(0, most).forEach((patch) => { hidden[patch] = 1; });
+    return hidden;
   }
 
-  function drawn(since) {
-    random();
+  /** Hide these patches (1) and no others (0). */
+  function hide(hidden, since) {
+    state.hidden = hidden;
     showMask();
     changed(since);
   }
 
-  /** Hide (1) or show (0) every patch as `next(now, patch)` says. */
+  /** Hide or show every patch as `next(now, patch)` says. */
   function change(next, since = performance.now()) {
-    state.hidden = state.hidden.map(next);
-    showMask();
-    changed(since);
+    hide(state.hidden.map(next), since);
   }
 
-  function set(patch, hide, since) {
-    if (state.hidden[patch] === hide) return;
-    state.hidden[patch] = hide;
-    showMask();
-    changed(since);
+  function set(patch, value, since) {
+    if (state.hidden[patch] !== value) change((now, each) => (each === patch ? value : now), since);
   }
 
   function layCells() {
@@ -117,11 +102,11 @@ const paintView = (() => {
     }
     cells.addEventListener("keydown", cellKey);
     cells.addEventListener("pointerdown", strokeStarts);
-    cells.addEventListener("pointermove", strokeGoesOn);
+    cells.addEventListener("pointermove", (event) => {
+      if (brush !== null) set(patchUnder(event), brush, event.timeStamp);
+    });
     for (const kind of ["pointerup", "pointercancel"]) cells.addEventListener(kind, () => { brush = null; });
   }
-
-  const cellOf = (patch) => byId("cells").querySelector(`[data-patch="${patch}"]`);
 
   function cellKey(event) {
     const { grid } = state.chip;
@@ -138,7 +123,7 @@ const paintView = (() => {
   }
 
   function focusOn(row, col) {
-    const next = cellOf(row * state.chip.grid + col);
+    const next = byId("cells").querySelector(`[data-patch="${row * state.chip.grid + col}"]`);
     byId("cells").querySelector('[tabindex="0"]').tabIndex = -1;
     next.tabIndex = 0;
     next.focus();
@@ -159,10 +144,6 @@ const paintView = (() => {
     brush = 1 - state.hidden[patch];
     focusOn(Math.floor(patch / state.chip.grid), patch % state.chip.grid);
     set(patch, brush, event.timeStamp);
-  }
-
-  function strokeGoesOn(event) {
-    if (brush !== null) set(patchUnder(event), brush, event.timeStamp);
   }
 
   function showMask() {

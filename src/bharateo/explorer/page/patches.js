@@ -6,6 +6,7 @@ class Patches {
     const record = await explorer.load(about.data);
     const area = new Patches();
     const [rows, cols] = about.shape;
+    const gcd = (a, b) => (b ? gcd(b, a % b) : a);
     area.name = about.name;
     area.shape = about.shape;
     area.patchPx = page.run.patch_px;
@@ -22,38 +23,37 @@ class Patches {
     area.labels = record.labels && (await explorer.picture(record.labels));
     area.count = area.row.length;
     area.dims = area.vectors.length / Math.max(area.count, 1);
+    area.length = Float32Array.from({ length: area.count }, (_, i) => Math.sqrt(area.product(i, i)) || 1);
+    // Which patch every cell of the grid that all patches share belongs to.
     area.cellRows = Math.ceil(rows / area.unit);
     area.cellCols = Math.ceil(cols / area.unit);
-    area.place();
-    area.measure();
+    area.patchOfCell = new Int32Array(area.cellRows * area.cellCols).fill(-1);
+    const side = area.patchPx / area.unit;
+    for (let patch = 0; patch < area.count; patch++) {
+      const [top, left] = [area.row[patch] / area.unit, area.col[patch] / area.unit];
+      for (let row = top; row < Math.min(top + side, area.cellRows); row++) {
+        const first = row * area.cellCols + left;
+        area.patchOfCell.fill(patch, first, first + Math.min(side, area.cellCols - left));
+      }
+    }
     return area;
   }
 
-  /** Note which patch every cell of the shared grid belongs to. */
-  place() {
-    const side = this.patchPx / this.unit;
-    this.patchOfCell = new Int32Array(this.cellRows * this.cellCols).fill(-1);
-    for (let patch = 0; patch < this.count; patch++) {
-      const [top, left] = [this.row[patch] / this.unit, this.col[patch] / this.unit];
-      for (let row = top; row < Math.min(top + side, this.cellRows); row++) {
-        const first = row * this.cellCols + left;
-        this.patchOfCell.fill(patch, first, first + Math.min(side, this.cellCols - left));
-      }
-    }
-  }
-
-  measure() {
-    this.length = new Float32Array(this.count);
-    for (let patch = 0; patch < this.count; patch++) {
-      this.length[patch] = Math.sqrt(this.product(patch, patch)) || 1;
-    }
-  }
-
+  /** The scalar product of two patches' vectors. */
   product(one, other) {
     const { vectors, dims } = this;
     let [a, b, sum] = [one * dims, other * dims, 0];
     for (let dim = 0; dim < dims; dim++) sum += vectors[a++] * vectors[b++];
     return sum;
+  }
+
+  /** The patches most like one, best first: [patch, cosine]. */
+  nearest(patch, count) {
+    const cosine = Float32Array.from({ length: this.count }, (_, other) =>
+      this.product(patch, other) / (this.length[patch] * this.length[other]));
+    cosine[patch] = -2;
+    const order = Array.from(cosine.keys()).sort((a, b) => cosine[b] - cosine[a] || a - b);
+    return order.slice(0, Math.min(count, this.count - 1)).map((other) => [other, cosine[other]]);
   }
 
   /** The patch at a pixel of the area, -1 where there is none. */
@@ -80,17 +80,6 @@ class Patches {
     }
   }
 
-  /** The patches most like one, best first: [patch, cosine]. */
-  nearest(patch, count) {
-    const likeness = new Float32Array(this.count);
-    for (let other = 0; other < this.count; other++) {
-      likeness[other] = this.product(patch, other) / (this.length[patch] * this.length[other]);
-    }
-    likeness[patch] = -2;
-    const order = Array.from(likeness.keys()).sort((a, b) => likeness[b] - likeness[a] || a - b);
-    return order.slice(0, Math.min(count, this.count - 1)).map((other) => [other, likeness[other]]);
-  }
-
   /** Class probabilities of a patch. */
   chances(patch) {
     const first = patch * this.numClasses;
@@ -102,18 +91,10 @@ class Patches {
     return chances.indexOf(Math.max(...chances));
   }
 
-  /** 0 for a sure answer, 1 for no idea. */
+  /** 0 where the model is sure, 1 where it has no idea. */
   entropy(patch) {
     const sum = this.chances(patch).reduce((sum, each) => sum - (each > 0 ? each * Math.log(each) : 0), 0);
     return sum / Math.log(this.numClasses);
-  }
-
-  /** `answer(patch)`, remembered while the same patch is asked for. */
-  memo(answer, patch) {
-    if (this.last?.answer !== answer || this.last.patch !== patch) {
-      this.last = { answer, patch, value: answer(patch) };
-    }
-    return this.last.value;
   }
 
   /** Longitude and latitude of a pixel, between those of the corners. */
@@ -130,8 +111,4 @@ class Patches {
     const east = (other[0] - one[0]) * Math.cos((one[1] * Math.PI) / 180);
     return (Math.hypot(east, other[1] - one[1]) * Math.PI * 6371008.8) / 180;
   }
-}
-
-function gcd(a, b) {
-  return b ? gcd(b, a % b) : a;
 }

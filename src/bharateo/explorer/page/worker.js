@@ -28,7 +28,7 @@ async function rebuild({ visible, masked }) {
 const jobs = { open, take, rebuild };
 self.onmessage = async ({ data }) => {
   try {
-    self.postMessage({ id: data.id, answer: await jobs[data.job](data) });
+    self.postMessage({ id: data.id, result: await jobs[data.job](data) });
   } catch (error) {
     self.postMessage({ id: data.id, error: String(error?.message ?? error) });
   }

@@ -42,7 +42,7 @@ from bharateo.display import Display
 from bharateo.inference.embed import Embedding
 from bharateo.inference.encoder import FrozenEncoder
 from bharateo.inference.inputs import Reading
-from bharateo.training.checkpoint import Run
+from bharateo.training.run import Run
 
 run, location, output, precision = sys.argv[1:]
 in_model, features = [0.0], FrozenEncoder.features

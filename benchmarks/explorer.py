@@ -23,7 +23,7 @@ import torch
 from playwright.sync_api import Page, sync_playwright
 
 from bharateo.handover.onnx_file import AutoencoderGraph
-from bharateo.training.checkpoint import Run
+from bharateo.training.run import Run
 
 TIMES = 25
 STATE = """() => {

@@ -41,8 +41,8 @@ from bharateo.chips.records import RecordReader
 from bharateo.chips.store import LAYERS, Dataset
 from bharateo.config import Config, MachineConfig, TrainingConfig
 from bharateo.memory import keep_freed_memory
+from bharateo.training.data import prepare
 from bharateo.training.loader import Loader
-from bharateo.training.prepare import prepare
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from bharateo.memory import keep_freed_memory
-from bharateo.training.muon import Muon, fast_dtype
+from bharateo.training.optimisers import Muon, fast_dtype
 
 MODELS = {  # (width, blocks) of encoder and decoder, rounds
     "nano": (((128, 4), (128, 2)), 11),

@@ -21,8 +21,8 @@ from bharateo.evaluation.cross_validation import cross_validate, fit_few, spatia
 from bharateo.evaluation.features import MAKERS
 from bharateo.inference.encoder import CHIPS_AT_ONCE
 from bharateo.landcover import BHARATEO_CLASSES, IGNORE, patch_mode
-from bharateo.training.batches import cut, fixed_windows
-from bharateo.training.checkpoint import Run
+from bharateo.training.data import cut, fixed_windows
+from bharateo.training.run import Run
 
 KINDS = ("encoder", "random_encoder", "band_statistics")
 LEAST_PATCHES = 150

@@ -17,7 +17,7 @@ from PIL import Image
 from bharateo.evaluation.reconstruction import Example, examples
 from bharateo.report.render import composite_rgb, upscale
 from bharateo.sensor import Sensor
-from bharateo.training.checkpoint import Run
+from bharateo.training.run import Run
 
 PICTURE = Path(__file__).parent / "reconstruction.png"
 GAP_PX = 6

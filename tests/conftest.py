@@ -11,7 +11,7 @@ from jaxtyping import install_import_hook
 install_import_hook(
     [
         "bharateo.models",
-        "bharateo.training.batches",
+        "bharateo.training.data",
         "bharateo.training.contract",
         "bharateo.inference",
         "bharateo.evaluation",

@@ -7,7 +7,7 @@ import pytest
 from bharateo.chips.store import Dataset
 from bharateo.cli import main
 from bharateo.report.html import REPORT_FILE
-from bharateo.training.checkpoint import Run
+from bharateo.training.run import Run
 
 SMALL = [
     "model.width=16", "model.depth=1", "model.decoder_width=16", "model.decoder_depth=1",

@@ -43,8 +43,8 @@ from bharateo.landcover import BHARATEO_CLASSES
 from bharateo.regions import parse_roi, worldcover_region
 from bharateo.report import html
 from bharateo.sources.areas import _roi_zone, file_zones, sentinel2_regions
-from bharateo.training.checkpoint import Run, majority_class, model_statistics
 from bharateo.training.loop import Trainer, pretrain
+from bharateo.training.run import Run, majority_class, model_statistics
 from damage import (
     HEAD,
     Counts,

@@ -18,7 +18,7 @@ import pytest
 
 from bharateo.chips.store import Dataset
 from bharateo.errors import DatasetError, RunError
-from bharateo.training.checkpoint import Run
+from bharateo.training.run import Run
 from small_datasets import contents
 from tiny_mirror import write_config, write_mirror
 

@@ -32,8 +32,8 @@ from bharateo.planning import (
     state_bytes,
 )
 from bharateo.sensor import WORLDCOVER_PALETTE
-from bharateo.training.checkpoint import training_state
 from bharateo.training.optimisers import build_optimisers
+from bharateo.training.run import training_state
 from small_datasets import many_bands, small_dataset
 
 SMALL = ModelConfig(

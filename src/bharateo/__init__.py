@@ -118,8 +118,8 @@ _HOMES = {
     "stages": ("ablate", "build", "embed", "evaluate", "evaluate_task", "explore", "export",
                "map_raster", "pretrain", "probe", "probe_points", "search", "tokens",
                "write_report"),
-    "training.batches": ("fixed_batches",),
-    "training.checkpoint": ("Run",),
+    "training.data": ("fixed_batches",),
+    "training.run": ("Run",),
 }  # fmt: skip
 """Module -> its public names, ``PUBLIC=THERE`` where the two differ."""
 
@@ -190,8 +190,8 @@ if TYPE_CHECKING:
         tokens,
         write_report,
     )
-    from bharateo.training.batches import fixed_batches
-    from bharateo.training.checkpoint import Run
+    from bharateo.training.data import fixed_batches
+    from bharateo.training.run import Run
 else:
 
     def __getattr__(name: str) -> Any:

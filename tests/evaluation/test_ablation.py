@@ -18,7 +18,7 @@ from bharateo.evaluation.ablation import (
     quick,
 )
 from bharateo.sensor import SENTINEL2_L2A
-from bharateo.training.checkpoint import Run
+from bharateo.training.run import Run
 from small_datasets import PLAN, contents, many_bands, small_config, small_dataset
 
 CONFIG = small_config(epochs=1)

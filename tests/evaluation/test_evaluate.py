@@ -13,9 +13,9 @@ from bharateo.evaluation.baselines import BASELINES, look
 from bharateo.evaluation.evaluate import evaluate, predict
 from bharateo.models.heads import patch_mode
 from bharateo.models.patches import take_tokens
-from bharateo.training.batches import fixed_batches, fixed_windows
-from bharateo.training.checkpoint import Run
+from bharateo.training.data import fixed_batches, fixed_windows
 from bharateo.training.loop import pretrain
+from bharateo.training.run import Run
 from small_datasets import PLAN, contents, many_bands, small_config, small_dataset
 
 METRICS = [

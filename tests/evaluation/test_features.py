@@ -15,7 +15,7 @@ from bharateo.evaluation.features import (
     statistics_of_patches,
 )
 from bharateo.landcover import IGNORE, patch_mode
-from bharateo.training.batches import cut, fixed_windows
+from bharateo.training.data import cut, fixed_windows
 from models.tiny_models import random_batch, tiny_model
 from small_datasets import PLAN, many_bands, small_config, small_dataset
 

@@ -31,8 +31,8 @@ from bharateo.evaluation.probing import (
 )
 from bharateo.evaluation.zones import OUTSIDE, Zoning
 from bharateo.results import Examples, Level, Most, Probes, Row, SplitExamples, read_result
-from bharateo.training.checkpoint import Run
 from bharateo.training.loop import pretrain
+from bharateo.training.run import Run
 from small_datasets import PLAN, many_bands, small_config, small_dataset
 
 LINEAR, RIVAL = Row("encoder", "linear"), Row("band_statistics", "linear")

@@ -6,7 +6,7 @@ from bharateo.config import ModelConfig
 from bharateo.evaluation.evaluate import predict
 from bharateo.evaluation.reconstruction import examples
 from bharateo.landcover import IGNORE, patch_class_counts, patch_mode
-from bharateo.training.batches import cut, evaluation_mask, fixed_windows, window_ids
+from bharateo.training.data import cut, evaluation_mask, fixed_windows, window_ids
 from bharateo.training.loop import pretrain
 from small_datasets import small_config
 

@@ -17,8 +17,8 @@ from bharateo.handover import hub
 from bharateo.handover.card import EVALUATION_FILE, PROBES_FILE
 from bharateo.handover.hub import BharatEOEncoder, save_folder
 from bharateo.inference.encoder import FrozenEncoder
-from bharateo.training.checkpoint import Run
 from bharateo.training.contract import CONTRACT_FILE, MODEL_FILE
+from bharateo.training.run import Run
 from handover.tiny_run import chips_of, tiny_run
 from report.made_up_run import split_scores
 from small_datasets import contents

@@ -11,8 +11,8 @@ from bharateo.handover import onnx_file
 from bharateo.handover.onnx_file import TOLERANCE, write_onnx
 from bharateo.inference.encoder import FrozenEncoder
 from bharateo.models.patches import Mask, mask_from_noise, patchify
-from bharateo.training.checkpoint import Run
 from bharateo.training.contract import TrainStatistics
+from bharateo.training.run import Run
 from handover.tiny_run import chips_of
 
 

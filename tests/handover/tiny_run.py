@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from bharateo.training.batches import physical_units
-from bharateo.training.checkpoint import Run, make_contract, model_statistics, save_run
+from bharateo.training.data import physical_units
+from bharateo.training.run import Run, make_contract, model_statistics, save_run
 from models.tiny_models import HEADS, TINY, tiny_heads, tiny_model
 from small_datasets import small_config
 

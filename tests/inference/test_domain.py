@@ -19,7 +19,7 @@ from bharateo.inference.domain import (
     views_of,
 )
 from bharateo.inference.encoder import FrozenEncoder
-from bharateo.training.checkpoint import Run
+from bharateo.training.run import Run
 from models.tiny_models import random_batch, tiny_model, with_pixels
 
 

@@ -25,8 +25,8 @@ from bharateo.inference.pieces import CellGrid
 from bharateo.inference.windows import Piece
 from bharateo.models.heads import build_heads
 from bharateo.models.mae import build_model
-from bharateo.training.batches import physical_units
-from bharateo.training.checkpoint import Run, make_contract, model_statistics, save_run
+from bharateo.training.data import physical_units
+from bharateo.training.run import Run, make_contract, model_statistics, save_run
 from inference.small_rasters import small_grid, write_raster
 from models.tiny_models import randomised
 from small_datasets import contents, small_config

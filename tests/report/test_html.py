@@ -307,7 +307,7 @@ def stages(monkeypatch):
     checkpoint.Run = SimpleNamespace(open=lambda path: None)
     checkpoint.dataset_fingerprint = fingerprint
     monkeypatch.setitem(sys.modules, "bharateo.evaluation.reconstruction", reconstruction)
-    monkeypatch.setitem(sys.modules, "bharateo.training.checkpoint", checkpoint)
+    monkeypatch.setitem(sys.modules, "bharateo.training.run", checkpoint)
 
 
 def test_write_report_writes_one_file_into_the_run(stages, make_dataset, make_run, tmp_path):

@@ -30,7 +30,7 @@ from bharateo.report import html, notebook
 from bharateo.results import PROBES_FILE, Ablation, Probes, read_result
 from bharateo.sensor import Band, Composite
 from bharateo.sources import Recipe
-from bharateo.training.checkpoint import Run
+from bharateo.training.run import Run
 from handover.tiny_run import tiny_run
 from small_datasets import PLAN, Labels, Pixels, many_bands
 

@@ -15,8 +15,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from bharateo.config import MachineConfig
 from bharateo.models.vit import Block
 from bharateo.sensor import SENTINEL2_L2A
-from bharateo.training.engine import Engine
-from bharateo.training.learner import Learner
+from bharateo.training.engine import Engine, Learner
 from bharateo.training.speed import generated
 from small_datasets import small_config
 

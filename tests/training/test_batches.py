@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from bharateo.landcover import IGNORE, patch_class_counts
 from bharateo.models.patches import patchify
-from bharateo.training.batches import (
+from bharateo.training.data import (
     Window,
     cut,
     evaluation_mask,

@@ -13,7 +13,14 @@ from bharateo.config import parse_config
 from bharateo.errors import ContractError, DatasetError, RunError, StorageError
 from bharateo.files import write_json
 from bharateo.landcover import NUM_CLASSES
-from bharateo.training.checkpoint import (
+from bharateo.training.contract import (
+    CHECKPOINT_FILE,
+    CONTRACT_FILE,
+    MODEL_FILE,
+    SCHEMA_VERSION,
+)
+from bharateo.training.loop import Trainer, pretrain
+from bharateo.training.run import (
     Checkpoint,
     Run,
     load_checkpoint,
@@ -22,13 +29,6 @@ from bharateo.training.checkpoint import (
     save_checkpoint,
     training_state,
 )
-from bharateo.training.contract import (
-    CHECKPOINT_FILE,
-    CONTRACT_FILE,
-    MODEL_FILE,
-    SCHEMA_VERSION,
-)
-from bharateo.training.loop import Trainer, pretrain
 from small_datasets import PLAN, contents, many_bands, small_config, small_dataset
 
 

@@ -10,10 +10,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from bharateo.errors import RunError
-from bharateo.training.checkpoint import load_checkpoint
-from bharateo.training.contract import CHECKPOINT_FILE
+from bharateo.training.contract import CHECKPOINT_FILE, Epoch, Event, read_rows
 from bharateo.training.loop import pretrain
-from bharateo.training.watch import Epoch, Event, read_rows
+from bharateo.training.run import load_checkpoint
 from small_datasets import small_config
 
 

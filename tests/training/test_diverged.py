@@ -12,7 +12,7 @@ from bharateo.config import MachineConfig
 from bharateo.errors import DivergedError
 from bharateo.models.heads import Batch
 from bharateo.models.patches import Mask
-from bharateo.training import learner
+from bharateo.training import engine as engines
 from bharateo.training.engine import Engine
 from bharateo.training.loop import Trainer, pretrain
 from small_datasets import small_config
@@ -45,7 +45,7 @@ def all_finite(path):
 
 def poison(monkeypatch, chips):
     """Some chips are loaded without a number."""
-    prepare = learner.prepare
+    prepare = engines.prepare
 
     def poisoned(raw, *rest):
         batch, mask = prepare(raw, *rest)
@@ -54,7 +54,7 @@ def poison(monkeypatch, chips):
                 batch.image[place] = math.nan
         return batch, mask
 
-    monkeypatch.setattr(learner, "prepare", poisoned)
+    monkeypatch.setattr(engines, "prepare", poisoned)
 
 
 def break_a_weight(trainer, at_step):

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bharateo.errors import ConfigError
-from bharateo.training.draws import Draws, draw, epoch_order, share
+from bharateo.training.data import Draws, draw, epoch_order, share
 
 FIELDS = tuple(Draws.__dataclass_fields__)
 

@@ -17,8 +17,8 @@ from bharateo.config import HeadConfig
 from bharateo.models.heads import HEADS
 from bharateo.models.objective import Objective
 from bharateo.planning import Layers, Plan, state_bytes
-from bharateo.training.checkpoint import training_state
 from bharateo.training.loop import Trainer, pretrain
+from bharateo.training.run import training_state
 from bharateo.training.speed import measure_step
 from documented import ROOT, blocks
 from small_datasets import many_bands, small_config, small_dataset

@@ -21,11 +21,10 @@ from bharateo.models.patches import Mask
 from bharateo.sensor import SENTINEL2_L2A
 from bharateo.training import engine as engines
 from bharateo.training import loop
-from bharateo.training.engine import Engine
-from bharateo.training.learner import Learner
+from bharateo.training.data import RawBatch, prepare
+from bharateo.training.engine import Engine, Learner
 from bharateo.training.loader import Loader
 from bharateo.training.loop import Trainer
-from bharateo.training.prepare import RawBatch, prepare
 from bharateo.training.speed import generated
 from small_datasets import small_config
 

@@ -10,10 +10,10 @@ import torch
 from bharateo.errors import ConfigError
 from bharateo.landcover import IGNORE, patch_class_counts
 from bharateo.models.heads import build_heads
-from bharateo.training import prepare as preparing
-from bharateo.training.batches import cut, fixed_windows
-from bharateo.training.checkpoint import Run
+from bharateo.training import data
+from bharateo.training.data import cut, fixed_windows
 from bharateo.training.loop import Trainer, pretrain
+from bharateo.training.run import Run
 from small_datasets import Pixels, many_bands, small_config, small_dataset
 
 
@@ -37,18 +37,18 @@ def test_labels_under_invalid_pixels_are_no_targets_of_evaluation(reflectance_da
     assert (labelled & ~valid).any()  # or nothing has been tried
 
 
-@pytest.mark.parametrize("way", ["_turned_one_by_one", "_turned_at_once"])
+@pytest.mark.parametrize("way", ["turned_one_by_one", "turned_at_once"])
 def test_labels_under_invalid_pixels_are_no_targets_of_training(reflectance_dataset, tmp_path, way):
     """Nor with any symmetry, on the CPU's way and on the GPU's."""
     trainer = Trainer(reflectance_dataset, small_config(augment="d4"), tmp_path)
     hidden = 0
     for step in range(3):
         raw = trainer.loader.load(step)
-        _, valid, counts = getattr(preparing, way)(raw, reflectance_dataset.sensor, 8)
+        _, valid, counts = getattr(data, way)(raw, reflectance_dataset.sensor, 8)
         for place, chip in enumerate(raw.draws.chip.tolist()):
             row, col = (int(each[place]) for each in (raw.draws.row, raw.draws.col))
             labels = reflectance_dataset.landcover(chip)[row : row + 32, col : col + 32]
-            there = preparing.symmetric(labels, int(raw.draws.symmetry[place]))
+            there = data.symmetric(labels, int(raw.draws.symmetry[place]))
             known = valid[place].numpy()
             hidden += int(((there < IGNORE) & ~known).sum())
             expected = patch_class_counts(np.where(known, there, IGNORE)[None], 8)[0]
@@ -85,7 +85,7 @@ def test_a_band_that_is_constant_gives_finite_features_and_a_run(constant, tmp_p
     assert run.model.normalise.std[-1] == 1
     batch = cut(constant, fixed_windows(constant.indices("val").tolist(), 48, 32), 32, 8)
     tokens = torch.arange(16).expand(len(batch.image), -1)
-    features = run.model.encode(batch.image, batch.valid, preparing.Mask(tokens, 16))
+    features = run.model.encode(batch.image, batch.valid, data.Mask(tokens, 16))
     assert features.isfinite().all()
     rows = (tmp_path / "run" / "history.jsonl").read_text().splitlines()
     assert all(np.isfinite(value) for row in rows for value in json.loads(row).values())

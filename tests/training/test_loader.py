@@ -15,11 +15,10 @@ from bharateo.config import MachineConfig, SplitConfig
 from bharateo.errors import ConfigError, DatasetError
 from bharateo.models.patches import mask_from_noise
 from bharateo.sensor import WORLDCOVER_PALETTE
+from bharateo.training import data
 from bharateo.training import loader as loading
-from bharateo.training import prepare as preparing
-from bharateo.training.batches import Window, cut
+from bharateo.training.data import Window, cut, prepare
 from bharateo.training.loader import LAYERS, Loader, resident
-from bharateo.training.prepare import prepare
 from small_datasets import PLAN, many_bands, small_config, small_dataset
 
 CPU = torch.device("cpu")
@@ -112,8 +111,8 @@ def test_a_prepared_batch_is_to_the_bit_what_is_cut_by_itself(dataset, chip_px, 
 def test_a_gpus_way_gives_what_a_cpus_gives(dataset, chip_px, masks):
     loader = make(dataset, 60, chip_px, masks_per_chip=masks)
     for _, raw in loader.steps(0, loader.steps_per_epoch):
-        one_by_one = preparing._turned_one_by_one(raw, dataset.sensor, chip_px // 4)
-        at_once = preparing._turned_at_once(raw, dataset.sensor, chip_px // 4)
+        one_by_one = data.turned_one_by_one(raw, dataset.sensor, chip_px // 4)
+        at_once = data.turned_at_once(raw, dataset.sensor, chip_px // 4)
         for ours, theirs in zip(one_by_one, at_once, strict=True):
             assert ours.dtype == theirs.dtype
             assert torch.equal(ours, theirs)
@@ -203,7 +202,7 @@ def test_a_rank_without_chips_gets_an_empty_batch(dataset):
         sizes.append(len(raw))
         assert len(batch.image) == len(mask.order) == len(raw)
         assert [len(part) for part in raw.parts(4)] == [len(raw)]
-        at_once, *_ = preparing._turned_at_once(raw, dataset.sensor, PATCH_PX)
+        at_once, *_ = data.turned_at_once(raw, dataset.sensor, PATCH_PX)
         assert at_once.shape == batch.image.shape
     assert sorted(sizes) == [0, 0, 0, 1]
 
@@ -243,9 +242,13 @@ def test_a_batch_in_use_is_not_overwritten_and_memory_is_used_again(dataset, pre
 def test_no_more_is_read_ahead_than_asked_for(dataset, prefetch, monkeypatch):
     loader, filled = make(dataset, machine={"prefetch": prefetch}), []
     fill = loader._store.fill
-    monkeypatch.setattr(
-        loader._store, "fill", lambda step, request: (fill(step, request), filled.append(step))
-    )
+
+    def watched(step, request):
+        buffer = fill(step, request)
+        filled.append(step)
+        return buffer
+
+    monkeypatch.setattr(loader._store, "fill", watched)
     for step, _ in loader.steps(0, 6):
         time.sleep(0.05)
         assert filled == list(range(min(step + prefetch + 1, 6)))
@@ -317,7 +320,7 @@ def test_resident_chips_need_no_files(tmp_path, where):
 
 
 def test_more_chips_than_are_brought_at_once_become_resident(dataset, monkeypatch):
-    monkeypatch.setattr(loading, "_PIECE_CHIPS", 7)
+    monkeypatch.setattr(loading, "_CHIPS_AT_ONCE", 7)
     kept = make(dataset, machine={"resident": "device"})
     assert_same_steps(copies(kept), copies(make(dataset)))
 

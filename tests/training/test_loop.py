@@ -13,9 +13,9 @@ from bharateo.config import HeadConfig, SplitConfig
 from bharateo.errors import BharatEOError, ConfigError, ContractError, DivergedError, RunError
 from bharateo.sensor import WORLDCOVER_PALETTE
 from bharateo.training import loop
-from bharateo.training.checkpoint import Run
 from bharateo.training.loop import Trainer, pretrain
 from bharateo.training.optimisers import build_optimisers, learning_rate
+from bharateo.training.run import Run
 from small_datasets import (
     PLAN,
     contents,

@@ -10,7 +10,7 @@ import pytest
 
 from bharateo.chips.records import RecordReader
 from bharateo.chips.store import SPLITS, Dataset
-from bharateo.training.draws import epoch_order, share
+from bharateo.training.data import epoch_order, share
 from sparse_million import sparse_dataset
 
 pytestmark = pytest.mark.slow

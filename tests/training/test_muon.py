@@ -15,8 +15,8 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.nn import functional as F
 
-from bharateo.training import muon
-from bharateo.training.muon import Muon, batches, fast_dtype, newton_schulz, orthogonal
+from bharateo.training import optimisers
+from bharateo.training.optimisers import Muon, batches, fast_dtype, newton_schulz, orthogonal
 
 SHAPES = [(12, 8), (8, 12), (32, 8), (8, 32), (8, 8), (8, 32), (1, 5)]
 FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -95,8 +95,8 @@ def test_steps_are_torchs_within_bf16_rounding(dtype):
 def test_defaults_are_torchs():
     ours, theirs = Muon(matrices()).defaults, torch.optim.Muon(matrices()).defaults
     assert ours == {name: theirs[name] for name in ours}
-    assert theirs["ns_coefficients"] == (muon.A, muon.B, muon.C)
-    assert theirs["eps"] == muon.EPS
+    assert theirs["ns_coefficients"] == (optimisers.A, optimisers.B, optimisers.C)
+    assert theirs["eps"] == optimisers.EPS
 
 
 @pytest.mark.parametrize("shape", [(48, 48), (48, 144), (192, 48), (48, 192)])
@@ -129,7 +129,7 @@ def test_small_products_lose_nothing_on_matrices_of_low_rank(rank):
 
 
 def test_bf16_products_stay_on_the_whole_matrix(monkeypatch):
-    monkeypatch.setattr(muon, "newton_schulz_by_gram", None)
+    monkeypatch.setattr(optimisers, "newton_schulz_by_gram", None)
     newton_schulz(torch.randn(2, 8, 32, dtype=torch.bfloat16), 5)
 
 
@@ -152,7 +152,7 @@ def test_matrices_of_one_shape_go_together_tall_or_wide():
 def test_together_is_one_by_one(monkeypatch, dtype):
     together, alone = matrices(), matrices()
     walk(together, Muon(together, 0.02, ns_dtype=dtype))
-    monkeypatch.setattr(muon, "BATCH_ELEMENTS", 1)
+    monkeypatch.setattr(optimisers, "BATCH_ELEMENTS", 1)
     assert all(len(alike) == 1 for alike in batches(alone))
     walk(alone, Muon(alone, 0.02, ns_dtype=dtype))
     tolerance = 1e-6 if dtype == torch.float32 else 2e-3
@@ -205,7 +205,7 @@ def test_a_closure_is_evaluated_with_gradients():
 
 @pytest.mark.parametrize("native", [True, False])
 def test_processors_iterate_in_what_they_are_fast_in(monkeypatch, native):
-    monkeypatch.setattr(muon, "has_native_bf16", lambda: native)
+    monkeypatch.setattr(optimisers, "has_native_bf16", lambda: native)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
     wanted = torch.bfloat16 if native else torch.float32
     assert fast_dtype.__wrapped__(torch.device("cpu")) == wanted

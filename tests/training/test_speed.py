@@ -3,7 +3,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bharateo.training import learner, speed
+from bharateo.training import engine, speed
 from bharateo.training.engine import Engine
 from bharateo.training.speed import durations, gemm_peak, generated, measure, measure_step
 from small_datasets import small_config
@@ -44,7 +44,7 @@ def test_steps_are_timed_whole(model, monkeypatch):
         optimiser.step = lambda: moved.append(all(w.grad is not None for w in weights)) or step()
         return [optimiser]
 
-    monkeypatch.setattr(learner, "build_optimisers", build)
+    monkeypatch.setattr(engine, "build_optimisers", build)
     clock = iter([0.0, 9.0, 10.0, 18.0, 20.0, 26.0])  # steps of 9, 8 and 6 seconds
     monkeypatch.setattr(speed, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
     assert measure_step(config, 2, 8, seconds=0.0) == 8 / 8

@@ -19,9 +19,9 @@ from bharateo.errors import BharatEOError, ConfigError, ContractError, RunError
 from bharateo.files import write_json
 from bharateo.models.heads import build_heads
 from bharateo.models.mae import build_model
-from bharateo.training.checkpoint import Run
 from bharateo.training.contract import CONTRACT_FILE, MODEL_FILE
 from bharateo.training.loop import pretrain
+from bharateo.training.run import Run
 from small_datasets import many_bands, small_config, small_dataset
 
 

@@ -10,10 +10,8 @@ import pytest
 import torch
 
 from bharateo.errors import ConfigError, DivergedError, Stopped
-from bharateo.training import forecast, learner, loop
-from bharateo.training.loop import pretrain
-from bharateo.training.stopping import StopWish
-from bharateo.training.watch import SpikeWatch, StepRecord, TensorBoard
+from bharateo.training import engine, forecast, loop
+from bharateo.training.loop import SpikeWatch, StepRecord, StopWish, TensorBoard, pretrain
 from small_datasets import small_config
 
 
@@ -66,7 +64,7 @@ def test_the_chips_of_a_loss_that_is_no_number_are_written_down(
 ):
     """Two chips are poisoned; they are named apart from the others of their step."""
     poisoned = {*reflectance_dataset.indices("train")[:2].tolist()}
-    prepare = learner.prepare
+    prepare = engine.prepare
 
     def poison(raw, *rest):
         batch, mask = prepare(raw, *rest)
@@ -75,7 +73,7 @@ def test_the_chips_of_a_loss_that_is_no_number_are_written_down(
                 batch.image[place] = float("inf")
         return batch, mask
 
-    monkeypatch.setattr(learner, "prepare", poison)
+    monkeypatch.setattr(engine, "prepare", poison)
     with pytest.raises(DivergedError, match=r"loss is nan at step 0: .*diverged\.json"):
         pretrain(reflectance_dataset, small_config(batch_size=64), tmp_path)
     found = json.loads((tmp_path / "diverged.json").read_text())

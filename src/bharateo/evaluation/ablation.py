@@ -46,8 +46,8 @@ from bharateo.results import (
     Part,
 )
 from bharateo.sensor import BAND_SETS, named_bands
-from bharateo.training.checkpoint import Run, dataset_fingerprint
 from bharateo.training.loop import Progress, pretrain
+from bharateo.training.run import Run, dataset_fingerprint
 from bharateo.version import __version__
 
 SCHEMA_VERSION = 1

@@ -23,8 +23,8 @@ from bharateo.files import write_json
 from bharateo.models.heads import Batch, LandCoverHead, PixelHead, patch_mode
 from bharateo.models.patches import Mask, take_tokens
 from bharateo.results import Bootstrap, Evaluation, GroundScores, ScoredDataset, SplitScores
-from bharateo.training.batches import fixed_batches, fixed_windows
-from bharateo.training.checkpoint import Run, dataset_fingerprint
+from bharateo.training.data import fixed_batches, fixed_windows
+from bharateo.training.run import Run, dataset_fingerprint
 
 BATCH_SIZE = 64
 

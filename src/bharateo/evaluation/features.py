@@ -22,8 +22,8 @@ from bharateo.landcover import IGNORE, patch_mode
 from bharateo.models.kernels import CHIPS_IN_CACHE
 from bharateo.models.mae import MaskedAutoencoder, Normalise, build_model
 from bharateo.models.patches import patchify, unpatchify
-from bharateo.training.batches import cut, fixed_windows
-from bharateo.training.checkpoint import Run
+from bharateo.training.data import cut, fixed_windows
+from bharateo.training.run import Run
 
 LEVELS = ("patch", "chip")
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)

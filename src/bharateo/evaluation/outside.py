@@ -43,8 +43,8 @@ from bharateo.inference.inputs import Reading
 from bharateo.models.patches import patchify
 from bharateo.results import Budget, Compared, TaskChips, TaskEvaluation, TaskRun
 from bharateo.sensor import Sensor
-from bharateo.training.checkpoint import Run
 from bharateo.training.contract import Differences
+from bharateo.training.run import Run
 
 Resize = Literal["bilinear", "pad"]
 """A chip of another size than the run's: stretched to it (what GEO-Bench does), or put in the

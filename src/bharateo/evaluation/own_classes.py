@@ -55,7 +55,7 @@ from bharateo.inference.style import own_classes
 from bharateo.landcover import BHARATEO_CLASSES
 from bharateo.outputs import Own, json_of, record_in
 from bharateo.pixels.raster import existing
-from bharateo.training.checkpoint import Run
+from bharateo.training.run import Run
 
 PROBE_FILE, MAP_FILE = "probe.safetensors", "map.tif"
 NEXT_FILE, RECORD_FILE = "label-next.geojson", "probe.json"

@@ -69,7 +69,7 @@ from bharateo.results import (
     Row,
     SplitExamples,
 )
-from bharateo.training.checkpoint import Run, dataset_fingerprint
+from bharateo.training.run import Run, dataset_fingerprint
 from bharateo.version import __version__
 
 BUDGETS: tuple[Budget, ...] = (5, 20, 100, "all")

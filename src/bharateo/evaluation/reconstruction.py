@@ -17,8 +17,8 @@ from bharateo.evaluation.baselines import Prediction, nearest_visible
 from bharateo.evaluation.evaluate import predict, seen_by_baselines
 from bharateo.models.heads import Batch, patch_mode
 from bharateo.models.patches import Mask, unpatchify
-from bharateo.training.batches import Window, fixed_batch, fixed_windows, window_ids
-from bharateo.training.checkpoint import Run
+from bharateo.training.data import Window, fixed_batch, fixed_windows, window_ids
+from bharateo.training.run import Run
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from bharateo.evaluation.intervals import interval, resampled_blocks
 from bharateo.evaluation.probes import standardisation
 from bharateo.landcover import BHARATEO_CLASSES
 from bharateo.results import Precision, Retrieval
-from bharateo.training.checkpoint import Run
+from bharateo.training.run import Run
 
 MOST_QUERIES = 100
 """Patches of a class that ask."""

@@ -33,8 +33,8 @@ from bharateo.models.patches import Mask, num_masked
 from bharateo.report.ground import Outline, outlines
 from bharateo.report.render import composite_rgb, physical, upscale
 from bharateo.sensor import Sensor
-from bharateo.training.batches import physical_units
-from bharateo.training.checkpoint import Run
+from bharateo.training.data import physical_units
+from bharateo.training.run import Run
 
 Progress = Callable[[float, float, str], None]
 """(done, total, note)."""

@@ -11,8 +11,8 @@ from bharateo.chips.store import Dataset
 from bharateo.explorer.area import AreaView
 from bharateo.inference.inputs import RasterInput
 from bharateo.landcover import IGNORE, NUM_CLASSES, patch_class_counts, patch_mode
-from bharateo.training.batches import Window, fixed_windows, stack, window_ids
-from bharateo.training.checkpoint import Run
+from bharateo.training.data import Window, fixed_windows, stack, window_ids
+from bharateo.training.run import Run
 
 MOST_CHIPS = 16
 _LEAST_VALID = 0.9

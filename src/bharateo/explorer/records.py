@@ -26,7 +26,7 @@ from bharateo.inference.labels import DOUBTED, PURE, compare
 from bharateo.landcover import BHARATEO_CLASSES, IGNORE, class_colours, patch_mode
 from bharateo.report.panels import class_name
 from bharateo.report.render import composite_rgb, few_colours, ramp_rgb, stretch_note
-from bharateo.training.checkpoint import Run
+from bharateo.training.run import Run
 
 _DTYPES = ("bool", "uint8", "int8", "uint16", "int16", "float32")
 """Types that a browser has arrays of."""

@@ -34,7 +34,7 @@ from bharateo.inference.inputs import RasterInput
 from bharateo.inference.pieces import scratch
 from bharateo.outputs import beginning_with
 from bharateo.report.html import templates
-from bharateo.training.checkpoint import Run, dataset_fingerprint
+from bharateo.training.run import Run, dataset_fingerprint
 from bharateo.version import __version__
 
 MOST_MEGABYTES = 25.0

@@ -12,7 +12,7 @@ import jinja2
 import yaml
 
 from bharateo.results import EVALUATION_FILE, PROBES_FILE, Evaluation, Probes, read_result
-from bharateo.training.checkpoint import Run
+from bharateo.training.run import Run
 
 _CREATIVE_COMMONS = "CC BY 4.0"
 

@@ -26,8 +26,8 @@ from bharateo.files import read_bytes, write_json, write_text
 from bharateo.handover.card import model_card
 from bharateo.models.patches import Mask
 from bharateo.outputs import Own, beginning_with, check_outputs, record_in
-from bharateo.training.checkpoint import Run, save_run
 from bharateo.training.contract import CONFIG_FILE, CONTRACT_FILE, MODEL_FILE
+from bharateo.training.run import Run, save_run
 
 try:
     from huggingface_hub import ModelCard, ModelHubMixin, hf_hub_download

@@ -31,7 +31,7 @@ from bharateo.files import write_atomically
 from bharateo.models.heads import LandCoverHead, PixelHead
 from bharateo.models.patches import Mask, unpatchify
 from bharateo.outputs import beginning_with, check_outputs
-from bharateo.training.checkpoint import Run
+from bharateo.training.run import Run
 
 What = Literal["encoder", "autoencoder"]
 

@@ -20,8 +20,8 @@ from bharateo.errors import ConfigError
 from bharateo.files import write_atomically, write_json
 from bharateo.models.mae import V0, MaskedAutoencoder
 from bharateo.outputs import check_outputs, json_with
-from bharateo.training.checkpoint import Run
 from bharateo.training.contract import CONTRACT_FILE, MODEL_FILE
+from bharateo.training.run import Run
 
 ARCHITECTURE = "vit_base_patch16_clip_224"
 """The name timm builds the model from. Of all its vision transformers only those named after CLIP

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bharateo.inference.encoder import FrozenEncoder
 from bharateo.landcover import BHARATEO_CLASSES, LandCoverClass
-from bharateo.training.checkpoint import Run
+from bharateo.training.run import Run
 
 Look = Callable[
     [Tensor, Tensor],

@@ -25,9 +25,9 @@ from bharateo.errors import DatasetError
 from bharateo.files import write_atomically
 from bharateo.inference.encoder import CHIPS_AT_ONCE, FrozenEncoder
 from bharateo.models.mae import MaskedAutoencoder
-from bharateo.training.batches import cut, fixed_windows
-from bharateo.training.checkpoint import Run, dataset_fingerprint
 from bharateo.training.contract import check_inside
+from bharateo.training.data import cut, fixed_windows
+from bharateo.training.run import Run, dataset_fingerprint
 
 DOMAIN_FILE = "domain.safetensors"
 QUANTILE = 0.99

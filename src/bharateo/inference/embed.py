@@ -36,8 +36,8 @@ from bharateo.inference.table import Rows, corners, table_provenance, write_tabl
 from bharateo.inference.windows import TokenGrid, blended_squares
 from bharateo.outputs import Own, json_of, record_in
 from bharateo.pixels.cog import Bands, Block, cog_tags, write_cog
-from bharateo.training.batches import physical_units
-from bharateo.training.checkpoint import Run, dataset_fingerprint
+from bharateo.training.data import physical_units
+from bharateo.training.run import Run, dataset_fingerprint
 from bharateo.version import __version__
 
 COG_TAG = "BHARATEO"

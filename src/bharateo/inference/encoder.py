@@ -12,7 +12,7 @@ from bharateo.errors import RunError
 from bharateo.models.heads import LandCoverHead
 from bharateo.models.mae import MaskedAutoencoder
 from bharateo.models.patches import Mask
-from bharateo.training.checkpoint import Run
+from bharateo.training.run import Run
 
 CHIPS_AT_ONCE = 64
 """Chips of one pass through the model; more do not make it faster on a CPU."""

@@ -67,7 +67,7 @@ from bharateo.models.mae import MaskedAutoencoder
 from bharateo.outputs import Own, beginning_with, check_outputs, json_of, record_in
 from bharateo.pixels.cog import Bands, Block, write_cog
 from bharateo.sources import LabelSource
-from bharateo.training.checkpoint import Run
+from bharateo.training.run import Run
 from bharateo.version import __version__
 
 NODATA = IGNORE

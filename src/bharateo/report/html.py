@@ -72,7 +72,7 @@ def write_report(run: Path, dataset: Path | None = None, why: str | None = None)
         StorageError: the file cannot be written.
     """
     from bharateo.evaluation.reconstruction import examples
-    from bharateo.training.checkpoint import Run, dataset_fingerprint
+    from bharateo.training.run import Run, dataset_fingerprint
 
     run = Path(run)
     check_outputs("report", {run / REPORT_FILE: beginning_with(REPORT_MARK)}, ())
@@ -95,7 +95,7 @@ def read_run(run: Path) -> RunFiles:
     Raises:
         RunError: one is missing or unreadable; the message says what makes it.
     """
-    from bharateo.training.watch import Epoch, read_rows
+    from bharateo.training.contract import Epoch, read_rows
 
     for name, verb in (
         (CONTRACT_FILE, "pretrain"),

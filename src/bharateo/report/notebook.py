@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from bharateo.chips.store import Dataset
     from bharateo.config import Config
     from bharateo.results import Probes
-    from bharateo.training.checkpoint import Run
+    from bharateo.training.run import Run
 
 MOST_PX = 768
 """Longer side of a map as it is shown."""

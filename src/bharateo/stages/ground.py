@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from bharateo.inference.embed import Embedding
     from bharateo.inference.inputs import RasterInput, Reading
     from bharateo.stages.opening import Paths
-    from bharateo.training.checkpoint import Run
+    from bharateo.training.run import Run
 
 
 def embed(

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from bharateo.planning import Machine, Plan, Request
     from bharateo.results import Evaluation, Scores
     from bharateo.sources import Recipe
-    from bharateo.training.checkpoint import Run
+    from bharateo.training.run import Run
 
 
 def open_recipe(data: DataConfig, display: Display) -> Recipe:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from bharateo.chips.store import Dataset
-    from bharateo.training.checkpoint import Run
+    from bharateo.training.run import Run
 
     Paths = str | Path | Sequence[str | Path]
     """One path or several."""
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def open_run(run: Run | str | Path) -> Run:
     """A run, opened if it is a folder."""
-    from bharateo.training.checkpoint import Run
+    from bharateo.training.run import Run
 
     return run if isinstance(run, Run) else Run.open(run)
 

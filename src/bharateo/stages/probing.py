@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from bharateo.evaluation.outside import Resize
     from bharateo.inference.inputs import Reading
     from bharateo.results import Ablation, Probes, TaskEvaluation
-    from bharateo.training.checkpoint import Run
+    from bharateo.training.run import Run
 
 
 def evaluate_task(

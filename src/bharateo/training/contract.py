@@ -1,4 +1,4 @@
-"""The run folder's layout; its contract: what the weights may be fed, what input may differ.
+"""A run's folder: its layout, its contract (what the weights may be fed), its history.
 
 ::
 
@@ -17,18 +17,27 @@ has been checked.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import json
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveInt, StringConstraints
 
 from bharateo.accounting import Accounting
-from bharateo.artefacts import Number, OpenRecord, Record, checked, read_json, shortened
+from bharateo.artefacts import (
+    Number,
+    OpenRecord,
+    Record,
+    checked,
+    parse_json,
+    read_json,
+    shortened,
+)
 from bharateo.chips.statistics import Statistics, StatisticsRecord
 from bharateo.chips.store import Dataset
 from bharateo.errors import ContractError, RunError
-from bharateo.files import target_outside
+from bharateo.files import read_bytes, target_outside, write_text
 from bharateo.landcover import NUM_CLASSES
 from bharateo.sensor import Sensor
 from bharateo.version import __version__
@@ -56,6 +65,7 @@ Text = Annotated[str, StringConstraints(max_length=10_000)]
 PathText = Annotated[str, StringConstraints(max_length=4096, pattern=r"^[^\x00-\x1f]+$")]
 Px = Annotated[int, Field(ge=1, le=_MOST_PX)]
 Count = Annotated[int, Field(ge=1, le=2**53)]
+Whole = Annotated[int, Field(ge=0, le=2**53)]
 
 
 class TrainStatistics(StatisticsRecord):
@@ -137,7 +147,7 @@ class Contract(OpenRecord):
     class_scheme: ClassScheme
     model: ModelShape
     heads: Annotated[dict[Text, HeadOptions], Field(min_length=1)]
-    num_parameters: Annotated[int, Field(ge=0, le=2**53)]
+    num_parameters: Whole
     presented: Presented
     dataset: TrainedOn
     attribution: tuple[Text, ...]
@@ -312,3 +322,55 @@ def check_statistics(
 
 def _brief(value: object) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else repr(value)
+
+
+# What a run tells while it trains.
+
+
+class Epoch(OpenRecord):
+    """A line of ``history.jsonl``: the epoch, from 1, and numbers by name."""
+
+    __pydantic_extra__: dict[str, Annotated[float, Field(gt=-1e30, lt=1e30)] | None]
+
+    epoch: Whole
+
+
+class Event(OpenRecord):
+    """A line of ``events.jsonl``: the step, and what happened there."""
+
+    step: Whole
+
+
+def read_rows(path: Path, kind: type[Epoch | Event]) -> list[dict[str, Any]]:
+    """The lines of a ``.jsonl`` file, plain; none where there is no file.
+
+    Raises:
+        RunError: the file cannot be read, or a line is not of this kind.
+    """
+    remedy = "restore the file, or delete it: training goes on without it"
+    try:
+        content = read_bytes(path)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise RunError(f"{path} cannot be read ({error.strerror}); {remedy}") from error
+    rows = []
+    for number, line in enumerate(content.splitlines(), 1):
+        if line.strip():
+            where = f"{path}, line {number}"
+            row = parse_json(line, where, RunError, remedy)
+            checked(kind, row, where, RunError, remedy)
+            rows.append(row)
+    return rows
+
+
+class Log:
+    """The lines of a run's file, replaced as a whole whenever one is added."""
+
+    def __init__(self, path: Path, keep: Iterable[Mapping[str, Any]] = ()) -> None:
+        self.path, self.rows = path, [dict(row) for row in keep]
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """One more line."""
+        self.rows.append(dict(row))
+        write_text(self.path, "".join(json.dumps(each) + "\n" for each in self.rows))

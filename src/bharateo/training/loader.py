@@ -1,8 +1,7 @@
-"""From files to batches on the device: read ahead by a thread, made ready where they are used.
+"""From a dataset's files to the device: the chips that every step shows, read ahead by a thread.
 
-``Loader`` brings stored numbers (``RawBatch``), ``prepare`` turns them into what models take. What
-a step shows is ``draws``' business; nothing here changes it, wherever the chips are kept and
-however many batches are read ahead.
+``Loader`` brings stored numbers (``data.RawBatch``). What a step shows is drawn in ``data``;
+nothing here changes it, wherever the chips are kept and however many batches are read ahead.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -26,16 +25,14 @@ from bharateo.chips.records import RecordReader
 from bharateo.chips.store import LAYERS, Dataset
 from bharateo.config import Config
 from bharateo.errors import ConfigError
-from bharateo.training.draws import Draws, draw, epoch_order, share
-from bharateo.training.prepare import RawBatch, sent, signed
+from bharateo.training.data import Draws, RawBatch, draw, epoch_order, sent, share, signed
 
 T = TypeVar("T")
 
-_PIECE_CHIPS = 256
-"""Chips brought to the device at once when it is to keep them all."""
-
-
 # Where chips are kept.
+
+_CHIPS_AT_ONCE = 256
+"""Chips brought to the device together when it is to keep them all."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +44,14 @@ class _Request:
     chips: Int64[np.ndarray, " loaded"]
     rows: Int64[np.ndarray, " loaded"]
     cols: Int64[np.ndarray, " loaded"]
+
+
+@dataclass
+class _Buffer:
+    """Memory for one batch, used again and again; ``copied``: when the device has its own copy."""
+
+    layers: dict[str, Tensor]
+    copied: torch.cuda.Event | None = None
 
 
 class _InMemory:
@@ -81,14 +86,6 @@ class _InMemory:
             window[:] = stored[place, ..., row : row + height, col : col + width]
 
 
-@dataclass
-class _Buffer:
-    """Memory for one batch, used again and again; ``copied``: when the device has its own copy."""
-
-    layers: dict[str, Tensor]
-    copied: torch.cuda.Event | None = None
-
-
 class _Ring:
     """Batches read from a source into buffers that take turns, and from there to the device."""
 
@@ -108,20 +105,6 @@ class _Ring:
             self.layers[name] = ((*lies.shape[:-2], chip_px, width), lies.dtype)
         self.buffers = [self._buffer(most_chips) for _ in range(num_buffers)]
 
-    def fill(self, step: int, request: _Request) -> None:
-        """Read a step's chips, when what the buffer held before has been copied."""
-        self._fill(self.buffers[step % len(self.buffers)], request)
-
-    def take(self, step: int, request: _Request) -> dict[str, Tensor]:
-        """A step's layers on the device, views of the buffer if that is the CPU."""
-        return self._take(self.buffers[step % len(self.buffers)], request)
-
-    def load(self, request: _Request) -> dict[str, Tensor]:
-        """The layers on the device, in memory of their own."""
-        buffer = self._buffer(len(request.chips))
-        self._fill(buffer, request)
-        return self._take(buffer, request)
-
     def _buffer(self, num_chips: int) -> _Buffer:
         buffer = _Buffer({})
         for name, (shape, dtype) in self.layers.items():
@@ -129,15 +112,26 @@ class _Ring:
             buffer.layers[name] = tensor.pin_memory() if self.device.type == "cuda" else tensor
         return buffer
 
-    def _fill(self, buffer: _Buffer, request: _Request) -> None:
+    def fill(self, step: int | None, request: _Request) -> _Buffer:
+        """The buffer with a step's chips, read when what it held before has been copied; without
+        a step, a new one.
+        """
+        if step is None:
+            buffer = self._buffer(len(request.chips))
+        else:
+            buffer = self.buffers[step % len(self.buffers)]
         if buffer.copied:
             buffer.copied.synchronize()
         for name, tensor in buffer.layers.items():
             out = tensor.numpy()[: len(request.chips)]
             self.source.read(name, request.chips, request.rows, request.cols, out)
+        return buffer
 
-    def _take(self, buffer: _Buffer, request: _Request) -> dict[str, Tensor]:
-        """On a GPU the copies run beside the step before, which is still being computed."""
+    def take(self, buffer: _Buffer, request: _Request) -> dict[str, Tensor]:
+        """The layers on the device, views of the buffer if that is the CPU.
+
+        On a GPU the copies run beside the step before, which is still being computed.
+        """
         with torch.cuda.stream(self.stream) if self.stream else nullcontext():
             layers = {
                 name: tensor[: len(request.chips)].to(self.device, non_blocking=True)
@@ -166,60 +160,50 @@ class _OnDevice:
         device: torch.device,
         chip_px: int,
     ) -> None:
-        self.chips, self.device, self.chip_px = chips, device, chip_px
-        self.layers = {
-            name: torch.empty(
-                (len(chips), *lies.shape), dtype=_torch_dtype(lies.dtype), device=device
-            )
-            for name, lies in dataset.layers.items()
-        }
-        reader, zero = RecordReader(dataset), np.zeros(_PIECE_CHIPS, np.int64)
+        self.chips, self.device, self.chip_px, self.layers = chips, device, chip_px, {}
         for name, lies in dataset.layers.items():
-            piece = np.empty((_PIECE_CHIPS, *lies.shape), lies.dtype)
-            for start in range(0, len(chips), _PIECE_CHIPS):
-                some = chips[start : start + _PIECE_CHIPS]
+            dtype = torch.from_numpy(np.empty(0, lies.dtype)).dtype
+            shape = (len(chips), *lies.shape)
+            self.layers[name] = torch.empty(shape, dtype=dtype, device=device)
+        reader, zero = RecordReader(dataset), np.zeros(_CHIPS_AT_ONCE, np.int64)
+        for name, lies in dataset.layers.items():
+            read = np.empty((_CHIPS_AT_ONCE, *lies.shape), lies.dtype)
+            for start in range(0, len(chips), _CHIPS_AT_ONCE):
+                some = chips[start : start + _CHIPS_AT_ONCE]
                 num = len(some)
-                reader.read(name, some, zero[:num], zero[:num], piece[:num])
-                self.layers[name][start : start + num].copy_(torch.from_numpy(piece[:num]))
+                reader.read(name, some, zero[:num], zero[:num], read[:num])
+                self.layers[name][start : start + num].copy_(torch.from_numpy(read[:num]))
 
-    def fill(self, step: int, request: _Request) -> None:
+    def fill(self, step: int | None, request: _Request) -> _Buffer:
         """Nothing: all is there."""
+        return _Buffer({})
 
-    def take(self, step: int, request: _Request) -> dict[str, Tensor]:
-        """A step's layers."""
-        return self.load(request)
-
-    def load(self, request: _Request) -> dict[str, Tensor]:
+    def take(self, buffer: _Buffer, request: _Request) -> dict[str, Tensor]:
         """The layers, each gathered in one go."""
-        stored = np.searchsorted(self.chips, request.chips)
-        wanted = np.stack([stored, request.rows, request.cols])
+        stored_at = np.searchsorted(self.chips, request.chips)
+        wanted = np.stack([stored_at, request.rows, request.cols])
         place, row, col = sent(wanted, self.device).unbind(0)
-        return {name: self._windows(name, place, row, col) for name in LAYERS}
-
-    def _windows(
-        self,
-        name: str,
-        place: Int64[Tensor, " loaded"],
-        row: Int64[Tensor, " loaded"],
-        col: Int64[Tensor, " loaded"],
-    ) -> Shaped[Tensor, "loaded *band row col"]:
-        stored, px = self.layers[name], self.chip_px
-        (*bands, height, width) = stored.shape[1:]
-        if px == height:
-            return signed(stored).index_select(0, place).view(stored.dtype)
-        planes = signed(stored).view(len(stored), -1, height, width)
-        plane, pixel, byte = (
-            torch.arange(num, device=self.device) for num in (planes.shape[1], px, width)
-        )
-        rows = row[:, None] + pixel
-        cols = byte.expand(len(col), -1) if name == "valid" else col[:, None] + pixel
-        windows = planes[
-            place[:, None, None, None],
-            plane[:, None, None],
-            rows[:, None, :, None],
-            cols[:, None, None],
-        ]
-        return windows.view(stored.dtype).view(len(place), *bands, *windows.shape[2:])
+        layers, px = {}, self.chip_px
+        for name in LAYERS:
+            stored = self.layers[name]
+            (*bands, height, width) = stored.shape[1:]
+            if px == height:
+                layers[name] = signed(stored).index_select(0, place).view(stored.dtype)
+                continue
+            planes = signed(stored).view(len(stored), -1, height, width)
+            plane, pixel, byte = (
+                torch.arange(num, device=self.device) for num in (planes.shape[1], px, width)
+            )
+            rows = row[:, None] + pixel
+            cols = byte.expand(len(col), -1) if name == "valid" else col[:, None] + pixel
+            windows = planes[
+                place[:, None, None, None],
+                plane[:, None, None],
+                rows[:, None, :, None],
+                cols[:, None, None],
+            ]
+            layers[name] = windows.view(stored.dtype).view(len(place), *bands, *windows.shape[2:])
+        return layers
 
 
 def resident(choice: str, device: torch.device, num_bytes: int) -> str:
@@ -232,8 +216,7 @@ def resident(choice: str, device: torch.device, num_bytes: int) -> str:
     return "device" if num_bytes < free / 2 else "off"
 
 
-def _torch_dtype(dtype: np.dtype[Any]) -> torch.dtype:
-    return torch.from_numpy(np.empty(0, dtype)).dtype
+# The loader.
 
 
 def read_ahead(read: Callable[[int], T], numbers: range, prefetch: int) -> Generator[T]:
@@ -252,9 +235,6 @@ def read_ahead(read: Callable[[int], T], numbers: range, prefetch: int) -> Gener
             yield pending.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-# The loader.
 
 
 class Loader:
@@ -287,12 +267,12 @@ class Loader:
         self.steps_per_epoch = math.ceil(chips_per_epoch / training.batch_size)
         self.wait_s = 0.0
         self._positions(0)  # refuses lanes that cannot be shared, before anything is read
-        chips = dataset.indices("train")
+        chips, masks = dataset.indices("train"), training.masks_per_chip
         self._order = lru_cache(2)(
             partial(
                 epoch_order,
                 chips,
-                -(-chips_per_epoch // training.masks_per_chip),
+                -(-chips_per_epoch // masks),
                 training.seed,
                 shuffle_window=training.shuffle_window,
                 lanes=training.lanes,
@@ -304,7 +284,7 @@ class Loader:
             num_tokens=(model.chip_px // model.patch_px) ** 2,
             augment=training.augment == "d4",
             seed=training.seed,
-            masks_per_chip=training.masks_per_chip,
+            masks_per_chip=masks,
         )
         own = chips[rank::num_ranks] if training.lanes > 1 else chips
         num_bytes = len(own) * sum(lies.read_bytes for lies in dataset.layers.values())
@@ -323,10 +303,13 @@ class Loader:
                 f"machine.resident {where}: the {len(own)} chips of {dataset.path} that this rank "
                 f"reads take {num_bytes / 1e9:.1f} GB, more than there is: set machine.resident=off"
             ) from error
+        # A chip's masks may straddle two batches.
+        batch = min(training.batch_size, chips_per_epoch)
+        most_chips = -(-(-(-batch // masks) + (batch % masks > 0)) // num_ranks)
         self._store = (
             kept
             if isinstance(kept, _OnDevice)
-            else _Ring(kept, dataset, device, model.chip_px, self.prefetch + 1, self._most_chips())
+            else _Ring(kept, dataset, device, model.chip_px, self.prefetch + 1, most_chips)
         )
 
     def steps(self, first: int, last: int) -> Iterator[tuple[int, RawBatch]]:
@@ -339,34 +322,32 @@ class Loader:
         Raises:
             DatasetError: a file has gone or has become shorter.
         """
-        with closing(self._requests(range(first, last))) as requests:
-            for step in range(first, last):
+        steps = range(first, last)
+
+        def read(step: int) -> tuple[_Request, _Buffer]:
+            """What a step wants, read as far as that can be done beside the consumer."""
+            request = self._request(step)
+            if self._reader and self.training.shuffle_window:
+                self._read_ahead(self._reader, self.training.shuffle_window, step, steps)
+            return request, self._store.fill(step, request)
+
+        with closing(read_ahead(read, steps, self.prefetch)) as ready:
+            for step in steps:
                 asked = time.perf_counter()
-                request = next(requests)
+                request, buffer = next(ready)
                 self.wait_s += time.perf_counter() - asked
-                layers = self._store.take(step, request)
+                layers = self._store.take(buffer, request)
                 yield step, RawBatch(**layers, draws=request.draws, shows=request.shows)
 
     def load(self, step: int) -> RawBatch:
         """What this rank loads for one step, out of turn; it keeps its memory."""
         request = self._request(step)
-        layers = self._store.load(request)
+        layers = self._store.take(self._store.fill(None, request), request)
         return RawBatch(**layers, draws=request.draws, shows=request.shows)
 
     def chips(self, step: int) -> Int64[np.ndarray, " shown"]:
         """The squares that all ranks together show in a step."""
         return self._squares(step, share(*self._span(step), 0, 1))
-
-    def _requests(self, steps: range) -> Generator[_Request]:
-        """What every step wants, read as far as that can be done beside the consumer."""
-        return read_ahead(lambda step: self._read(step, steps), steps, self.prefetch)
-
-    def _read(self, step: int, steps: range) -> _Request:
-        request = self._request(step)
-        if self._reader and self.training.shuffle_window:
-            self._read_ahead(self._reader, self.training.shuffle_window, step, steps)
-        self._store.fill(step, request)
-        return request
 
     def _request(self, step: int) -> _Request:
         positions = self._positions(step)
@@ -392,28 +373,22 @@ class Loader:
         """The squares shown at some positions of a step's epoch."""
         return self._order(step // self.steps_per_epoch)[positions // self.training.masks_per_chip]
 
-    def _most_chips(self) -> int:
-        """The most chips that this rank loads for a step."""
-        masks = self.training.masks_per_chip
-        batch = min(self.training.batch_size, self.chips_per_epoch)
-        loaded = -(-batch // masks) + (batch % masks > 0)  # a chip's masks may straddle two batches
-        return -(-loaded // self.num_ranks)
-
     def _read_ahead(self, reader: RecordReader, window: int, step: int, steps: range) -> None:
         """Ask for the chips of the next shuffle window's worth of steps in the order they lie on
         the disk, a part of them at each of the steps before.
         """
+
+        def chips_of(some: range) -> Int64[np.ndarray, " square"]:
+            """The squares that this rank loads in some steps, ascending."""
+            squares = [self._squares(each, self._positions(each)) for each in some]
+            return np.unique(np.concatenate([np.empty(0, np.int64), *squares]))
+
         shown = window * self.training.lanes * self.training.masks_per_chip
         num_steps = max(round(shown / self.training.batch_size), 1)
         end = (step // num_steps + 1) * num_steps
         if step == steps.start:
-            reader.readahead(self._chips_of(range(step, min(end, steps.stop))))
+            reader.readahead(chips_of(range(step, min(end, steps.stop))))
         if step == steps.start or step % num_steps == 0:
-            ahead = self._chips_of(range(end, min(end + num_steps, steps.stop)))
+            ahead = chips_of(range(end, min(end + num_steps, steps.stop)))
             self._ahead = iter(np.array_split(ahead, end - step))
         reader.readahead(next(self._ahead))
-
-    def _chips_of(self, steps: range) -> Int64[np.ndarray, " square"]:
-        """The squares that this rank loads in some steps, ascending."""
-        squares = [self._squares(step, self._positions(step)) for step in steps]
-        return np.unique(np.concatenate([np.empty(0, np.int64), *squares]))

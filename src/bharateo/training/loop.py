@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import math
+import signal
+import statistics
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType, TracebackType
 from typing import Any
 
 import torch
@@ -15,16 +20,34 @@ from torch import Tensor
 
 from bharateo.accounting import Accounting
 from bharateo.chips.store import Dataset
-from bharateo.config import Config, differences, to_yaml
+from bharateo.config import Config, HeadConfig, differences, to_yaml
 from bharateo.errors import ConfigError, ContractError, DivergedError, RunError, Stopped
 from bharateo.files import remove_leftovers, write_json, write_text
 from bharateo.models.heads import HEADS, Batch, build_heads
 from bharateo.models.mae import build_model
+from bharateo.models.objective import weighted_loss
 from bharateo.models.patches import Mask
 from bharateo.plain_yaml import read_yaml
 from bharateo.sensor import named_bands
-from bharateo.training.batches import fixed_batch, fixed_windows
-from bharateo.training.checkpoint import (
+from bharateo.training.contract import (
+    CHECKPOINT_FILE,
+    CONFIG_FILE,
+    CONTRACT_FILE,
+    DIVERGED_FILE,
+    EVENTS_FILE,
+    HISTORY_FILE,
+    TENSORBOARD_FOLDER,
+    Epoch,
+    Event,
+    Log,
+    read_rows,
+)
+from bharateo.training.data import RawBatch, fixed_batch, fixed_windows
+from bharateo.training.engine import Engine, Launched, Learner, open_engine
+from bharateo.training.forecast import AFTER_STEPS, Forecast
+from bharateo.training.loader import Loader, read_ahead
+from bharateo.training.optimisers import learning_rate
+from bharateo.training.run import (
     Checkpoint,
     Run,
     dataset_fingerprint,
@@ -35,32 +58,6 @@ from bharateo.training.checkpoint import (
     save_checkpoint,
     save_run,
     training_state,
-)
-from bharateo.training.contract import (
-    CHECKPOINT_FILE,
-    CONFIG_FILE,
-    CONTRACT_FILE,
-    DIVERGED_FILE,
-    EVENTS_FILE,
-    HISTORY_FILE,
-    TENSORBOARD_FOLDER,
-)
-from bharateo.training.engine import Engine, open_engine
-from bharateo.training.forecast import AFTER_STEPS, Forecast
-from bharateo.training.learner import Launched, Learner
-from bharateo.training.loader import Loader, read_ahead
-from bharateo.training.optimisers import learning_rate
-from bharateo.training.prepare import RawBatch
-from bharateo.training.stopping import StopWish
-from bharateo.training.watch import (
-    Epoch,
-    Event,
-    Log,
-    MetricSums,
-    SpikeWatch,
-    StepRecord,
-    TensorBoard,
-    read_rows,
 )
 
 CHECKPOINT_SHARE = 0.02
@@ -189,6 +186,126 @@ def claim_folder(run: Path, config: Config, dataset: Dataset) -> None:
             f"{run} holds another run: {'; '.join(there)}. Choose another --output, or delete "
             "the folder to start over"
         )
+
+
+SPIKES: Mapping[str, float] = {"loss": 1.5, "grad_norm": 5.0}
+"""How many times its usual value makes a spike; usual is the median of the last steps."""
+
+_USUAL_OVER = 100
+_USUAL_AFTER = 20
+
+
+@dataclass
+class MetricSums:
+    """Metrics as sums and counts, so that means over batches and ranks have no bias."""
+
+    sums: dict[str, list[float]] = field(default_factory=dict)
+
+    def add(self, sums: Mapping[str, tuple[float, float]]) -> None:
+        """Add a batch's sums."""
+        for name, (total, count) in sums.items():
+            so_far = self.sums.setdefault(name, [0.0, 0.0])
+            so_far[0] += total
+            so_far[1] += count
+
+    def means(self, heads: Mapping[str, HeadConfig]) -> dict[str, float]:
+        """Mean of every metric, and ``loss``, the weighted sum of the heads' losses, first."""
+        means = {name: total / max(count, 1) for name, (total, count) in self.sums.items()}
+        return {"loss": weighted_loss(means, heads), **means} if means else {}
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """A step's numbers, those of all ranks: ``sums`` are metric -> (sum, count)."""
+
+    step: int
+    loss: float
+    grad_norm: float
+    lr: float
+    sums: Mapping[str, tuple[float, float]]
+
+
+class SpikeWatch:
+    """Notices losses and gradients far above what is usual."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, deque[float]] = {name: deque(maxlen=_USUAL_OVER) for name in SPIKES}
+
+    def look(self, record: StepRecord) -> list[dict[str, Any]]:
+        """The spikes of a step: which number, its value, and the usual one."""
+        found = []
+        for name, times in SPIKES.items():
+            value, last = getattr(record, name), self._last[name]
+            usual = statistics.median(last) if len(last) >= _USUAL_AFTER else value
+            if value > times * usual:
+                found.append({"step": record.step, "spike": name, "value": value, "usual": usual})
+            last.append(value)
+        return found
+
+
+class TensorBoard:
+    """Scalars for TensorBoard, or for nobody.
+
+    Raises:
+        ConfigError: it was asked for and is not installed.
+    """
+
+    def __init__(self, folder: Path | None, first_step: int) -> None:
+        self._writer = None
+        if folder is None:
+            return
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise ConfigError(
+                f"machine.tensorboard is true, but TensorBoard cannot be used ({error}): "
+                "pip install bharateo[tensorboard], or leave it out: history.jsonl holds the same"
+            ) from error
+        self._writer = SummaryWriter(str(folder), purge_step=first_step)
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        """The scalars of a step."""
+        if self._writer:
+            for name, value in scalars.items():
+                self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Everything to disk."""
+        if self._writer:
+            self._writer.close()
+
+
+class StopWish:
+    """While entered, notes SIGTERM and SIGINT in ``signal`` instead of ending the program.
+
+    A second Ctrl-C ends it at once. Outside the main thread, where Python allows no handlers,
+    it does nothing.
+    """
+
+    def __init__(self) -> None:
+        self.signal = 0
+        self._before: dict[signal.Signals, object] = {}
+
+    def __enter__(self) -> StopWish:
+        if threading.current_thread() is threading.main_thread():
+            for each in (signal.SIGTERM, signal.SIGINT):
+                self._before[each] = signal.signal(each, self._note)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for each, handler in self._before.items():
+            signal.signal(each, handler)  # type: ignore[arg-type]
+        self._before = {}
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.signal == number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = number
 
 
 @dataclass

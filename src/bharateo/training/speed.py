@@ -14,10 +14,8 @@ from bharateo.config import Config
 from bharateo.landcover import NUM_CLASSES
 from bharateo.machine import num_cores
 from bharateo.sensor import SENTINEL2_L2A
-from bharateo.training.draws import Draws
-from bharateo.training.engine import Engine
-from bharateo.training.learner import Learner
-from bharateo.training.prepare import RawBatch
+from bharateo.training.data import Draws, RawBatch
+from bharateo.training.engine import Engine, Learner
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 LARGEST = 8192

@@ -13,7 +13,7 @@ and weights are safetensors or refused.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +111,19 @@ class BharatEOEncoder(nn.Module, ModelHubMixin, library_name=_LIBRARY):
             folder = _download(str(source), revision=revision, token=token, cache_dir=cache_dir,
                                force_download=force_download,
                                local_files_only=local_files_only)  # fmt: skip
-        encoder = cls(_open(folder))
+        run = Run.open(folder)
+        file, trained_on = folder / CONTRACT_FILE, Path(run.contract.dataset.path)
+        if run.contract.weights is None:
+            raise RunError(
+                f"{file} has no checksum of the weights; write the folder with `bharateo export "
+                "RUN --to hub --output FOLDER`, or use Run.open for your own run"
+            )
+        if trained_on.is_absolute() or ".." in trained_on.parts:
+            raise RunError(
+                f"{file}: dataset.path {str(trained_on)!r} leads out of the folder; write the "
+                "folder with `bharateo export RUN --to hub --output FOLDER`"
+            )
+        encoder = cls(run)
         expected = {"bands": bands and tuple(bands), "unit": unit}
         for name, wanted in expected.items():
             if wanted is not None and wanted != getattr(encoder, name):
@@ -150,7 +162,16 @@ def save_folder(run: Run, folder: Path, licence: str | None = None) -> None:
     check_outputs("export --to hub", products, ())  # its own folder, too: the same bytes again
     trained_on = run.contract.dataset
     trained_on = trained_on.model_copy(update={"path": Path(trained_on.path).name})
-    write_json(folder / SHAPE_FILE, _shape(run))
+    shape = {
+        "library_name": _LIBRARY,
+        "architectures": [BharatEOEncoder.__name__],
+        "bands": list(run.sensor.band_names),
+        "unit": run.sensor.unit,
+        "mean": run.model.normalise.mean.tolist(),
+        "std": run.model.normalise.std.tolist(),
+        **run.contract.model.model_dump(),
+    }
+    write_json(folder / SHAPE_FILE, shape)
     write_text(folder / "README.md", model_card(run, licence))
     weights = nn.ModuleDict({"model": run.model, "heads": run.heads}).state_dict()
     save_run(folder, weights, run.contract.model_copy(update={"dataset": trained_on}))
@@ -167,18 +188,6 @@ def _is_ours(path: Path) -> bool:
     return shape.get("library_name") == _LIBRARY or "class_scheme" in contract
 
 
-def _shape(run: Run) -> Mapping[str, Any]:
-    return {
-        "library_name": _LIBRARY,
-        "architectures": [BharatEOEncoder.__name__],
-        "bands": list(run.sensor.band_names),
-        "unit": run.sensor.unit,
-        "mean": run.model.normalise.mean.tolist(),
-        "std": run.model.normalise.std.tolist(),
-        **run.contract.model.model_dump(),
-    }
-
-
 def _download(repository: str, **options: Any) -> Path:
     """The folder in the cache that holds a repository's files, those that are read alone."""
     try:
@@ -191,20 +200,3 @@ def _download(repository: str, **options: Any) -> Path:
             "with `bharateo export RUN --to hub --output FOLDER`"
         ) from error
     return Path(file).parent
-
-
-def _open(folder: Path) -> Run:
-    """The run in a folder that somebody else may have written."""
-    run = Run.open(folder)
-    file, path = folder / CONTRACT_FILE, Path(run.contract.dataset.path)
-    if run.contract.weights is None:
-        raise RunError(
-            f"{file} has no checksum of the weights; write the folder with `bharateo export RUN "
-            "--to hub --output FOLDER`, or use Run.open for your own run"
-        )
-    if path.is_absolute() or ".." in path.parts:
-        raise RunError(
-            f"{file}: dataset.path {str(path)!r} leads out of the folder; write the folder with "
-            "`bharateo export RUN --to hub --output FOLDER`"
-        )
-    return run

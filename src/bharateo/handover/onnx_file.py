@@ -18,8 +18,7 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -104,7 +103,14 @@ def write_onnx(run: Run, path: Path, what: What = "encoder") -> float:
         StorageError: the disk is full or refuses.
     """
     check_outputs("export --to onnx", {path: beginning_with(_MARK)}, run.own_files)
-    _need_onnx()
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            f"{error.name} is not installed: add it with `pip install 'bharateo[onnx]'`"
+        ) from error
     graph = (EncoderGraph if what == "encoder" else AutoencoderGraph)(run).eval()
     content = _exported(graph, _example(run, what, num_chips=3), _metadata(run, what))
     difference = largest_difference(graph, content, _example(run, what, num_chips=5))
@@ -135,17 +141,6 @@ def largest_difference(graph: nn.Module, content: bytes, inputs: tuple[Tensor, .
     )
 
 
-def _need_onnx() -> None:
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ConfigError(
-            f"{error.name} is not installed: add it with `pip install 'bharateo[onnx]'`"
-        ) from error
-
-
 def _example(run: Run, what: What, num_chips: int) -> tuple[Tensor, ...]:
     """Random chips as the statistics of the run have them, with missing pixels and patches."""
     generator = torch.Generator().manual_seed(num_chips)
@@ -169,18 +164,27 @@ def _exported(graph: Any, example: tuple[Tensor, ...], metadata: Mapping[str, st
     shapes: dict[str, dict[int, Any]] = {name: {0: batch} for name in graph.inputs}
     for name in {"visible", "masked"} & {*shapes}:
         shapes[name][1] = torch.export.Dim(f"num_{name}", max=graph.model.num_tokens - 1)
-    with _quiet():
-        program = torch.onnx.export(
-            graph,
-            example,
-            dynamo=True,
-            input_names=graph.inputs,
-            output_names=graph.outputs,
-            dynamic_shapes=tuple(shapes.values()),
-            opset_version=OPSET,
-            external_data=False,
-            verbose=False,
-        )
+    # Without what the exporter says about itself, which its user can do nothing about.
+    registration = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = registration.level
+    registration.setLevel(logging.ERROR)  # torchvision is not installed
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\)", FutureWarning)
+            warnings.filterwarnings("ignore", "# The axis name: .* will not be used", UserWarning)
+            program = torch.onnx.export(
+                graph,
+                example,
+                dynamo=True,
+                input_names=graph.inputs,
+                output_names=graph.outputs,
+                dynamic_shapes=tuple(shapes.values()),
+                opset_version=OPSET,
+                external_data=False,
+                verbose=False,
+            )
+    finally:
+        registration.setLevel(level)
     assert program is not None
     proto = program.model_proto
     for node in proto.graph.node:
@@ -189,21 +193,6 @@ def _exported(graph: Any, example: tuple[Tensor, ...], metadata: Mapping[str, st
     onnx.helper.set_model_props(proto, dict(metadata))
     content: bytes = proto.SerializeToString(deterministic=True)
     return content
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what the exporter says about itself, which its user can do nothing about."""
-    registration = logging.getLogger("torch.onnx._internal.exporter._registration")
-    level = registration.level
-    registration.setLevel(logging.ERROR)  # torchvision is not installed
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\)", FutureWarning)
-            warnings.filterwarnings("ignore", "# The axis name: .* will not be used", UserWarning)
-            yield
-    finally:
-        registration.setLevel(level)
 
 
 def _metadata(run: Run, what: What) -> dict[str, str]:

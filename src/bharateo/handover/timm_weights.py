@@ -8,17 +8,15 @@ where whole parts of a patch are missing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxtyping import Float
 from safetensors.torch import save
 from torch import Tensor
 
 from bharateo.errors import ConfigError
 from bharateo.files import write_atomically, write_json
-from bharateo.models.mae import V0, MaskedAutoencoder
+from bharateo.models.mae import V0
 from bharateo.outputs import check_outputs, json_with
 from bharateo.training.contract import CONTRACT_FILE, MODEL_FILE
 from bharateo.training.run import Run
@@ -64,11 +62,17 @@ def timm_state(run: Run) -> dict[str, Tensor]:
     the run's encoder says of every patch (batch token dim), row-major.
     """
     model: Any = run.model
-    weight, bias = _embedding_of_physical_units(model)
+    # One convolution by patches does what normalisation and embedding do together.
+    patch_px = model.config.patch_px
+    weight = model.embed.weight.detach().double().view(-1, model.num_bands, patch_px, patch_px)
+    mean, std = (
+        each.double()[:, None, None] for each in (model.normalise.mean, model.normalise.std)
+    )
+    bias = model.embed.bias.detach().double() - (weight * mean / std).sum((1, 2, 3))
     state = {
         "pos_embed": model.positions.detach()[None],
-        "patch_embed.proj.weight": weight,
-        "patch_embed.proj.bias": bias,
+        "patch_embed.proj.weight": (weight / std).float(),
+        "patch_embed.proj.bias": bias.float(),
     }
     for number, block in enumerate(model.encoder):
         for ours, theirs in _NAMES.items():
@@ -78,20 +82,6 @@ def timm_state(run: Run) -> dict[str, Tensor]:
     if isinstance(model, V0):
         state |= {"norm.weight": model.norm.weight.detach(), "norm.bias": model.norm.bias.detach()}
     return {name: value.contiguous() for name, value in state.items()}
-
-
-def _embedding_of_physical_units(
-    model: MaskedAutoencoder,
-) -> tuple[Float[Tensor, "dim band row col"], Float[Tensor, " dim"]]:
-    """Convolution by patches that does what normalisation and embedding do together."""
-    embed: Any = model.embed
-    patch_px = model.config.patch_px
-    weight = embed.weight.detach().double().view(-1, model.num_bands, patch_px, patch_px)
-    mean, std = (
-        each.double()[:, None, None] for each in (model.normalise.mean, model.normalise.std)
-    )
-    bias = embed.bias.detach().double() - (weight * mean / std).sum((1, 2, 3))
-    return (weight / std).float(), bias.float()
 
 
 def write_timm(run: Run, folder: Path) -> None:
@@ -110,14 +100,8 @@ def write_timm(run: Run, folder: Path) -> None:
     ours = json_with("bharateo")
     products = {folder / MODEL_FILE: lambda _: ours(config), config: ours}
     check_outputs("export --to timm", products, run.own_files)
-    write_json(config, _timm_config(run))
-    content = save(timm_state(run), {"format": "pt"})
-    write_atomically(folder / MODEL_FILE, lambda file: file.write(content))
-
-
-def _timm_config(run: Run) -> Mapping[str, Any]:
     bands, size = run.model.num_bands, run.model.config.chip_px
-    return {
+    timm_config = {
         "architecture": ARCHITECTURE,
         "num_classes": 0,
         "num_features": run.model.config.width,
@@ -136,3 +120,6 @@ def _timm_config(run: Run) -> Mapping[str, Any]:
             "dataset": {"fingerprint": run.contract.dataset.fingerprint},
         },
     }
+    write_json(config, timm_config)
+    content = save(timm_state(run), {"format": "pt"})
+    write_atomically(folder / MODEL_FILE, lambda file: file.write(content))

@@ -11,11 +11,13 @@ import rasterio
 import torch
 
 from bharateo.errors import ContractError, CorruptRasterError, DatasetError
-from bharateo.evaluation import layouts, outside
+from bharateo.evaluation import outside
 from bharateo.evaluation.features import Features
-from bharateo.evaluation.layouts import EUROSAT_BANDS, GEOBENCH_BANDS
 from bharateo.evaluation.outside import (
+    EUROSAT_BANDS,
+    GEOBENCH_BANDS,
     HEADER,
+    confusions,
     evaluate_task,
     extract_task,
     extractors_of,
@@ -135,7 +137,7 @@ def test_eurosat_is_divided_class_by_class_and_the_same_way_everywhere(eurosat, 
 
 def test_a_split_by_hash_says_that_it_is_not_geographic(eurosat, run):
     task, _ = open_task(eurosat, run)
-    assert "hash of the file's name: not geographic" in task.found.split
+    assert "hash of the file's name: not geographic" in task.split
 
 
 def test_a_split_file_decides(eurosat, run, tmp_path):
@@ -148,7 +150,7 @@ def test_a_split_file_decides(eurosat, run, tmp_path):
     file.write_text(json.dumps(lists))
     task, _ = open_task(eurosat, run, split_file=file)
     assert [each.name for each in task.chips["train"]] == ["Forest_1", "River_2", "SeaLake_3"]
-    assert task.found.split == "by split.json"
+    assert task.split == "by split.json"
     file.write_text(json.dumps({**lists, "test": ["Lake_1"]}))
     with pytest.raises(DatasetError, match=r"split.json: 'Lake_1' of test is not in"):
         open_task(eurosat, run, split_file=file)
@@ -207,16 +209,16 @@ def test_geobench_is_read_without_opening_a_pickle(tmp_path, run, date):
         label, number = (int(digit) for digit in each.name[-2:])
         assert each.label == label
         assert task.read(each)[0] == pytest.approx(expected(CLASSES[label], number))
-    assert any("label_map.json" in note for note in task.found.notes)
+    assert any("label_map.json" in note for note in task.notes)
 
 
 def test_the_misnamed_bands_of_m_eurosat_are_set_right(tmp_path, run):
-    truth = GEOBENCH_BANDS | layouts.MISNAMED["m-eurosat"]
+    truth = GEOBENCH_BANDS | outside.MISNAMED["m-eurosat"]
     assert sorted(truth.values()) == sorted(EUROSAT_BANDS)
     task, _ = open_task(write_geobench(tmp_path / "m-eurosat", truth), run)
     image, _ = task.read(task.chips["train"][0])
     assert image == pytest.approx(expected("Forest", 0))
-    assert any("named by what they hold" in note for note in task.found.notes)
+    assert any("named by what they hold" in note for note in task.notes)
 
 
 def test_bands_of_other_resolutions_are_brought_to_the_finest(tmp_path, run):
@@ -448,10 +450,17 @@ NAMES = ("labels", "block", "chip")
 
 
 def test_few_labels_are_drawn_alike_for_every_feature():
-    labels = np.repeat([0, 1, 2], [50, 50, 2])
-    one, other = (
-        outside._few(Features(values, labels, np.arange(102), np.arange(102)), 5, 3)
-        for values in (np.zeros((102, 1), np.float32), np.ones((102, 4), np.float32))
-    )
-    assert np.bincount(one.labels).tolist() == [5, 5, 2]
-    assert np.array_equal(one.chip, other.chip)
+    labels, place = np.repeat([0, 1, 2], [50, 50, 2]), np.arange(102)
+    drawn = []
+
+    def fit(train, val):
+        drawn.append(train)
+        return outside.PROBES["nearest_5"](train, val)
+
+    for values in (np.zeros((102, 1), np.float32), np.ones((102, 4), np.float32)):
+        splits = dict.fromkeys(("train", "val", "test"), Features(values, labels, place, place))
+        assert confusions(splits, fit, 5, 3).sum(-1).sum(1).tolist() == [[50, 50, 2]] * 5
+    for one, other in zip(drawn[:5], drawn[5:], strict=True):
+        assert np.bincount(one.labels).tolist() == [5, 5, 2]
+        assert np.array_equal(one.chip, other.chip)
+    assert not np.array_equal(drawn[0].chip, drawn[1].chip)

@@ -11,7 +11,7 @@ from rasterio.shutil import copy
 from bharateo.chips.statistics import Statistics
 from bharateo.config import DataConfig, GeotiffBand, GeotiffConfig, PlanConfig, SplitConfig
 from bharateo.errors import ConfigError, CorruptRasterError, SourceError
-from bharateo.evaluation.layouts import LAYOUTS
+from bharateo.evaluation.outside import LAYOUTS
 from bharateo.inference.inputs import Reading, open_input
 from bharateo.pixels.raster import open_raster
 from bharateo.sensor import Band, Sensor

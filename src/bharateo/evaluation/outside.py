@@ -1,26 +1,41 @@
 """Outside tasks: a run's frozen features on labelled chips that others made.
 
-The chips of a folder (``layouts``) are read in the run's bands and unit, checked against its
-contract, brought to its size, and probed beside the features it has to beat.
+The chips of a folder are read in the run's bands and unit, checked against its contract, brought to
+its size, and probed beside the features it has to beat. Two layouts of folders are known, and told
+apart by what a folder holds:
+
+``eurosat``
+    ``FOLDER/CLASS/CLASS_1.tif``: a folder a class, GeoTIFFs of 13 bands, Sentinel-2 L1C as stored
+    (reflectance x 10000), 64 x 64 px. The files come without a split: 60/20/20 of every class by
+    the hash of the file's name. Band order: github.com/phelber/EuroSAT, issue 7: B8A comes last.
+``geobench``
+    ``FOLDER/SAMPLE.hdf5`` with a data set a band, ``default_partition.json`` (train, valid, test:
+    lists of samples) and ``label_map.json`` (label: list of samples). Labels inside the HDF5 files
+    and ``task_specs.pkl`` are pickles, which run code when they are opened: they are never read.
+    Source: github.com/ServiceNow/geo-bench, geobench/dataset.py and label_map.py.
 """
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64, Shaped
+from pydantic import StringConstraints
 from torch import Tensor
 from torch.nn import functional as F
 
+from bharateo.artefacts import checked, read_json, shortened
 from bharateo.chips.store import SPLITS
-from bharateo.errors import ContractError, DatasetError
+from bharateo.errors import ContractError, CorruptRasterError, DatasetError
 from bharateo.evaluation.comparison import Confusions, compared, shown
 from bharateo.evaluation.features import (
     Extractor,
@@ -31,34 +46,255 @@ from bharateo.evaluation.features import (
     random_convolutions,
     random_encoder,
 )
-from bharateo.evaluation.layouts import LAYOUTS, SCALES, Chip, Found, divided, layout_of
 from bharateo.evaluation.probe_table import MAJORITY
 from bharateo.evaluation.probes import Probe, fit_linear, fit_nearest
 from bharateo.evaluation.probing import BUDGETS, NUM_DRAWS, few_labels
-from bharateo.files import write_json
+from bharateo.files import open_file, write_json
 from bharateo.inference.contract import Sample as PixelSample
 from bharateo.inference.contract import band_places, check_pixels
 from bharateo.inference.encoder import CHIPS_AT_ONCE
 from bharateo.inference.inputs import Reading
 from bharateo.models.patches import patchify
+from bharateo.pixels.raster import RasterFile, open_raster
 from bharateo.results import Budget, Compared, TaskChips, TaskEvaluation, TaskRun
-from bharateo.sensor import Sensor
 from bharateo.training.contract import Differences
 from bharateo.training.run import Run
 
-Resize = Literal["bilinear", "pad"]
-"""A chip of another size than the run's: stretched to it (what GEO-Bench does), or put in the
-middle of pixels that are marked invalid (cropped where it is larger)."""
+SHARES = (0.6, 0.2, 0.2)
+"""Of a task that comes without a split: train, val, test."""
 
-_WHOLE = 1 - 1e-5
-"""Share of valid pixels in one that was made of valid ones alone, but for rounding."""
+EUROSAT_BANDS = (
+    "B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B09", "B10", "B11", "B12", "B8A",
+)  # fmt: skip
+GEOBENCH_BANDS: Mapping[str, str] = {
+    "01 - Coastal aerosol": "B01",
+    "02 - Blue": "B02",
+    "03 - Green": "B03",
+    "04 - Red": "B04",
+    "05 - Vegetation Red Edge": "B05",
+    "06 - Vegetation Red Edge": "B06",
+    "07 - Vegetation Red Edge": "B07",
+    "08 - NIR": "B08",
+    "08A - Vegetation Red Edge": "B8A",
+    "09 - Water vapour": "B09",
+    "10 - SWIR - Cirrus": "B10",
+    "11 - SWIR": "B11",
+    "12 - SWIR": "B12",
+}
+"""GEO-Bench's names of Sentinel-2's bands. Source: geobench/dataset.py, ``sentinel2_13_bands``."""
 
-_LOOKED_AT = 32
-"""Chips of the train split whose pixels are compared with the run's contract."""
+MISNAMED: Mapping[str, Mapping[str, str]] = {
+    "m-eurosat": {
+        "08A - Vegetation Red Edge": "B09",
+        "09 - Water vapour": "B10",
+        "10 - SWIR - Cirrus": "B11",
+        "11 - SWIR": "B12",
+        "12 - SWIR": "B8A",
+    },
+    "m-brick-kiln": {
+        "06 - Vegetation Red Edge": "B07",
+        "07 - Vegetation Red Edge": "B8A",
+        "08A - Vegetation Red Edge": "B11",
+        "09 - Water vapour": "B12",
+        "10 - SWIR - Cirrus": "rendered red",
+        "11 - SWIR": "rendered green",
+        "12 - SWIR": "rendered blue",
+    },
+}
+"""Tasks of GEO-Bench 1.0 whose names are not those of the bands they stand for, with what they
+are. Source: github.com/ServiceNow/geo-bench, issues 28 and 29."""
+
+SCALES: Mapping[str, float] = {"m-so2sat": 1.0}
+"""Tasks that are not stored as reflectance x 10000."""
+
+
+_BY_HASH = (
+    "60/20/20 of every class by the hash of the file's name: not geographic, so that neighbouring "
+    "chips lie in different parts, which flatters every score"
+)
+_BY_MAKERS = "default_partition.json of the task's makers, who alone know whether it is geographic"
 
 
 @dataclass(frozen=True)
-class Task:
+class Chip:
+    """One labelled chip: its name, its file, the place of its class among the task's."""
+
+    name: str
+    path: Path
+    label: int
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a folder holds: classes, the chips of every split, how they were divided, and what
+    else a reader of scores must know.
+    """
+
+    classes: tuple[str, ...]
+    chips: Mapping[str, Sequence[Chip]]
+    split: str
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How chips lie in a folder.
+
+    ``find`` finds them; ``bands`` says what a file's bands are called there, and what they are
+    (None: nobody knows); ``read`` gives some of those called so, as (band, row, col).
+    """
+
+    find: Callable[[Path], Found]
+    bands: Callable[[Path], tuple[tuple[str, ...], Sequence[str | None]]]
+    read: Callable[[Path, Sequence[str], Sequence[int]], np.ndarray]
+
+
+# EuroSAT
+
+
+def find_eurosat(folder: Path) -> Found:
+    """The chips of a folder of folders of GeoTIFFs."""
+    classes = tuple(sorted(path.name for path in folder.iterdir() if any(path.glob("*.tif"))))
+    if len(classes) < 2:
+        raise DatasetError(f"{folder} has {len(classes)} folders of .tif files, a task needs two")
+    chips: dict[str, list[Chip]] = {split: [] for split in SPLITS}
+    for label, name in enumerate(classes):
+        files = sorted(
+            (folder / name).glob("*.tif"),
+            key=lambda path: hashlib.sha256(path.name.encode()).digest(),
+        )
+        ends = np.round(np.cumsum(SHARES) * len(files)).astype(int)
+        for split, some in zip(SPLITS, np.split(np.array(files, object), ends[:2]), strict=True):
+            chips[split] += [Chip(path.stem, path, label) for path in some]
+    return Found(classes, chips, _BY_HASH, ())
+
+
+def _geotiff(path: Path) -> RasterFile:
+    file = open_raster(str(path))
+    if file is None:
+        raise CorruptRasterError(f"{path} has gone: restore it")
+    return file
+
+
+def geotiff_bands(path: Path) -> tuple[tuple[str, ...], Sequence[str | None]]:
+    """Numbers for names; of 13 bands it is known what they are."""
+    with _geotiff(path) as file:
+        num = file.num_bands
+    known = EUROSAT_BANDS if num == len(EUROSAT_BANDS) else (None,) * num
+    return tuple(str(place + 1) for place in range(num)), known
+
+
+def read_geotiff(path: Path, bands: Sequence[str], places: Sequence[int]) -> np.ndarray:
+    """Some bands; NaN where a mask, an alpha band or nodata takes a pixel out."""
+    with _geotiff(path) as file:
+        if file.num_bands != len(bands):
+            raise CorruptRasterError(
+                f"{path} has {file.num_bands} bands, the first chip {len(bands)}: leave it out"
+            )
+        values, known = file.read_known(0, 0, *file.shape, list(places))
+    return values if known.all() else np.where(known, values.astype(np.float32), np.nan)
+
+
+# GEO-Bench
+
+
+def find_geobench(folder: Path) -> Found:
+    """The chips of a folder of HDF5 files, as its two JSON files divide and label them."""
+    partition_file, labels = folder / "default_partition.json", folder / "label_map.json"
+    partition = _lists(partition_file)
+    if not labels.exists():
+        raise DatasetError(
+            f"{labels} is missing: without it labels lie in pickles, which are never opened. Write "
+            'it as {"label": ["sample", ...]}; tasks of several labels a chip are not supported'
+        )
+    label_map = _lists(labels)
+    classes = tuple(sorted(label_map, key=lambda name: (len(name), name)))  # "2" before "10"
+    label_of = {name: label for label, key in enumerate(classes) for name in label_map[key]}
+    chips: dict[str, list[Chip]] = {split: [] for split in SPLITS}
+    for split in SPLITS:
+        for name in partition.get("valid" if split == "val" else split, []):
+            path = folder / f"{name}.hdf5"
+            if name not in label_of:
+                raise DatasetError(f"{labels} has no label for {name!r} of {split}")
+            if path.resolve().parent != folder.resolve():  # the names are a stranger's
+                raise DatasetError(f"{partition_file} names {name!r}, outside {folder}")
+            chips[split].append(Chip(name, path, label_of[name]))
+    note = "labels were read from label_map.json; pickled labels and class names were not opened"
+    wrong = MISNAMED.get(folder.name)
+    misnamed = (f"bands named by what they hold, not as {folder.name} has it",) if wrong else ()
+    return Found(classes, chips, _BY_MAKERS, (note, *misnamed))
+
+
+def hdf5_bands(path: Path) -> tuple[tuple[str, ...], Sequence[str | None]]:
+    """The names of its data sets; chips of known date have it at the end of them."""
+    with _hdf5(path) as file:
+        names = tuple(sorted(name for name in file if not name.startswith("label")))
+    truth = {**GEOBENCH_BANDS, **MISNAMED.get(path.parent.name, {})}
+    return names, [truth.get(re.sub(r"_\d{4}-\d{2}-\d{2}.*$", "", name), name) for name in names]
+
+
+def read_hdf5(path: Path, bands: Sequence[str], places: Sequence[int]) -> np.ndarray:
+    """Some data sets of a file, at the size of the largest, bilinearly."""
+    import h5py
+
+    layers: list[Shaped[np.ndarray, "row col"]] = []
+    with _hdf5(path) as file:
+        for name in (bands[place] for place in places):
+            # HDF5 can name other files to be read in its place; a file from strangers must not.
+            data = file[name] if isinstance(file.get(name, getlink=True), h5py.HardLink) else None
+            plain = isinstance(data, h5py.Dataset) and not (data.external or data.is_virtual)
+            if data is None or not plain or data.ndim != 2:
+                raise CorruptRasterError(
+                    f"{path}: {name!r} is no plain array of two dimensions: refused"
+                )
+            layers.append(data[...])
+    side = max(layer.shape for layer in layers)
+    for place, layer in enumerate(layers):
+        if layer.shape != side:
+            pixels = torch.from_numpy(layer.astype(np.float32))[None, None]
+            layers[place] = F.interpolate(pixels, side, mode="bilinear")[0, 0].numpy()
+    return np.stack(layers)
+
+
+@contextmanager
+def _hdf5(path: Path) -> Iterator[Any]:
+    """An open HDF5 file, whose trouble is a raster's."""
+    import h5py
+
+    try:
+        open_file(path).close()  # no pipe is waited for
+        with h5py.File(path, "r") as file:
+            yield file
+    except (OSError, KeyError, RuntimeError) as error:
+        raise CorruptRasterError(
+            f"{path} cannot be read ({shortened(str(error))}): fetch it again"
+        ) from error
+
+
+_FileName = Annotated[str, StringConstraints(max_length=1000, pattern=r"^[^\x00]+$")]
+
+
+def _lists(file: Path) -> dict[str, list[str]]:
+    """A JSON object of lists of names."""
+    remedy = "it is no JSON object of lists of names: restore it"
+    plain = read_json(file, DatasetError, remedy)
+    lists: dict[str, list[str]] = checked(
+        dict[str, list[_FileName]], plain, str(file), DatasetError, remedy
+    )
+    return lists
+
+
+LAYOUTS: Mapping[str, Layout] = {
+    "eurosat": Layout(find_eurosat, geotiff_bands, read_geotiff),
+    "geobench": Layout(find_geobench, hdf5_bands, read_hdf5),
+}
+
+
+# A task
+
+
+@dataclass(frozen=True)
+class Task(Found):
     """A labelled folder, with how its numbers become a run's bands.
 
     ``bands`` is what a file calls its bands, ``places`` are the run's among them, from 0.
@@ -66,7 +302,6 @@ class Task:
 
     folder: Path
     layout: str
-    found: Found
     bands: tuple[str, ...]
     places: tuple[int, ...]
     scale: float
@@ -92,35 +327,9 @@ class Task:
         return LAYOUTS[self.layout].read(chip.path, self.bands, self.places)
 
     @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the classes, in the order of the chips' labels."""
-        return self.found.classes
-
-    @property
-    def chips(self) -> Mapping[str, Sequence[Chip]]:
-        """The chips of every split."""
-        return self.found.chips
-
-    @cached_property
     def counts(self) -> dict[str, int]:
         """Chips of every split."""
         return {split: len(self.chips[split]) for split in SPLITS}
-
-    @property
-    def described(self) -> TaskChips:
-        """What the chips are and how they were read."""
-        return TaskChips(
-            folder=str(self.folder),
-            layout=self.layout,
-            classes=list(self.classes),
-            chips=self.counts,
-            split=self.found.split,
-            bands_in_file=[self.bands[place] for place in self.places],
-            scale=self.scale,
-            offset=self.offset,
-            nodata=self.nodata,
-            notes=list(self.found.notes),
-        )
 
 
 def open_task(
@@ -140,54 +349,75 @@ def open_task(
         DatasetError: the folder is no such task, or the split does not fit it.
         ContractError: bands are missing, or the numbers are of another unit.
     """
-    reading = reading or Reading()
-    differences = Differences(reading.allow)
-    layout = layout or layout_of(folder)
-    found = LAYOUTS[layout].look(folder)
+    if layout is None:
+        if (folder / "default_partition.json").exists():
+            layout = "geobench"
+        elif any(folder.glob("*/*.tif")):
+            layout = "eurosat"
+        else:
+            raise DatasetError(
+                f"{folder} is no known task: neither FOLDER/CLASS/*.tif (eurosat) nor "
+                "FOLDER/*.hdf5 with default_partition.json and label_map.json (geobench)"
+            )
+    found = LAYOUTS[layout].find(folder)
     if split_file:
-        found = divided(found, folder, split_file)
+        lists = _lists(split_file)
+        by_name = {chip.name: chip for some in found.chips.values() for chip in some}
+        chips: dict[str, list[Chip]] = {}
+        for split in SPLITS:
+            key = "valid" if split == "val" and "val" not in lists else split
+            names = [Path(name).stem for name in lists.get(key, [])]
+            if missing := [name for name in names if name not in by_name]:
+                raise DatasetError(f"{split_file}: {missing[0]!r} of {key} is not in {folder}")
+            chips[split] = [by_name[name] for name in names]
+        found = replace(found, chips=chips, split=f"by {split_file.name}")
     for name in SPLITS:
         if not found.chips[name]:
             raise DatasetError(
                 f"{folder} has no chip in its {name} split ({found.split}): give --split-file"
             )
+    light = "top-of-atmosphere reflectance"  # the chips are known to be Level 1C
+    if (layout == "eurosat" or folder.name == "m-eurosat") and run.sensor.unit != light:
+        note = f"the chips are {light}, the run was trained on {run.sensor.unit}"
+        found = replace(found, notes=(*found.notes, note))
+
+    reading = reading or Reading()
+    differences = Differences(reading.allow)
     bands, known = LAYOUTS[layout].bands(found.chips["train"][0].path)
-    notes = (*found.notes, *_other_light(folder, layout, run.sensor))
     task = Task(
-        folder,
-        layout,
-        replace(found, notes=notes),
-        bands,
-        band_places(str(folder), known, run.sensor, reading.bands, differences),
-        SCALES.get(folder.name, 1e-4) if reading.scale is None else reading.scale,
-        reading.offset or 0.0,
-        reading.nodata,
+        **vars(found),
+        folder=folder,
+        layout=layout,
+        bands=bands,
+        places=band_places(str(folder), known, run.sensor, reading.bands, differences),
+        scale=SCALES.get(folder.name, 1e-4) if reading.scale is None else reading.scale,
+        offset=reading.offset or 0.0,
+        nodata=reading.nodata,
     )
-    _check_pixels(task, run, differences)
-    return task, differences.found
-
-
-def _check_pixels(task: Task, run: Run, differences: Differences) -> None:
-    """Compare some chips' numbers with those of the training."""
-    some = task.chips["train"][:: max(len(task.chips["train"]) // _LOOKED_AT, 1)]
+    train = task.chips["train"]
+    some = train[:: max(len(train) // _COMPARED, 1)]
     pixels = np.concatenate([task.stored(chip).reshape(len(task.places), -1) for chip in some], 1)
     pixels = pixels[:, np.isfinite(pixels).all(0) & (pixels != 0).any(0)]
     if not pixels.shape[1]:
-        raise ContractError(f"{task.folder}: all pixels of its first {len(some)} chips are 0")
+        raise ContractError(f"{folder}: all pixels of its first {len(some)} chips are 0")
     check_pixels(
-        str(task.folder), PixelSample.of(pixels), task.scale, task.offset, run.contract, differences
+        str(folder), PixelSample.of(pixels), task.scale, task.offset, run.contract, differences
     )
+    return task, differences.found
 
 
-def _other_light(folder: Path, layout: str, sensor: Sensor) -> tuple[str, ...]:
-    """A note where the chips are known to be Level 1C and the run's are not."""
-    top = "top-of-atmosphere reflectance"
-    if sensor.unit == top or not (layout == "eurosat" or folder.name == "m-eurosat"):
-        return ()
-    return (f"the chips are {top}, the run was trained on {sensor.unit}",)
+_COMPARED = 32
+"""Chips of the train split whose pixels are compared with the run's contract."""
 
 
-# Chips of the run's size
+# Chips of the run's size, and their features
+
+Resize = Literal["bilinear", "pad"]
+"""A chip of another size than the run's: stretched to it (what GEO-Bench does), or put in the
+middle of pixels that are marked invalid (cropped where it is larger)."""
+
+_WHOLE = 1 - 1e-5
+"""Share of valid pixels in one that was made of valid ones alone, but for rounding."""
 
 
 def fitted(
@@ -214,19 +444,11 @@ def fitted(
     return stretched[:-1], stretched[-1] > _WHOLE
 
 
-def batches(
-    task: Task, split: str, chip_px: int, how: Resize, size: int
-) -> Iterator[
-    tuple[Sequence[Chip], Float[Tensor, "batch band row col"], Bool[Tensor, "batch row col"]]
-]:
-    """The chips of a split with their images and validity, so many at a time."""
-    for start in range(0, len(task.chips[split]), size):
-        some = task.chips[split][start : start + size]
-        images, known = zip(*(fitted(*task.read(chip), chip_px, how) for chip in some), strict=True)
-        yield some, torch.stack(images), torch.stack(known)
-
-
-# Features
+def _stacked(
+    task: Task, chips: Sequence[Chip], chip_px: int, how: Resize
+) -> tuple[Float[Tensor, "batch band row col"], Bool[Tensor, "batch row col"]]:
+    images, known = zip(*(fitted(*task.read(chip), chip_px, how) for chip in chips), strict=True)
+    return torch.stack(images), torch.stack(known)
 
 
 def extract_task(
@@ -246,7 +468,9 @@ def extract_task(
     done, total = 0, sum(task.counts.values())
     for split in SPLITS:
         parts: dict[str, list[np.ndarray]] = {each.name: [] for each in extractors}
-        for some, image, valid in batches(task, split, chip_px, how, CHIPS_AT_ONCE):
+        for start in range(0, task.counts[split], CHIPS_AT_ONCE):
+            some = task.chips[split][start : start + CHIPS_AT_ONCE]
+            image, valid = _stacked(task, some, chip_px, how)
             known = patchify(valid[:, None], patch_px).any(2)
             for each in extractors:
                 parts[each.name].append(chip_means(each.features(image, valid), known).numpy())
@@ -263,8 +487,8 @@ def extractors_of(task: Task, run: Run, how: Resize, seed: int = 0) -> list[Extr
     """The run's encoder and what it has to beat, the filters cut from some of the train chips."""
     config = run.model.config
     order = np.random.default_rng(seed).permutation(task.counts["train"])[:CHIPS_AT_ONCE]
-    some = [fitted(*task.read(task.chips["train"][i]), config.chip_px, how) for i in order]
-    images, known = (torch.stack(each) for each in zip(*some, strict=True))
+    some = [task.chips["train"][i] for i in order]
+    images, known = _stacked(task, some, config.chip_px, how)
     return [
         encoder(run),
         random_encoder(run.model, seed),
@@ -315,16 +539,27 @@ def evaluate_task(
     for done, (probe, budget) in enumerate(fits):
         on_progress(0.5 + 0.5 * done / len(fits), 1, f"{probe}, {budget} labels a class")
         cells = {
-            name: _confusions(splits, PROBES[probe], budget, len(task.classes))
+            name: confusions(splits, PROBES[probe], budget, len(task.classes))
             for name, splits in features.items()
         }
-        cells[MAJORITY] = np.repeat(
-            _majority(features["encoder"], len(task.classes)), len(cells["encoder"]), 0
-        )
+        num_draws, test = len(cells["encoder"]), features["encoder"]["test"].labels
+        common = np.full_like(test, np.bincount(features["encoder"]["train"].labels).argmax())
+        cells[MAJORITY] = _counts(test, np.stack([common] * num_draws), len(task.classes))
         scores[probe][str(budget)] = compared(cells, "encoder", classes=task.classes, unit="chip")
     record = TaskEvaluation(
         run=TaskRun(path=str(run.path), dataset=run.contract.dataset.fingerprint),
-        task=task.described,
+        task=TaskChips(
+            folder=str(task.folder),
+            layout=task.layout,
+            classes=list(task.classes),
+            chips=task.counts,
+            split=task.split,
+            bands_in_file=[task.bands[place] for place in task.places],
+            scale=task.scale,
+            offset=task.offset,
+            nodata=task.nodata,
+            notes=list(task.notes),
+        ),
         resize=how,
         chip_px=config.chip_px,
         overridden=dict(overridden or {}),
@@ -335,36 +570,30 @@ def evaluate_task(
     return record
 
 
-def _confusions(
+def confusions(
     splits: Mapping[str, Features],
     fit: Callable[[Features, Features], Probe],
     budget: Budget,
     num_classes: int,
 ) -> Confusions:
-    """Counts of (draw, test chip, true, predicted)."""
+    """Counts of (draw, test chip, true, predicted) of probes fitted to so many chips of every
+    class, or to all of a class that has fewer.
+    """
     train, val, test = (splits[name] for name in SPLITS)
-    draws = [train] if budget == "all" else [_few(train, budget, n) for n in range(NUM_DRAWS)]
-    predicted = [fit(some, val).predict(test.values) for some in draws]
-    return np.stack([_counted(test.labels, each, num_classes) for each in predicted])
+    draws = [train] if budget == "all" else [
+        train.take(few_labels(train.labels, train.block, budget, np.random.default_rng(draw)))
+        for draw in range(NUM_DRAWS)
+    ]  # fmt: skip
+    predicted = np.stack([fit(some, val).predict(test.values) for some in draws])
+    return _counts(test.labels, predicted, num_classes)
 
 
-def _few(train: Features, budget: int, seed: int) -> Features:
-    """So many examples of every class, or all of a class that has fewer."""
-    rng = np.random.default_rng(seed)
-    return train.take(few_labels(train.labels, train.block, budget, rng))
-
-
-def _majority(splits: Mapping[str, Features], num_classes: int) -> Confusions:
-    common = np.bincount(splits["train"].labels).argmax()
-    test = splits["test"].labels
-    return _counted(test, np.full_like(test, common), num_classes)[None]
-
-
-def _counted(
-    true: Int64[np.ndarray, " chip"], predicted: Int64[np.ndarray, " chip"], num_classes: int
-) -> Int64[np.ndarray, "chip true predicted"]:
-    counts = np.zeros((len(true), num_classes, num_classes), np.int64)
-    counts[np.arange(len(true)), true, predicted] = 1
+def _counts(
+    true: Int64[np.ndarray, " chip"], predicted: Int64[np.ndarray, "draw chip"], num_classes: int
+) -> Confusions:
+    counts = np.zeros((*predicted.shape, num_classes, num_classes), np.int64)
+    draw, chip = np.indices(predicted.shape)
+    counts[draw, chip, true, predicted] = 1
     return counts
 
 

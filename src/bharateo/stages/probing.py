@@ -51,8 +51,8 @@ def evaluate_task(
     split = None if split_file is None else Path(split_file)
     task, overridden = open_task(Path(folder), opened, reading, layout, split)
     counts = ", ".join(f"{count} {split}" for split, count in task.counts.items())
-    display.say(f"task: {task.folder} ({len(task.classes)} classes; {counts}; {task.found.split})")
-    for note in [*task.found.notes, *(f"{field}: {what}" for field, what in overridden.items())]:
+    display.say(f"task: {task.folder} ({len(task.classes)} classes; {counts}; {task.split})")
+    for note in [*task.notes, *(f"{field}: {what}" for field, what in overridden.items())]:
         display.say(f"note: {note}")
     with display.bar("evaluate") as bar:
         record = score(opened, task, Path(output), resize, overridden, bar.update)

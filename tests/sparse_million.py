@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bharateo.chips.build import SHARD_BYTES
-from bharateo.chips.store import CHIPS_FILE, DATASET_FILE, LAYERS, Layer, shard_file
+from bharateo.chips.store import CHIPS_FILE, DATASET_FILE, LAYERS, StoredLayer, shard_file
 from bharateo.config import PlanConfig, SplitConfig
 from small_datasets import many_bands, small_dataset
 
@@ -48,7 +48,7 @@ def sparse_dataset(folder: Path, num_chips: int = 1_000_000) -> Path:
     return folder
 
 
-def _hole(folder: Path, name: str, shard: int, size: int, layer: Layer) -> dict[str, Any]:
+def _hole(folder: Path, name: str, shard: int, size: int, layer: StoredLayer) -> dict[str, Any]:
     """A shard with a header and no data, and its entry."""
     file = folder / shard_file(name, shard)
     with file.open("wb") as out:

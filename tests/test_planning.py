@@ -17,7 +17,7 @@ from bharateo.models.heads import Batch, build_heads
 from bharateo.models.mae import build_model, num_parameters
 from bharateo.models.objective import Objective
 from bharateo.models.patches import mask_from_noise
-from bharateo.models.vit import Block
+from bharateo.models.vit import TransformerBlock
 from bharateo.planning import (
     INDIA_KG_PER_KWH,
     MACHINES,
@@ -150,7 +150,9 @@ def test_weights_and_checkpoint_have_the_bytes_that_are_saved(name, optimiser):
 
 def test_muons_flops_are_those_pytorchs_own_takes():
     module = built(SMALL, 2)
-    of_blocks = (block.parameters() for block in module.modules() if isinstance(block, Block))
+    of_blocks = (
+        block.parameters() for block in module.modules() if isinstance(block, TransformerBlock)
+    )
     matrices = [each for some in of_blocks for each in some if each.ndim == 2]
     for matrix in matrices:
         matrix.grad = torch.ones_like(matrix)

@@ -113,7 +113,7 @@ class Linear(NamedTuple):
         return 5 * (4 * short**2 * long + 2 * short**3)
 
 
-class Stack(NamedTuple):
+class BlockStack(NamedTuple):
     """Transformer blocks in a row."""
 
     depth: int
@@ -122,7 +122,7 @@ class Stack(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Layers:
+class ModelLayers:
     """A model with its heads as ``models/`` builds them, down to what FLOPs and bytes need.
 
     The first of ``linears`` takes pixels, which need no gradient. ``attention`` is the forward
@@ -139,7 +139,7 @@ class Layers:
     heads: tuple[HeadCost, ...]
 
     @classmethod
-    def of(cls, model: ModelConfig, num_bands: int, heads: Mapping[str, HeadConfig]) -> Layers:
+    def of(cls, model: ModelConfig, num_bands: int, heads: Mapping[str, HeadConfig]) -> ModelLayers:
         """The layers of a configured model for chips of so many bands."""
         chip = Accounting(1, 1, model.chip_px, model.patch_px, num_bands, model.mask_ratio)
         stacks = _stacks(model, chip)
@@ -178,16 +178,16 @@ class Layers:
         return tuple(linear for linear in self.linears if linear.in_block)
 
 
-def _stacks(model: ModelConfig, chip: Accounting) -> tuple[Stack, ...]:
+def _stacks(model: ModelConfig, chip: Accounting) -> tuple[BlockStack, ...]:
     if model.name == "seed":
-        return (Stack(model.depth, model.width, chip.tokens_per_chip),)
+        return (BlockStack(model.depth, model.width, chip.tokens_per_chip),)
     return (
-        Stack(model.depth, model.width, chip.visible_per_chip),
-        Stack(model.decoder_depth, model.decoder_width, chip.tokens_per_chip),
+        BlockStack(model.depth, model.width, chip.visible_per_chip),
+        BlockStack(model.decoder_depth, model.decoder_width, chip.tokens_per_chip),
     )
 
 
-def _block_linears(stack: Stack, model: ModelConfig) -> list[Linear]:
+def _block_linears(stack: BlockStack, model: ModelConfig) -> list[Linear]:
     width, hidden = stack.width, model.mlp_ratio * stack.width
     sizes = ((width, 3 * width), (width, width), (width, hidden), (hidden, width))
     return stack.depth * [Linear(stack.rows, *size, in_block=True) for size in sizes]
@@ -202,7 +202,7 @@ def _own_vectors(model: ModelConfig, chip: Accounting) -> tuple[int, ...]:
 
 def flops_per_chip(model: ModelConfig, num_bands: int, heads: Mapping[str, HeadConfig]) -> Flops:
     """FLOPs of the matrix products for one chip."""
-    return Layers.of(model, num_bands, heads).flops
+    return ModelLayers.of(model, num_bands, heads).flops
 
 
 def state_bytes(config: Config, num_bands: int) -> StateBytes:
@@ -210,7 +210,7 @@ def state_bytes(config: Config, num_bands: int) -> StateBytes:
 
     Muon keeps one number a weight, AdamW two, and a step count a tensor.
     """
-    layers = Layers.of(config.model, num_bands, config.heads)
+    layers = ModelLayers.of(config.model, num_bands, config.heads)
     muon = layers.block_matrices if config.training.optimiser == "muon" else ()
     by_muon = sum(linear.inputs * linear.outputs for linear in muon)
     by_adamw = layers.num_parameters - by_muon
@@ -280,9 +280,9 @@ class Plan:
         return Accounting(self.chips, self.config.training.epochs, *sizes)
 
     @cached_property
-    def layers(self) -> Layers:
+    def layers(self) -> ModelLayers:
         """What the model is made of."""
-        return Layers.of(self.config.model, self.num_bands, self.config.heads)
+        return ModelLayers.of(self.config.model, self.num_bands, self.config.heads)
 
     @property
     def training_flops(self) -> int:

@@ -13,7 +13,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from bharateo.config import MachineConfig
-from bharateo.models.vit import Block
+from bharateo.models.vit import TransformerBlock
 from bharateo.sensor import SENTINEL2_L2A
 from bharateo.training.engine import Engine, Learner
 from bharateo.training.speed import generated
@@ -34,7 +34,7 @@ def main() -> None:
     engine = Engine(num_ranks=2, machine=MachineConfig(parallel="fsdp", compile=True))
     learner = Learner(config, SENTINEL2_L2A, [0.5] * 2, [0.25] * 2, engine)
     learner.differentiate(0, 1e-3, generated(config, 2, 4, torch.device("cpu")))
-    blocks = [each for each in learner.objective.modules() if isinstance(each, Block)]
+    blocks = [each for each in learner.objective.modules() if isinstance(each, TransformerBlock)]
     told = {
         "graphs": len(graphs),
         "breaks": sum(torch._dynamo.utils.counters["graph_break"].values()),

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from bharateo.config import HeadConfig
 from bharateo.models.heads import HEADS
 from bharateo.models.objective import Objective
-from bharateo.planning import Layers, Plan, state_bytes
+from bharateo.planning import ModelLayers, Plan, state_bytes
 from bharateo.training.loop import Trainer, pretrain
 from bharateo.training.run import training_state
 from bharateo.training.speed import measure_step
@@ -104,7 +104,7 @@ def test_a_third_head_is_planned_to_the_last_flop_and_byte(third_head, tmp_path,
     raw = trainer.loader.load(0)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         trainer.step(0, raw)
-    layers = Layers.of(config.model, 2, third_head)
+    layers = ModelLayers.of(config.model, 2, third_head)
     assert layers.flops.training * len(raw) == counter.get_total_flops()
     saved = training_state(trainer.objective, trainer.optimisers)
     assert sum(state_bytes(config, 2)) == sum(tensor.nbytes for tensor in saved.values())

@@ -40,7 +40,7 @@ def losses(name, folder):
     trainer = Trainer(dataset, replace(config), folder / "run")
     found = []
     for step, raw in trainer.loader.steps(0, NUM_STEPS):
-        found.append(trainer.look(trainer.step(step, raw)).loss)
+        found.append(trainer.finish(trainer.step(step, raw)).loss)
     return found
 
 

@@ -104,7 +104,7 @@ def write_array(path: Path, array: np.ndarray) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Layer:
+class StoredLayer:
     """How a layer lies on disk: in every shard's file one record a chip, one after the other.
 
     ``shape`` is that of a record as it is read, ``first_byte`` where the records of a shard begin
@@ -249,7 +249,7 @@ class Dataset:
         return np.flatnonzero(self._split_of_chip == split)
 
     @cached_property
-    def layers(self) -> Mapping[str, Layer]:
+    def layers(self) -> Mapping[str, StoredLayer]:
         """How every layer lies on disk, for those who read it by themselves (``records``)."""
         return {
             name: _layout(name, self.info, self._bands if name == "image" else None)
@@ -341,7 +341,7 @@ class Dataset:
         return mapped.view(np.ndarray)  # indexing the memmap subclass is slower than the disk
 
 
-def _layout(name: str, info: Mapping[str, Any], planes: tuple[int, ...] | None) -> Layer:
+def _layout(name: str, info: Mapping[str, Any], planes: tuple[int, ...] | None) -> StoredLayer:
     dtype = np.dtype(info["layers"][name]["dtype"])
     shape = tuple(info["layers"][name]["shape_per_chip"])
     num_planes = math.prod(shape[:-2])
@@ -351,7 +351,7 @@ def _layout(name: str, info: Mapping[str, Any], planes: tuple[int, ...] | None) 
     files = tuple(shard[name]["file"] for shard in shards)
     if planes is not None:
         shape = (len(planes), *shape[-2:])
-    return Layer(dtype, shape, files, np.array(header_bytes, np.int64), num_planes, planes)
+    return StoredLayer(dtype, shape, files, np.array(header_bytes, np.int64), num_planes, planes)
 
 
 def _read_array(

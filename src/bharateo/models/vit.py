@@ -53,7 +53,7 @@ def attend(
     return F.scaled_dot_product_attention(query, key, value)
 
 
-class Block(nn.Module):
+class TransformerBlock(nn.Module):
     """Pre-norm transformer block: attention, then a GELU MLP, each added to its input."""
 
     def __init__(self, width: int, num_heads: int, mlp_ratio: int) -> None:
@@ -73,7 +73,7 @@ class Block(nn.Module):
 
 def blocks(depth: int, width: int, num_heads: int, mlp_ratio: int) -> nn.Sequential:
     """``depth`` transformer blocks in a row."""
-    return nn.Sequential(*(Block(width, num_heads, mlp_ratio) for _ in range(depth)))
+    return nn.Sequential(*(TransformerBlock(width, num_heads, mlp_ratio) for _ in range(depth)))
 
 
 def start_as_torch(encoder: nn.Sequential) -> None:

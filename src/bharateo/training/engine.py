@@ -32,7 +32,7 @@ from bharateo.models.heads import Batch, build_heads
 from bharateo.models.mae import build_model
 from bharateo.models.objective import Objective
 from bharateo.models.patches import Mask, num_masked
-from bharateo.models.vit import Block
+from bharateo.models.vit import TransformerBlock
 from bharateo.sensor import Sensor
 from bharateo.training.data import RawBatch, prepare
 from bharateo.training.optimisers import build_optimisers
@@ -104,7 +104,7 @@ class Engine:
         low = torch.bfloat16 if self.precision == "bf16" else None
         sums = torch.float32 if low else None
         between, outside = (MixedPrecisionPolicy(low, sums, None, cast) for cast in (True, False))
-        for block in [each for each in objective.modules() if isinstance(each, Block)]:
+        for block in [each for each in objective.modules() if isinstance(each, TransformerBlock)]:
             if compiled:
                 block.forward = torch.compile(block.forward, dynamic=False)  # type: ignore[method-assign]
             fully_shard(block, mesh=mesh, mp_policy=between)

@@ -376,7 +376,7 @@ class Trainer(Learner):
                 stop = 0 if ended else stop
                 kept = epoch_ended or stop or save
                 ready = len(waiting) - (self.engine.asynchronous and not kept)
-                records = [self.look(launched) for launched in waiting[:ready]]
+                records = [self.finish(launched) for launched in waiting[:ready]]
                 del waiting[:ready]
                 if kept:
                     self.check_weights(step)
@@ -424,7 +424,7 @@ class Trainer(Learner):
         lr = learning_rate(self.config, step, self.steps_per_epoch)
         launched = self.differentiate(step, lr, raw)
         if not self.engine.asynchronous:
-            self.look(launched)
+            self.finish(launched)
         self.update()
         return launched
 
@@ -432,7 +432,7 @@ class Trainer(Learner):
         """What this rank's share of a step shows, out of turn."""
         return self.prepare(self.loader.load(step))
 
-    def look(self, launched: Launched) -> StepRecord:
+    def finish(self, launched: Launched) -> StepRecord:
         """The numbers of a step.
 
         Raises:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from bharateo.config import Config
 from bharateo.machine import has_native_bf16
-from bharateo.models.vit import Block
+from bharateo.models.vit import TransformerBlock
 
 
 def learning_rate(config: Config, step: int, steps_per_epoch: int) -> float:
@@ -51,7 +51,7 @@ def build_optimisers(module: nn.Module, config: Config) -> list[torch.optim.Opti
     in_blocks = {
         id(parameter)
         for block in module.modules()
-        if isinstance(block, Block) and training.optimiser == "muon"
+        if isinstance(block, TransformerBlock) and training.optimiser == "muon"
         for parameter in block.parameters()
         if parameter.ndim == 2
     }

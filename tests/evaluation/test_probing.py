@@ -13,24 +13,23 @@ from bharateo.evaluation import probe_table, probing
 from bharateo.evaluation.comparison import Scores
 from bharateo.evaluation.features import Features
 from bharateo.evaluation.intervals import resampled_blocks
-from bharateo.evaluation.probe_table import (
+from bharateo.evaluation.probe_table import text_tables, verdict, worst_zone
+from bharateo.evaluation.probing import (
     Predictions,
     by_block,
-    level_record,
-    text_tables,
-    verdict,
-    worst_zone,
-)
-from bharateo.evaluation.probing import (
+    conditions,
+    examples_of,
     few_labels,
+    level_record,
     parse_budget,
+    parts_folder,
     predictions,
     probe_run,
     some_of,
     table_rows,
 )
 from bharateo.evaluation.zones import OUTSIDE, Zoning
-from bharateo.results import Examples, Level, Most, Probes, Row, SplitExamples, read_result
+from bharateo.results import Most, Probes, Row, read_result
 from bharateo.training.loop import pretrain
 from bharateo.training.run import Run
 from small_datasets import PLAN, many_bands, small_config, small_dataset
@@ -125,8 +124,7 @@ def test_classes_that_a_level_tells_apart_are_told_apart(record):
 
 
 def test_the_scores_are_scikit_learns(run, reflectance_dataset, record):
-    job = probing._Job(run, reflectance_dataset, run.path / "none.json", 0)
-    examples = job.examples(job._extractor("encoder"))
+    examples = examples_of(run, reflectance_dataset, "encoder", 0)
     by_split = {split: found["patch"] for split, found in examples.items()}
     made = predictions(by_split, LINEAR, "all", 0)
     true, guess = by_split["test"].labels, made.classes[0]
@@ -139,8 +137,7 @@ def test_the_scores_are_scikit_learns(run, reflectance_dataset, record):
 
 
 def test_settings_are_never_chosen_by_looking_at_the_test_split(run, reflectance_dataset):
-    job = probing._Job(run, reflectance_dataset, run.path / "none.json", 0)
-    examples = job.examples(job._extractor("band_statistics"))
+    examples = examples_of(run, reflectance_dataset, "band_statistics", 0)
     by_split = {split: found["patch"] for split, found in examples.items()}
     test = by_split["test"]
     other = by_split | {"test": replace(test, labels=test.labels[::-1].copy())}
@@ -184,7 +181,7 @@ def test_of_too_many_examples_some_are_drawn_without_regard_to_their_class():
 # Intervals and differences.
 
 
-def examples_of(labels, block):
+def features_of(labels, block):
     none = np.zeros((len(labels), 0), np.float32)
     return Features(none, labels, block, np.arange(len(labels)))
 
@@ -209,18 +206,13 @@ def ground():
 def scored(ground, ours):
     labels, block, missed = ground
     results = {(LINEAR, "all"): made(ours), (RIVAL, "all"): made(wrong_in(labels, missed))}
-    test = examples_of(labels, block)
+    test = features_of(labels, block)
     return probes_of_patches(test, results, block)
 
 
 def probes_of_patches(test, results, zone, fewest=10):
     """A record of patches alone, with all labels."""
-    counted = SplitExamples(num_examples=len(test.labels), num_blocks=40)
-    found, differences, zones = level_record(test, results, zone, fewest, 0)
-    level = Level(
-        examples=Examples(train=counted, test=counted), results=found, differences=differences,
-        zones=zones,
-    )  # fmt: skip
+    level = level_record({"train": test, "test": test}, results, zone, fewest, 0)
     return Probes(
         pretraining_heads={}, own_dataset=True, most=Most(train_examples=1), draws_per_budget=1,
         features={}, budgets=["all"], zones="block", skipped={}, levels={"patch": level},
@@ -323,7 +315,7 @@ def test_the_worst_zone_is_named_and_small_ones_are_not(ground):
     text = worst_zone(record, "patch")
     assert text.startswith("patch, worst block of 40: b07 (25 examples), macro-F1 0.000, ")
     assert "where the best is band statistics by linear" in text
-    few = probes_of_patches(examples_of(labels, block), {(LINEAR, "all"): made(bad)}, block, 26)
+    few = probes_of_patches(features_of(labels, block), {(LINEAR, "all"): made(bad)}, block, 26)
     assert few.levels["patch"].zones.worst is None
     assert worst_zone(few, "patch") == ""
 
@@ -369,7 +361,7 @@ def test_killed_and_run_again_it_goes_on_and_writes_the_same_bytes(
         pass
 
     fits = []
-    fit = probing._fit
+    fit = probing.fit_row
 
     def mortal(*arguments):
         fits.append(arguments)
@@ -377,7 +369,7 @@ def test_killed_and_run_again_it_goes_on_and_writes_the_same_bytes(
             raise Killed
         return fit(*arguments)
 
-    monkeypatch.setattr(probing, "_fit", mortal)
+    monkeypatch.setattr(probing, "fit_row", mortal)
     path = tmp_path / "probes.json"
     with pytest.raises(Killed):
         probe_run(run, reflectance_dataset, path, **FEW)
@@ -394,7 +386,7 @@ def test_killed_and_run_again_it_goes_on_and_writes_the_same_bytes(
 
 def test_parts_of_other_weights_are_not_taken(run, reflectance_dataset, tmp_path):
     def folder(seed):
-        return probing._Job(run, reflectance_dataset, tmp_path / "probes.json", seed).folder
+        return parts_folder(tmp_path / "p.json", conditions(run, reflectance_dataset, seed))
 
     assert folder(0) == folder(0)
     assert folder(0) != folder(1)

@@ -7,9 +7,9 @@ from made_up_run import write_run
 from test_html import Page
 
 from bharateo.evaluation.features import Features
-from bharateo.evaluation.probe_table import Predictions, level_record
+from bharateo.evaluation.probing import Predictions, level_record
 from bharateo.report import html, probes
-from bharateo.results import Examples, Level, Most, Probes, Row, SplitExamples
+from bharateo.results import Most, Probes, Row
 from bharateo.sensor import WORLDCOVER_PALETTE
 
 RIGHT = {"encoder": (0.6, 0.9), "random_encoder": (0.4, 0.5), "band_statistics": (0.5, 0.7)}
@@ -34,12 +34,7 @@ def record():
         for budget, share in zip((5, "all"), shares, strict=True)
     }
     results |= {(Row("majority", "majority"), budget): made(0.33) for budget in (5, "all")}
-    counted = SplitExamples(num_examples=800, num_chips=20, num_blocks=20)
-    found, differences, zones = level_record(test, results, block, 10, 0)
-    level = Level(
-        examples=Examples(train=counted, test=counted), results=found, differences=differences,
-        zones=zones,
-    )  # fmt: skip
+    level = level_record({"train": test, "test": test}, results, block, 10, 0)
     return Probes(
         own_dataset=True,
         pretraining_heads={"pixels": 1.0},

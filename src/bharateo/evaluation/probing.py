@@ -15,10 +15,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,7 @@ from safetensors.numpy import load, save
 
 from bharateo.chips.store import SPLITS, Dataset
 from bharateo.errors import ConfigError, ContractError
+from bharateo.evaluation.comparison import Confusions, Scores
 from bharateo.evaluation.features import (
     LEVELS,
     MAKERS,
@@ -37,12 +38,8 @@ from bharateo.evaluation.features import (
     Features,
     extract,
 )
-from bharateo.evaluation.intervals import LEAST_BLOCKS, LEVEL, NUM_RESAMPLES
-from bharateo.evaluation.probe_table import (
-    MAJORITY,
-    Predictions,
-    level_record,
-)
+from bharateo.evaluation.intervals import LEAST_BLOCKS, LEVEL, NUM_RESAMPLES, resampled_blocks
+from bharateo.evaluation.probe_table import MAJORITY, SUBJECT
 from bharateo.evaluation.probes import (
     LEAVES,
     MOST_ITERATIONS,
@@ -56,9 +53,13 @@ from bharateo.evaluation.probes import (
 )
 from bharateo.evaluation.zones import Zoning
 from bharateo.files import read_bytes, write_atomically, write_json
-from bharateo.landcover import BHARATEO_CLASSES
+from bharateo.landcover import BHARATEO_CLASSES, NUM_CLASSES
 from bharateo.results import (
+    METRICS,
     Budget,
+    ClassScores,
+    Difference,
+    DrawnScore,
     Examples,
     Level,
     Most,
@@ -68,6 +69,10 @@ from bharateo.results import (
     Probes,
     Row,
     SplitExamples,
+    TableRow,
+    ZoneRow,
+    Zones,
+    ZoneScores,
 )
 from bharateo.training.run import Run, dataset_fingerprint
 from bharateo.version import __version__
@@ -146,212 +151,177 @@ def probe_run(
         ContractError: the dataset breaks the run's contract, or has no train or no test chips.
         StorageError: ``output`` cannot be written.
     """
-    _check_choices(levels, features)
-    run.check(dataset)
-    _check_splits(dataset)
-    zoning = zoning or Zoning.of(dataset)
-    job = _Job(run, dataset, output, seed)
-    truth = job.examples(_labels_alone(run))
-    skipped = {level: why for level in levels if (why := _why_not(truth, level))}
-    rows = table_rows([name for name in MAKERS if name in features])
-    asked = [
-        (level, row, budget)
-        for row in rows for level in levels if level not in skipped for budget in budgets
-    ]  # fmt: skip
-    made = job.predictions(asked, on_step)
-    found = {}
-    for level in (level for level in levels if level not in skipped):
-        test = truth["test"][level]
-        of_level = {(row, budget): made[part] for part in asked
-                    for at, row, budget in [part] if at == level}  # fmt: skip
-        results, differences, zones = level_record(
-            test, of_level, zoning.of_chip[test.chip], FEWEST_IN_ZONE[level], seed
-        )
-        found[level] = Level(
-            examples=Examples(**{
-                split: _counted(examples[level]) for split, examples in truth.items()
-            }),
-            results=results,
-            differences=differences,
-            zones=zones,
-        )  # fmt: skip
-    record = Probes(
-        **dict(job.conditions),
-        features={name: MEANINGS[name] for name in MAKERS if name in features},
-        budgets=list(budgets),
-        zones=zoning.kind,
-        skipped=skipped,
-        levels=found,
-    )
-    write_json(output, record.model_dump())
-    shutil.rmtree(job.folder.parent, ignore_errors=True)
-    return record
-
-
-def _check_choices(levels: Sequence[str], features: Sequence[str]) -> None:
-    choices: tuple[tuple[Sequence[str], Sequence[str]], ...]
-    choices = (levels, LEVELS), (features, tuple(MAKERS))
-    for given, known in choices:
+    for given, known in ((levels, LEVELS), (features, tuple(MAKERS))):
         if wrong := [name for name in given if name not in known]:
             raise ConfigError(f"{wrong[0]!r} is none of {', '.join(known)}: choose among these")
-
-
-def _check_splits(dataset: Dataset) -> None:
+    run.check(dataset)
     for split in ("train", "test"):
         if not len(dataset.indices(split)):
             raise ContractError(
                 f"{dataset.path} has no chip in its {split} split: a probe is fitted on train and "
                 f"scored on test ground; build the dataset with data.plan.split.{split}"
             )
+    zoning = zoning or Zoning.of(dataset)
+    told = conditions(run, dataset, seed)
+    folder = parts_folder(output, told)
+    truth = examples_of(run, dataset, MAJORITY, seed)
+    skipped = {}
+    for level in levels:
+        num_classes = len(np.unique(truth["train"][level].labels))
+        if num_classes < 2:
+            skipped[level] = f"the labels of its train examples are of {num_classes} classes"
+        elif not len(truth["test"][level].labels):
+            skipped[level] = "no test example has a label"
+    features = [name for name in MAKERS if name in features]
+    asked = [
+        (level, row, budget)
+        for row in table_rows(features)
+        for level in levels if level not in skipped
+        for budget in budgets
+    ]  # fmt: skip
+
+    # every part by level, row and budget: read where it is there, made where it is not
+    paths = {
+        part: folder / f"{part[0]}-{part[1].features}-{part[1].probe}-{part[2]}.safetensors"
+        for part in asked
+    }
+    made = {part: found for part, path in paths.items() if (found := Predictions.read(path))}
+    names = [*features, MAJORITY]
+    total = len(asked) + _EXTRACTION * len(names)
+    for number, name in enumerate(names):
+
+        def on_chips(share: float, number: int = number, name: str = name) -> None:
+            on_step(len(made) + _EXTRACTION * (number + share), total, f"features: {name}")
+
+        missing = [part for part in asked if part[1].features == name and part not in made]
+        examples = examples_of(run, dataset, name, seed, on_chips) if missing else {}
+        for part in missing:
+            level, row, budget = part
+            by_split = {split: found[level] for split, found in examples.items()}
+            made[part] = predictions(by_split, row, budget, seed)
+            made[part].write(paths[part])
+            on_step(
+                len(made) + _EXTRACTION * (number + 1),
+                total,
+                f"{level}: {row.probe} probe of {name}, {budget} labels",
+            )
+
+    record = Probes(
+        **dict(told),
+        features={name: MEANINGS[name] for name in features},
+        budgets=list(budgets),
+        zones=zoning.kind,
+        skipped=skipped,
+        levels={
+            level: level_record(
+                {split: found[level] for split, found in truth.items()},
+                {(row, budget): made[at, row, budget] for at, row, budget in asked if at == level},
+                zoning.of_chip[truth["test"][level].chip],
+                FEWEST_IN_ZONE[level],
+                seed,
+            )
+            for level in levels
+            if level not in skipped
+        },
+    )
+    write_json(output, record.model_dump())
+    shutil.rmtree(folder.parent, ignore_errors=True)
+    return record
 
 
-def _why_not(truth: Mapping[str, Mapping[str, Features]], level: str) -> str | None:
-    """Why a level cannot be probed, None where it can."""
-    num_classes = len(np.unique(truth["train"][level].labels))
-    if num_classes < 2:
-        return f"the labels of its train examples are of {num_classes} classes"
-    return None if len(truth["test"][level].labels) else "no test example has a label"
-
-
-def _counted(examples: Features) -> SplitExamples:
-    """How many examples there are, and of which class."""
-    counts = np.bincount(examples.labels, minlength=len(BHARATEO_CLASSES))
-    return SplitExamples(
-        num_examples=len(examples.labels),
-        num_chips=len(np.unique(examples.chip)),
-        num_blocks=len(np.unique(examples.block.astype(str))),
-        per_class={each.name: int(counts[each.id]) for each in BHARATEO_CLASSES if counts[each.id]},
+def conditions(run: Run, dataset: Dataset, seed: int) -> ProbeConditions:
+    """Everything that decides the predictions of a run's probes on a dataset."""
+    contract, fingerprint = run.contract, dataset_fingerprint(dataset)
+    return ProbeConditions(
+        code_version=__version__,
+        weights_sha256=run.weights_sha256,
+        pretraining_heads={name: head.weight for name, head in contract.heads.items()},
+        dataset=ProbedDataset(
+            name=dataset.info["name"],
+            path=str(dataset.path),
+            fingerprint=fingerprint,
+            bands=list(dataset.sensor.band_names),
+            labels=dataset.info["class_scheme"]["name"],
+        ),
+        own_dataset=fingerprint == contract.dataset.fingerprint,
+        chip_px=contract.chip_px,
+        patch_px=contract.patch_px,
+        seed=seed,
+        most=Most(
+            chips_per_split=MOST_CHIPS, train_examples=MOST_EXAMPLES, val_examples=MOST_VALIDATION
+        ),
+        draws_per_budget=NUM_DRAWS,
+        probes=PROBES,
+        intervals=ProbeIntervals(
+            level=LEVEL,
+            resamples=NUM_RESAMPLES,
+            least_blocks=LEAST_BLOCKS,
+            over="blocks of test ground, and draws of the labels",
+        ),
     )
 
 
-def _labels_alone(run: Run) -> Extractor:
-    num_tokens = run.model.num_tokens
-    return Extractor(MAJORITY, lambda image, valid: image.new_zeros(len(image), num_tokens, 0))
+def parts_folder(output: Path, made_under: ProbeConditions) -> Path:
+    """Where finished parts lie while under way, told apart by their conditions."""
+    key = hashlib.sha256(json.dumps(made_under.model_dump()).encode()).hexdigest()[:16]
+    return output.with_name(f"{output.stem}.parts") / key
 
 
-@dataclass(frozen=True)
-class _Job:
-    """What is probed: a run on a dataset, with a seed. Its finished parts lie in ``folder``."""
+def examples_of(
+    run: Run,
+    dataset: Dataset,
+    features: str,
+    seed: int,
+    on_chips: Callable[[float], None] = lambda share: None,
+) -> dict[str, dict[str, Features]]:
+    """Every split's examples at every level with these features, none for the majority class;
+    ``on_chips`` is told the share that is done.
+    """
+    if features == MAJORITY:
+        num_tokens = run.model.num_tokens
+        extractor = Extractor(features, lambda image, _: image.new_zeros(len(image), num_tokens, 0))
+    else:
+        extractor = MAKERS[features](run, dataset, seed)
+    config = run.model.config
+    found = {}
+    for number, split in enumerate(SPLITS):
 
-    run: Run
-    dataset: Dataset
-    output: Path
-    seed: int
+        def told(done: int, total: int, number: int = number) -> None:
+            on_chips((number + done / total) / len(SPLITS))
 
-    @cached_property
-    def folder(self) -> Path:
-        """Told apart by everything that decides the predictions."""
-        key = hashlib.sha256(json.dumps(self.conditions.model_dump()).encode()).hexdigest()[:16]
-        return self.output.with_name(f"{self.output.stem}.parts") / key
-
-    @cached_property
-    def conditions(self) -> ProbeConditions:
-        """Under which conditions predictions are made."""
-        contract = self.run.contract
-        fingerprint = dataset_fingerprint(self.dataset)
-        return ProbeConditions(
-            code_version=__version__,
-            weights_sha256=self.run.weights_sha256,
-            pretraining_heads={name: head.weight for name, head in contract.heads.items()},
-            dataset=ProbedDataset(
-                name=self.dataset.info["name"],
-                path=str(self.dataset.path),
-                fingerprint=fingerprint,
-                bands=list(self.dataset.sensor.band_names),
-                labels=self.dataset.info["class_scheme"]["name"],
-            ),
-            own_dataset=fingerprint == contract.dataset.fingerprint,
-            chip_px=contract.chip_px,
-            patch_px=contract.patch_px,
-            seed=self.seed,
-            most=Most(
-                chips_per_split=MOST_CHIPS,
-                train_examples=MOST_EXAMPLES,
-                val_examples=MOST_VALIDATION,
-            ),
-            draws_per_budget=NUM_DRAWS,
-            probes=PROBES,
-            intervals=ProbeIntervals(
-                level=LEVEL,
-                resamples=NUM_RESAMPLES,
-                least_blocks=LEAST_BLOCKS,
-                over="blocks of test ground, and draws of the labels",
-            ),
+        found[split] = extract(
+            dataset, split, extractor, config.chip_px, config.patch_px, seed, on_chips=told
         )
-
-    def examples(
-        self, extractor: Extractor, on_chips: Callable[[float], None] = lambda share: None
-    ) -> dict[str, dict[str, Features]]:
-        """Every split's examples at every level; ``on_chips`` is told the share that is done."""
-        config = self.run.model.config
-        found = {}
-        for number, split in enumerate(SPLITS):
-
-            def told(done: int, total: int, number: int = number) -> None:
-                on_chips((number + done / total) / len(SPLITS))
-
-            found[split] = extract(
-                self.dataset, split, extractor, config.chip_px, config.patch_px, self.seed,
-                on_chips=told,
-            )  # fmt: skip
-        return found
-
-    def predictions(
-        self, asked: Sequence[tuple[str, Row, Budget]], on_step: OnStep
-    ) -> dict[tuple[str, Row, Budget], Predictions]:
-        """Every part by level, row and budget: read where it is there, made where it is not."""
-        made = {part: found for part in asked if (found := _read(self._path(part)))}
-        names = list(dict.fromkeys(row.features for _, row, _ in asked))
-        total = len(asked) + _EXTRACTION * len(names)
-        for number, name in enumerate(names):
-
-            def told(share: float, number: int = number, name: str = name) -> None:
-                on_step(len(made) + _EXTRACTION * (number + share), total, f"features: {name}")
-
-            missing = [part for part in asked if part[1].features == name and part not in made]
-            examples = self.examples(self._extractor(name), told) if missing else {}
-            for part in missing:
-                level, row, budget = part
-                by_split = {split: found[level] for split, found in examples.items()}
-                made[part] = predictions(by_split, row, budget, self.seed)
-                _write(self._path(part), made[part])
-                on_step(
-                    len(made) + _EXTRACTION * (number + 1),
-                    total,
-                    f"{level}: {row.probe} probe of {name}, {budget} labels",
-                )
-        return made
-
-    def _path(self, part: tuple[str, Row, Budget]) -> Path:
-        level, row, budget = part
-        return self.folder / f"{level}-{row.features}-{row.probe}-{budget}.safetensors"
-
-    def _extractor(self, name: str) -> Extractor:
-        if name == MAJORITY:
-            return _labels_alone(self.run)
-        return MAKERS[name](self.run, self.dataset, self.seed)
-
-
-def _write(path: Path, made: Predictions) -> None:
-    content = save({
-        "classes": made.classes.astype(np.uint8),
-        "chosen": made.chosen,
-        "num_labels": made.num_labels,
-    })  # fmt: skip
-    write_atomically(path, lambda file: file.write(content))
-
-
-def _read(path: Path) -> Predictions | None:
-    """A finished part; None where there is none, or one that is damaged."""
-    try:
-        arrays = load(read_bytes(path))
-        classes = arrays["classes"].astype(np.int64)
-        return Predictions(classes, arrays["chosen"], arrays["num_labels"])
-    except (OSError, SafetensorError, KeyError):
-        return None
+    return found
 
 
 # Fits
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a row with one budget says of every test example, one line a draw of the labels.
+
+    ``chosen`` is what validation chose in every draw; ``num_labels`` how many were shown.
+    """
+
+    classes: Int64[np.ndarray, "draw example"]
+    chosen: Float[np.ndarray, " draw"]
+    num_labels: Int64[np.ndarray, " draw"]
+
+    def write(self, path: Path) -> None:
+        """Keep them in a file."""
+        content = save(vars(self) | {"classes": self.classes.astype(np.uint8)})
+        write_atomically(path, lambda file: file.write(content))
+
+    @classmethod
+    def read(cls, path: Path) -> Predictions | None:
+        """Those of a file; None where there is none, or one that is damaged."""
+        try:
+            arrays = load(read_bytes(path))
+            return cls(arrays["classes"].astype(np.int64), arrays["chosen"], arrays["num_labels"])
+        except (OSError, SafetensorError, KeyError):
+            return None
 
 
 def predictions(
@@ -367,12 +337,35 @@ def predictions(
             few_labels(train.labels, train.block, budget, np.random.default_rng([seed, draw]))
             for draw in range(NUM_DRAWS)
         ]
-    probes = [_fit(row.probe, train.take(index), val, seed) for index in draws]
+    probes = [fit_row(row, train.take(index), val, seed) for index in draws]
     return Predictions(
         np.stack([probe.predict(test.values) for probe in probes]),
         np.array([probe.chosen for probe in probes], float),
         np.array([len(index) for index in draws]),
     )
+
+
+@dataclass(frozen=True)
+class MajorityProbe:
+    """The same class, everywhere."""
+
+    class_id: int
+    chosen = float("nan")
+
+    def predict(self, features: Float[np.ndarray, "example dim"]) -> Int64[np.ndarray, " example"]:
+        """The class, for every example."""
+        return np.full(len(features), self.class_id)
+
+
+def fit_row(row: Row, train: Features, val: Features, seed: int) -> Probe:
+    """The probe of a row, its settings chosen on ``val`` where there are such examples."""
+    if row.probe == MAJORITY:
+        return MajorityProbe(int(np.bincount(train.labels).argmax()))
+    held_out = (val.values, val.labels) if len(val.labels) else (None, None)
+    if row.probe == "forest":
+        return fit_forest(train.values, train.labels, *held_out, seed=seed)
+    fit = fit_linear if row.probe == "linear" else fit_nearest
+    return fit(train.values, train.labels, *held_out)
 
 
 def some_of(num: int, most: int, seed: int) -> Int64[np.ndarray, " chosen"]:
@@ -406,21 +399,152 @@ def few_labels(
     return np.sort(np.concatenate(chosen))
 
 
-@dataclass(frozen=True)
-class _Majority:
-    class_id: int
-    chosen = float("nan")
-
-    def predict(self, features: Float[np.ndarray, "example dim"]) -> Int64[np.ndarray, " example"]:
-        """The same class, everywhere."""
-        return np.full(len(features), self.class_id)
+# Scores of a level
 
 
-def _fit(probe: str, train: Features, val: Features, seed: int) -> Probe:
-    if probe == MAJORITY:
-        return _Majority(int(np.bincount(train.labels).argmax()))
-    known = (val.values, val.labels) if len(val.labels) else (None, None)
-    if probe == "forest":
-        return fit_forest(train.values, train.labels, known[0], known[1], seed)
-    fit = fit_linear if probe == "linear" else fit_nearest
-    return fit(train.values, train.labels, known[0], known[1])
+def by_block(
+    true: Int64[np.ndarray, " example"],
+    predicted: Int64[np.ndarray, "draw example"],
+    block: Int64[np.ndarray, " example"],
+    num_blocks: int,
+) -> Confusions:
+    """Confusion matrices of every draw and block, for blocks numbered from 0."""
+    pair = (block * NUM_CLASSES + true) * NUM_CLASSES
+    shape = (len(predicted), num_blocks, NUM_CLASSES, NUM_CLASSES)
+    every = [np.bincount(pair + guess, minlength=math.prod(shape[1:])) for guess in predicted]
+    return np.concatenate(every).reshape(shape)
+
+
+Results = Mapping[tuple[Row, Budget], Predictions]
+
+
+def level_record(
+    examples: Mapping[str, Features],
+    results: Results,
+    zone: Shaped[np.ndarray, " example"],
+    fewest: int,
+    seed: int,
+) -> Level:
+    """Scores of predictions of the test examples: of every row, of how far rows differ from the
+    encoder's, and zone by zone.
+
+    Every row is a set of confusion matrices, one for each draw of the labels and each block of test
+    ground, so that scores, intervals and differences are sums of them. Blocks are resampled alike
+    for all rows, so differences are paired. ``examples`` are those of every split, ``zone`` that of
+    every test example; zones of less than ``fewest`` are not called the worst.
+    """
+    test = examples["test"]
+
+    def counts(
+        where: Int64[np.ndarray, " some"], some: Results
+    ) -> dict[tuple[Row, Budget], Confusions]:
+        names, block = np.unique(test.block[where].astype(str), return_inverse=True)
+        return {
+            key: by_block(test.labels[where], made.classes[:, where], block, len(names))
+            for key, made in some.items()
+        }
+
+    def drawn(scores: Scores) -> dict[str, DrawnScore]:
+        return {
+            metric: DrawnScore(**dict(scores.mean(metric)), per_draw=scores.whole[metric].tolist())
+            for metric in METRICS
+        }
+
+    cells = counts(np.arange(len(test.labels)), results)
+    times = resampled_blocks(next(iter(cells.values())).shape[1], seed)
+    scores = {key: Scores.of(each, times) for key, each in cells.items()}
+    rows = [
+        TableRow(
+            features=row.features,
+            probe=row.probe,
+            budget=budget,
+            num_labels=made.num_labels.tolist(),
+            chosen=made.chosen.tolist() if row.probe != MAJORITY else None,
+            **drawn(scores[row, budget]),
+            per_class=per_class(cells[row, budget]),
+            confusion=cells[row, budget].sum((0, 1)).tolist(),
+        )
+        for (row, budget), made in results.items()
+    ]
+    # the encoder beside every row of its own probe, and beside rows whose probe it has not
+    own = {row.probe for row, _ in results if row.features == SUBJECT}
+    differences = [
+        Difference(
+            features=subject.features,
+            probe=subject.probe,
+            budget=budget,
+            baseline=row,
+            **drawn(scores[subject, budget].minus(scores[row, budget])),
+        )
+        for subject, budget in results if subject.features == SUBJECT
+        for row, other in results
+        if other == budget and row.features != SUBJECT
+        and (row.probe == subject.probe or row.probe not in own)
+    ]  # fmt: skip
+
+    last = [budget for _, budget in results][-1]
+    largest = {key: made for key, made in results.items() if key[1] == last}
+    zones: dict[str, ZoneScores] = {}
+    reached: dict[str, float] = {}
+    for name in np.unique(zone.astype(str)).tolist():
+        there = np.flatnonzero(zone.astype(str) == name)
+        of_zone = counts(there, largest)
+        num_blocks = next(iter(of_zone.values())).shape[1]
+        times = resampled_blocks(num_blocks, seed)
+        scored = {key: Scores.of(each, times) for key, each in of_zone.items()}
+        zones[name] = ZoneScores(
+            num_examples=len(there),
+            num_blocks=num_blocks,
+            results=[
+                ZoneRow(
+                    features=row.features,
+                    probe=row.probe,
+                    budget=budget,
+                    **{metric: own_scores.mean(metric) for metric in METRICS},
+                )
+                for (row, budget), own_scores in scored.items()
+            ],
+        )
+        subjects = [each for each in zones[name].results if each.features == SUBJECT]
+        if subjects and len(there) >= fewest:
+            reached[name] = subjects[0].macro_f1.mean
+    return Level(
+        examples=Examples(**{split: counted(some) for split, some in examples.items()}),
+        results=rows,
+        differences=differences,
+        zones=Zones(
+            budget=last,
+            fewest_examples=fewest,
+            per_zone=zones,
+            worst=min(reached, key=lambda name: reached[name]) if reached else None,
+        ),
+    )
+
+
+def counted(examples: Features) -> SplitExamples:
+    """How many examples there are, and of which class."""
+    counts = np.bincount(examples.labels, minlength=len(BHARATEO_CLASSES))
+    return SplitExamples(
+        num_examples=len(examples.labels),
+        num_chips=len(np.unique(examples.chip)),
+        num_blocks=len(np.unique(examples.block.astype(str))),
+        per_class={each.name: int(counts[each.id]) for each in BHARATEO_CLASSES if counts[each.id]},
+    )
+
+
+def per_class(by_block: Confusions) -> dict[str, ClassScores]:
+    """Scores of every class that occurs, means over draws, with the blocks it lies in."""
+    num_blocks = (by_block[0].sum(-1) > 0).sum(0)
+    cells = by_block.sum(1)
+    support, taken = cells.sum(2), cells.sum(1)
+    right = np.diagonal(cells, axis1=1, axis2=2)
+    return {
+        BHARATEO_CLASSES[i].name: ClassScores(
+            f1=float((2 * right[:, i] / (support[:, i] + taken[:, i])).mean()),
+            recall=float((right[:, i] / support[:, i]).mean()),
+            precision=float((right[:, i] / np.maximum(taken[:, i], 1)).mean()),
+            support=int(support[0, i]),
+            num_blocks=int(num_blocks[i]),
+        )
+        for i in np.flatnonzero(support[0])
+    }

@@ -21,7 +21,7 @@ from bharateo.models.vit import TransformerBlock
 from bharateo.planning import (
     INDIA_KG_PER_KWH,
     MACHINES,
-    Layers,
+    ModelLayers,
     Machine,
     Plan,
     Request,
@@ -112,7 +112,7 @@ def test_flops_are_the_same_in_bf16_as_it_runs():
 @pytest.mark.parametrize("name", MODELS)
 def test_parameters_are_those_of_the_modules(name):
     model, num_bands = MODELS[name]
-    layers = Layers.of(model, num_bands, HEADS)
+    layers = ModelLayers.of(model, num_bands, HEADS)
     assert layers.num_parameters == num_parameters(built(model, num_bands))
 
 

@@ -361,11 +361,11 @@ def fit_row(row: Row, train: Features, val: Features, seed: int) -> Probe:
     """The probe of a row, its settings chosen on ``val`` where there are such examples."""
     if row.probe == MAJORITY:
         return MajorityProbe(int(np.bincount(train.labels).argmax()))
-    held_out = (val.values, val.labels) if len(val.labels) else (None, None)
+    values, labels = (val.values, val.labels) if len(val.labels) else (None, None)
     if row.probe == "forest":
-        return fit_forest(train.values, train.labels, *held_out, seed=seed)
+        return fit_forest(train.values, train.labels, values, labels, seed)
     fit = fit_linear if row.probe == "linear" else fit_nearest
-    return fit(train.values, train.labels, *held_out)
+    return fit(train.values, train.labels, values, labels)
 
 
 def some_of(num: int, most: int, seed: int) -> Int64[np.ndarray, " chosen"]:

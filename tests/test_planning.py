@@ -21,8 +21,8 @@ from bharateo.models.vit import TransformerBlock
 from bharateo.planning import (
     INDIA_KG_PER_KWH,
     MACHINES,
-    ModelLayers,
     Machine,
+    ModelLayers,
     Plan,
     Request,
     Timing,

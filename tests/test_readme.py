@@ -44,9 +44,9 @@ def test_the_readme_prints_the_attribution_of_its_data():
 
 PROMISES = {
     "Splits are geographic blocks with a buffer; no pixel is shared.": (
-        "chips/test_plan.py::test_sites_of_different_splits_are_a_buffer_apart",
+        "chips/test_ground.py::test_sites_of_different_splits_are_a_buffer_apart",
         (
-            "chips/test_sampling.py::"
+            "chips/test_layouts.py::"
             "test_no_chip_lies_within_the_buffer_of_another_splits_in_10_000_random_plans"
         ),
     ),

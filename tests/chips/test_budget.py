@@ -5,7 +5,7 @@ import pytest
 from synthetic import Labels, recipe, region
 
 from bharateo.chips.budget import Budget, budget
-from bharateo.chips.sampling import lay_out_blocks, lay_out_files
+from bharateo.chips.layouts import lay_out
 from bharateo.config import DataConfig, PlanConfig, Sentinel2Config, SplitConfig
 from bharateo.pixels.http import Traffic
 from bharateo.regions import PixelWindow
@@ -32,7 +32,7 @@ def square_recipe(landcover=None, **config) -> Recipe:
 
 def square_budget(plan: PlanConfig = PLAN, landcover=None, seasons=("rabi", "kharif")) -> Budget:
     made = square_recipe(landcover, seasons=seasons)
-    return budget(made, lay_out_blocks(made.regions, plan, 0, seasons))
+    return budget(made, lay_out(made.regions, plan, 0, seasons))
 
 
 def test_of_a_whole_square_the_totals_are_those_worked_out_by_hand():
@@ -125,7 +125,7 @@ def test_the_line_and_the_table_say_it_in_units():
 def test_files_of_ones_own_cost_no_network():
     place = replace(region("r", 500, 500), squares=tuple((0, col) for col in range(0, 500, 100)))
     made = recipe(place)
-    layout = lay_out_files(made.regions, PlanConfig("files", 64, split=None), 0)
+    layout = lay_out(made.regions, PlanConfig("files", 64, split=None), 0)
     found = budget(made, layout)
     assert found.traffic is None
     assert (found.num_chips, found.num_units, found.by_zone) == (5, 1, {"all": 5})

@@ -8,7 +8,7 @@ from synthetic import Labels, two_regions
 
 from bharateo.chips import workers as working
 from bharateo.chips.build import build
-from bharateo.chips.plan import Unit
+from bharateo.chips.layouts import Unit
 from bharateo.chips.workers import Workers
 from bharateo.config import PlanConfig
 from bharateo.errors import BuildError, ConfigError

@@ -9,7 +9,8 @@ import rasterio
 from affine import Affine
 from odc.geo.geobox import GeoBox
 
-from bharateo.chips.build import build, site_plan
+from bharateo.chips.build import build
+from bharateo.chips.layouts import lay_out
 from bharateo.chips.workers import Workers
 from bharateo.config import (
     DataConfig,
@@ -249,9 +250,9 @@ def test_ground_between_the_files_is_not_read(chips, label_raster):
 
 
 def test_two_processes_give_the_same_bytes_as_one(chips, label_raster, tmp_path, monkeypatch):
-    from bharateo.chips import sampling
+    from bharateo.chips import layouts
 
-    monkeypatch.setattr(sampling, "FILES_PER_UNIT", 7)
+    monkeypatch.setattr(layouts, "FILES_PER_UNIT", 7)
     folders = tmp_path / "one", tmp_path / "two"
     for folder, processes in zip(folders, (1, 2), strict=True):
         made = recipe(chips, label_raster)
@@ -724,7 +725,7 @@ def test_the_example_builds_from_the_real_delhi_chips(tmp_path):
     made = geotiff_recipe(data)
     (region,) = made.regions
     assert len(region.squares) == 1536
-    planned = [site for unit in site_plan(made, data.plan, 42).units for site in unit.sites]
+    planned = [site for unit in lay_out(made.regions, data.plan, 42).units for site in unit.sites]
     assert len(planned) == 1536  # none is lost to the buffer
     dataset = build(made, data.plan, tmp_path / "d", 42)
     assert dataset.num_chips == 1536

@@ -13,7 +13,7 @@ import numpy as np
 
 from bharateo.accounting import Row
 from bharateo.chips.cut import read_windows
-from bharateo.chips.plan import SitePlan
+from bharateo.chips.layouts import Layout
 from bharateo.pixels.http import Traffic
 from bharateo.sources import Recipe
 
@@ -80,10 +80,10 @@ class Budget:
         ]  # fmt: skip
 
 
-def budget(recipe: Recipe, layout: SitePlan) -> Budget:
+def budget(recipe: Recipe, layout: Layout) -> Budget:
     """The budget of a plan whose sites are laid out (strategies ``blocks`` and ``files``)."""
     sites = [site for unit in layout.units for site in unit.sites or ()]
-    plan, sensor = layout.config, recipe.image.sensor
+    plan, sensor = layout.plan, recipe.image.sensor
     chip_bytes = plan.size_px**2 * (sensor.num_bands * np.dtype(sensor.dtype).itemsize + 1)
     chip_bytes += plan.size_px * -(-plan.size_px // 8)
     scenes = {(unit.region_index, unit.occasion) for unit in layout.units}
@@ -99,7 +99,7 @@ def budget(recipe: Recipe, layout: SitePlan) -> Budget:
     )
 
 
-def _traffic(recipe: Recipe, layout: SitePlan, num_scenes: int) -> Traffic | None:
+def _traffic(recipe: Recipe, layout: Layout, num_scenes: int) -> Traffic | None:
     opened = recipe.image.opening_cost()
     total = Traffic(opened.requests * num_scenes, opened.bytes * num_scenes)
     for unit in layout.units:

@@ -27,9 +27,17 @@ from jaxtyping import Float64, UInt8
 from bharateo.chips import claim, describe
 from bharateo.chips.budget import budget
 from bharateo.chips.cut import Cutter, Layers, read_windows, thin_step
-from bharateo.chips.plan import SitePlan, Unit, check, check_splits, lay_out
+from bharateo.chips.layouts import (
+    LAYOUTS,
+    ByPixels,
+    Layout,
+    Look,
+    Unit,
+    check,
+    check_splits,
+    lay_out,
+)
 from bharateo.chips.progress import Progress, Tally, say_nothing
-from bharateo.chips.sampling import Look, lay_out_blocks, lay_out_files
 from bharateo.chips.scratch import Scratch
 from bharateo.chips.store import (
     BUILD_FOLDER,
@@ -103,22 +111,9 @@ def build(
     return Dataset.open(output)
 
 
-def site_plan(recipe: Recipe, plan: PlanConfig, seed: int, look: Look | None = None) -> SitePlan:
-    """Where a recipe's chips lie. ``look`` shows classes near places, for strategy ``blocks``.
-
-    Raises:
-        ConfigError: a value is out of range, or a chip fits nowhere.
-    """
-    if plan.strategy == "files":
-        return lay_out_files(recipe.regions, plan, seed)
-    if plan.strategy == "blocks":
-        return lay_out_blocks(recipe.regions, plan, seed, recipe.image.occasion_names, look)
-    return lay_out(recipe.regions, plan, seed)
-
-
 def coarse_look(recipe: Recipe, plan: PlanConfig) -> Look | None:
     """The label source's coarse view, where the plan has a use for it."""
-    balanced = plan.strategy == "blocks" and plan.min_classes
+    balanced = LAYOUTS[plan.strategy].balanced and plan.min_classes
     return recipe.landcover.overview if balanced else None
 
 
@@ -136,6 +131,7 @@ class _Build:
         say: Callable[[str], None],
     ) -> None:
         self.recipe, self.plan, self.seed, self.say = recipe, plan, seed, say
+        self.fetched = LAYOUTS[plan.strategy].fetched
         self.output, self.scratch = output, scratch
         sensor = recipe.image.sensor
         self.units = Scratch(self.scratch, sensor.dtype, sensor.num_bands, plan.size_px)
@@ -149,7 +145,9 @@ class _Build:
         self, head: Mapping[str, Any], workers: Workers | None, recipe_text: str | None
     ) -> None:
         """Make the dataset; ``head`` is its identity."""
-        layout = site_plan(self.recipe, self.plan, self.seed, self._kept_look())
+        recipe, look = self.recipe, self._kept_look()
+        occasions = recipe.image.occasion_names
+        layout = lay_out(recipe.regions, self.plan, self.seed, occasions, look)
         self._announce(layout)
         units = self._with_scenes(layout.units)
         self._thin = self._overview_steps(units)
@@ -183,18 +181,16 @@ class _Build:
             write_text(self.output / RECIPE_FILE, recipe_text)
         write_json(self.output / DATASET_FILE, description | {"failed": self.failed})
 
-    def _announce(self, layout: SitePlan) -> None:
+    def _announce(self, layout: Layout) -> None:
         """Say what will be read, and what ready-made chips will not."""
-        if self.plan.strategy == "blocks":
+        if layout.fetched:
             self.say(budget(self.recipe, layout).line())
-        if self.plan.strategy == "files":
+        if layout.num_left_out:
             num_files = sum(len(region.squares) for region in self.recipe.regions)
-            num_sites = sum(len(unit.sites or ()) for unit in layout.units)
-            if num_sites < num_files:
-                self.say(
-                    f"{num_files - num_sites} of {num_files} chips are left out: they lie nearer "
-                    "than plan.split.buffer_px to chips of another split"
-                )
+            self.say(
+                f"{layout.num_left_out} of {num_files} chips are left out: they lie nearer "
+                "than plan.split.buffer_px to chips of another split"
+            )
 
     # Step 1: a look at the labels
 
@@ -254,12 +250,10 @@ class _Build:
         regions = self.recipe.regions
         return {index: thin_step(regions[index], OVERVIEW_PX) for index in largest}
 
-    def _cut_all(self, layout: SitePlan, units: Sequence[Unit], workers: Workers | None) -> None:
+    def _cut_all(self, layout: Layout, units: Sequence[Unit], workers: Workers | None) -> None:
         """Cut every unit that has not been, or whose pixels have gone, until its scene will do."""
-        whole = any(unit.sites is None for unit in units)
-        cutter = Cutter(
-            self.recipe.image, self.recipe.landcover, self.plan, layout if whole else None
-        )
+        by_pixels = layout if isinstance(layout, ByPixels) else None
+        cutter = Cutter(self.recipe.image, self.recipe.landcover, self.plan, by_pixels)
         bench, failures = Bench(cutter, self.units), dict[int, SourceError]()
         num = len(units)
         while True:
@@ -345,7 +339,7 @@ class _Build:
                 instead=there and self.units.record(index)["scene"] in wrong,
             )
         tally = Tally(len(units), len(units) - len(jobs), self.progress)
-        attempts = 2 if self.plan.strategy == "blocks" else 1
+        attempts = 2 if self.fetched else 1
         for index, outcome in run_all(bench, jobs, workers, attempts):
             if not isinstance(outcome, SourceError):
                 tally.add(outcome)
@@ -378,11 +372,11 @@ class _Build:
         return wrong
 
     def _check_failures(self, failures: Mapping[int, SourceError], units: Sequence[Unit]) -> None:
-        allowed = int(self.plan.max_failed * len(units)) if self.plan.strategy == "blocks" else 0
+        allowed = int(self.plan.max_failed * len(units)) if self.fetched else 0
         if len(failures) <= allowed:
             return
         last = list(failures.values())[-1]
-        if len(units) == 1 or self.plan.strategy != "blocks":
+        if len(units) == 1 or not self.fetched:
             raise last
         raise BuildError(
             f"{len(failures)} of {len(units)} units could not be read, more than the {allowed} "
@@ -403,7 +397,7 @@ class _Build:
 
     def _check(self, records: Sequence[Mapping[str, Any]]) -> None:
         splits: Counter[str] = sum((Counter(r["splits"]) for r in records), Counter())
-        if not splits and self.plan.strategy in ("blocks", "files"):
+        if not splits and not LAYOUTS[self.plan.strategy].by_pixels:
             raise EmptyRegionError(
                 f"no chip is left: none of {sum(r['num_pixels'] for r in records):,} pixels read "
                 f"from {self.recipe.image.name} makes a square with "

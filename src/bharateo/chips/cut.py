@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Bool, Int64, Shaped, UInt8
 
 from bharateo import geography
-from bharateo.chips.plan import Site, SitePlan, Unit
+from bharateo.chips.ground import Site
+from bharateo.chips.layouts import ByPixels, Unit
 from bharateo.chips.statistics import Sums
 from bharateo.config import PlanConfig
 from bharateo.errors import EmptyRegionError, SourceError
@@ -73,7 +74,7 @@ class Cutter:
     image: ImageSource
     landcover: LabelSource
     plan: PlanConfig
-    layout: SitePlan | None = None
+    layout: ByPixels | None = None
 
     def cut(
         self, unit: Unit, region: Region, scene: Any = None, thin_px: int | None = None

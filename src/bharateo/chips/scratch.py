@@ -18,7 +18,7 @@ import numpy as np
 
 from bharateo.chips import describe
 from bharateo.chips.cut import Piece
-from bharateo.chips.plan import Unit
+from bharateo.chips.layouts import Unit
 from bharateo.chips.store import LAYERS
 from bharateo.errors import BuildError
 from bharateo.files import write_atomically, write_json

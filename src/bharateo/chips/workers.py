@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bharateo.chips.cut import Cutter
-from bharateo.chips.plan import Unit
+from bharateo.chips.layouts import Unit
 from bharateo.chips.scratch import Kept, Scratch
 from bharateo.errors import BuildError, ConfigError, SourceError, UnreachableError
 from bharateo.machine import num_cores

@@ -70,24 +70,25 @@ def build(
 def dry_run(config: Config, display: Display, mbit: float, num_cores: int) -> None:
     """Print what a build would take at ``mbit`` Mbit/s, without reading a pixel of the image."""
     from bharateo.chips.budget import budget
-    from bharateo.chips.build import coarse_look, site_plan
+    from bharateo.chips.build import coarse_look
+    from bharateo.chips.layouts import LAYOUTS, lay_out
     from bharateo.errors import UnreachableError
 
     recipe, plan, seed = open_recipe(config.data, display), config.data.plan, config.data.seed
-    if plan.strategy not in ("blocks", "files"):
+    if LAYOUTS[plan.strategy].by_pixels:
         raise ConfigError(
             f"plan.strategy {plan.strategy!r} chooses its chips by looking at the pixels, so there "
             "is nothing to print beforehand: --dry-run is for the strategies blocks and files"
         )
-    look = coarse_look(recipe, plan)
+    look, occasions = coarse_look(recipe, plan), recipe.image.occasion_names
     try:
-        layout = site_plan(recipe, plan, seed, look)
+        layout = lay_out(recipe.regions, plan, seed, occasions, look)
     except UnreachableError as error:
         display.say(
             "The labels' overviews cannot be seen, so all ground is taken for land and classes "
             f"are not balanced: {str(error).split(';')[0]}."
         )
-        layout = site_plan(recipe, plan, seed)
+        layout = lay_out(recipe.regions, plan, seed, occasions)
     display.table("what the build will take", budget(recipe, layout).rows(mbit, num_cores))
 
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from odc.geo.geobox import GeoBox
 from synthetic import region
 
-from bharateo.chips.plan import CELL_PX, Site, lay_out, plan_sites, split_counts
+from bharateo.chips.ground import Site, split_counts
+from bharateo.chips.layouts import CELL_PX, check_splits, lay_out
 from bharateo.config import PlanConfig, SplitConfig
 from bharateo.errors import ConfigError
 from bharateo.regions import NAMED_ROIS, Region, Roi, worldcover_region
@@ -49,6 +50,15 @@ def drawn_sites(regions: list[Region], plan: PlanConfig, seed: int) -> list[Site
         candidates = layout.candidates(index)
         first = candidates if plan.strategy == "grid" else (next(candidates) for _ in range(60))
         sites += [site for site in first if layout.is_clear(site)]
+    return sites
+
+
+def plan_sites(regions: list[Region], plan: PlanConfig, seed: int) -> list[Site]:
+    """All sites of a plan, taking every pixel for usable."""
+    layout = lay_out(regions, plan, seed)
+    indices = range(len(regions))
+    sites = [site for index in indices for site in layout.select(index, lambda site: site)]
+    check_splits(Counter(site.split for site in sites), plan)
     return sites
 
 
@@ -206,14 +216,14 @@ def test_overlap_is_found_across_the_antimeridian_and_reference_systems():
     ("plan", "said"),
     [
         (PlanConfig(size_px=481), "size_px <= 480 or block_px >= 513"),
-        (PlanConfig(size_px=0), "size_px 0"),
+        (PlanConfig(size_px=0), r"plan: size_px: input should be greater.* 0; correct"),
         (PlanConfig(split=SplitConfig(val=0.5, test=0.5)), "val 0.5 and plan.split.test 0.5"),
-        (PlanConfig(split=SplitConfig(val=-0.1)), "val -0.1"),
-        (PlanConfig(split=SplitConfig(buffer_px=-1)), "buffer_px -1"),
+        (PlanConfig(split=SplitConfig(val=-0.1)), r"split\.val: .* not -0.1"),
+        (PlanConfig(split=SplitConfig(buffer_px=-1)), r"split\.buffer_px: .* not -1"),
         (PlanConfig("random", 128), "chips_per_roi None"),
         (PlanConfig("grid", 128, 12), "chips_per_roi 12"),
-        (PlanConfig("spiral"), "'spiral'"),  # type: ignore[arg-type]
-        (PlanConfig(min_valid_fraction=50), "min_valid_fraction 50"),
+        (PlanConfig("spiral"), r"strategy: .* 'blocks' or 'files', not 'spiral'"),  # type: ignore[arg-type]
+        (PlanConfig(min_valid_fraction=50), r"min_valid_fraction: .* not 50"),
         (PlanConfig("grid", 4096, split=None), "'delhi_ncr' is 2048 x 2048 px, smaller than"),
     ],
 )

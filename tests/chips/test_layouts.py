@@ -14,8 +14,8 @@ from odc.geo.crs import CRS
 from odc.geo.geobox import GeoBox
 from synthetic import region
 
-from bharateo.chips.plan import Site, SitePlan, lay_out
-from bharateo.chips.sampling import lay_out_blocks, lay_out_files, share_evenly
+from bharateo.chips.ground import Site
+from bharateo.chips.layouts import ByPixels, Layout, lay_out, share_evenly
 from bharateo.config import PlanConfig, SplitConfig
 from bharateo.errors import ConfigError
 from bharateo.geography import to_lonlat
@@ -26,7 +26,7 @@ from bharateo.sources.areas import sentinel2_regions
 BLOCKS = PlanConfig("blocks", 24, split=SplitConfig(64, 8, 0.1, 0.2), chips_per_block=None)
 
 
-def sites_of(plan: SitePlan) -> list[Site]:
+def sites_of(plan: Layout) -> list[Site]:
     return [site for unit in plan.units for site in unit.sites or ()]
 
 
@@ -147,11 +147,10 @@ def random_plan(random) -> tuple[list[Region], PlanConfig]:
 
 
 def planned(regions: list[Region], plan: PlanConfig, seed: int) -> list[Site]:
-    if plan.strategy == "grid":
-        layout = lay_out(regions, plan, seed)
+    layout = lay_out(regions, plan, seed)
+    if isinstance(layout, ByPixels):
         return [s for i in range(len(regions)) for s in layout.select(i, lambda site: site)]
-    lay = lay_out_files if plan.strategy == "files" else lay_out_blocks
-    return sites_of(lay(regions, plan, seed))
+    return sites_of(layout)
 
 
 def least_room(regions: list[Region], sites: list[Site], size_px: int, buffer_px: int) -> float:
@@ -237,26 +236,26 @@ def test_zones_share_evenly_whatever_their_size():
     large, small = shapely.box(0, 0, 900, 640), shapely.box(900, 0, 1280, 500)
     tiny = shapely.box(900, 500, 1280, 640)
     place = zoned(place, ("large", large), ("small", small), ("tiny", tiny))
-    capacity = Counter(site.zone for site in sites_of(lay_out_blocks([place], BLOCKS, 0)))
+    capacity = Counter(site.zone for site in sites_of(lay_out([place], BLOCKS, 0)))
     assert capacity["large"] > 2 * capacity["small"] > 4 * capacity["tiny"] > 0
     for wanted in (10, 11, 90, 400, 5000):
         plan = replace(BLOCKS, num_chips=wanted)
-        num = Counter(site.zone for site in sites_of(lay_out_blocks([place], plan, 1)))
+        num = Counter(site.zone for site in sites_of(lay_out([place], plan, 1)))
         assert num == Counter(share_evenly(dict(capacity), wanted))
 
 
 def test_so_many_chips_come_as_are_asked_for_and_no_more_of_a_block():
     place = region("r", 640, 1280)
-    capacity = len(sites_of(lay_out_blocks([place], BLOCKS, 0)))
+    capacity = len(sites_of(lay_out([place], BLOCKS, 0)))
     assert capacity == 10 * 20 * 4
     for per_block in (1, 3, 4, 9):
         plan = replace(BLOCKS, chips_per_block=per_block)
-        everything = sites_of(lay_out_blocks([place], plan, 0))
+        everything = sites_of(lay_out([place], plan, 0))
         of_block = Counter(site.block for site in everything)
         assert {*of_block.values()} == {min(per_block, 4)}
         assert len(of_block) == 200
         for wanted in (1, 50, 77, capacity):
-            sites = sites_of(lay_out_blocks([place], replace(plan, num_chips=wanted), 0))
+            sites = sites_of(lay_out([place], replace(plan, num_chips=wanted), 0))
             assert len(sites) == min(wanted, len(everything))
             assert max(Counter(site.block for site in sites).values()) <= per_block
 
@@ -264,7 +263,7 @@ def test_so_many_chips_come_as_are_asked_for_and_no_more_of_a_block():
 def test_every_occasion_takes_the_same_sites_and_a_share_of_the_chips():
     place = region("r", 640, 640)
     plan = replace(BLOCKS, num_chips=50)
-    layout = lay_out_blocks([place], plan, 0, ("rabi", "kharif", "summer"))
+    layout = lay_out([place], plan, 0, ("rabi", "kharif", "summer"))
     by_occasion = defaultdict(list)
     for unit in layout.units:
         by_occasion[unit.occasion] += unit.sites
@@ -287,9 +286,7 @@ def share_of_the_west(balance: float, west_px: int) -> float:
         return np.where(lon < border, 6, 1).astype(np.uint8)
 
     sites = [
-        site
-        for seed in range(6)
-        for site in sites_of(lay_out_blocks([place], plan, seed, look=look))
+        site for seed in range(6) for site in sites_of(lay_out([place], plan, seed, look=look))
     ]
     return sum(site.col < west_px for site in sites) / len(sites)
 
@@ -309,15 +306,13 @@ def test_sea_is_never_chosen_when_there_is_a_look():
         assert lon.shape == lat.shape
         return np.where(lon < coast, 1, IGNORE).astype(np.uint8)
 
-    blind = sites_of(lay_out_blocks([place], BLOCKS, 0))
-    seeing = sites_of(lay_out_blocks([place], BLOCKS, 0, look=look))
+    blind = sites_of(lay_out([place], BLOCKS, 0))
+    seeing = sites_of(lay_out([place], BLOCKS, 0, look=look))
     assert max(block_place(site)[1] for site in blind) == 19
     assert max(block_place(site)[1] for site in seeing) == 4  # 256 to 320
     assert len(seeing) == 10 * 5 * 4
     with pytest.raises(ConfigError, match=r"fits the area.*open sea, without labels"):
-        lay_out_blocks(
-            [place], BLOCKS, 0, look=lambda lon, lat: np.full(len(lon), IGNORE, np.uint8)
-        )
+        lay_out([place], BLOCKS, 0, look=lambda lon, lat: np.full(len(lon), IGNORE, np.uint8))
 
 
 def test_classes_are_looked_up_at_places_spread_over_every_block():
@@ -328,7 +323,7 @@ def test_classes_are_looked_up_at_places_spread_over_every_block():
         asked.append((lon, lat))
         return np.zeros(len(lon), np.uint8)
 
-    lay_out_blocks([place], BLOCKS, 0, look=look)
+    lay_out([place], BLOCKS, 0, look=look)
     ((lon, lat),) = asked
     assert len(lon) == 4 * 64
     to_pixels = pyproj.Transformer.from_crs("EPSG:4326", "EPSG:32643", always_xy=True).transform
@@ -364,9 +359,9 @@ def zoned_plans(draw: st.DrawFn) -> tuple[Region, PlanConfig, int]:
     return place, plan, draw(st.integers(0, 99))
 
 
-def laid_out(place: Region, plan: PlanConfig, seed: int) -> SitePlan | None:
+def laid_out(place: Region, plan: PlanConfig, seed: int) -> Layout | None:
     try:
-        return lay_out_blocks([place], plan, seed)
+        return lay_out([place], plan, seed)
     except ConfigError as error:
         assert "no square of plan.size_px" in str(error)
         return None
@@ -429,14 +424,14 @@ def test_the_same_seed_gives_the_same_plan(case):
 def test_another_seed_gives_another_plan():
     place = region("r", 640, 640)
     plan = replace(BLOCKS, chips_per_block=1, num_chips=30)
-    plans = [sites_of(lay_out_blocks([place], plan, seed)) for seed in range(3)]
+    plans = [sites_of(lay_out([place], plan, seed)) for seed in range(3)]
     assert plans[0] != plans[1] != plans[2] != plans[0]
 
 
 def test_an_area_without_room_for_a_chip_is_refused():
     place = zoned(region("r", 200, 200), ("thin", shapely.box(0, 0, 200, 20)))
     with pytest.raises(ConfigError, match=r"no square of plan\.size_px 24 fits the area: enlarge"):
-        lay_out_blocks([place], BLOCKS, 0)
+        lay_out([place], BLOCKS, 0)
 
 
 def test_a_corner_of_the_area_too_small_for_a_chip_does_not_stop_the_rest():
@@ -448,7 +443,7 @@ def test_a_corner_of_the_area_too_small_for_a_chip_does_not_stop_the_rest():
         ("43RGM", True),
         ("43RGL", False),
     ]
-    layout = lay_out_blocks(regions, PlanConfig("blocks", unit_blocks=(1, 1)), 0)
+    layout = lay_out(regions, PlanConfig("blocks", unit_blocks=(1, 1)), 0)
     assert {site.region for site in sites_of(layout)} == {"43RGL"}
 
 
@@ -458,7 +453,7 @@ def test_a_corner_of_the_area_too_small_for_a_chip_does_not_stop_the_rest():
 def test_blocks_of_every_zone_are_dealt_out_by_the_fractions():
     place = halves(region("r", 640, 1280))
     split = SplitConfig(64, 8, 0.1, 0.3)
-    sites = sites_of(lay_out_blocks([place], replace(BLOCKS, split=split), 0))
+    sites = sites_of(lay_out([place], replace(BLOCKS, split=split), 0))
     blocks = Counter({(site.block, site.zone, site.split) for site in sites})
     num = Counter((zone, split) for _, zone, split in blocks)
     assert num == {
@@ -471,7 +466,7 @@ def test_blocks_of_every_zone_are_dealt_out_by_the_fractions():
 def test_leaving_one_zone_out_puts_all_of_it_in_test_and_nothing_else():
     place = halves(region("r", 640, 1280))
     split = SplitConfig(64, 8, 0.1, 0.3, test_zones=("east",))
-    sites = sites_of(lay_out_blocks([place], replace(BLOCKS, split=split), 0))
+    sites = sites_of(lay_out([place], replace(BLOCKS, split=split), 0))
     assert {site.split for site in sites if site.zone == "east"} == {"test"}
     assert {site.split for site in sites if site.zone == "west"} == {"train", "val"}
     blocks = Counter(split for split, _ in {(s.split, s.block) for s in sites if s.zone == "west"})
@@ -482,7 +477,7 @@ def test_zones_can_be_held_out_for_validation_too_in_several_regions():
     regions = [halves(region(f"r{i}", 320, 640, row=1000 * i)) for i in range(2)]
     third = zoned(region("r2", 320, 320, row=3000), ("south", shapely.box(0, 0, 320, 320)))
     split = SplitConfig(64, 8, 0.1, 0.3, val_zones=("west",), test_zones=("east",))
-    sites = sites_of(lay_out_blocks([*regions, third], replace(BLOCKS, split=split), 0))
+    sites = sites_of(lay_out([*regions, third], replace(BLOCKS, split=split), 0))
     found = {(site.zone, site.split) for site in sites}
     assert found == {("west", "val"), ("east", "test"), ("south", "train")}
 
@@ -492,12 +487,12 @@ def test_a_zone_that_does_not_exist_is_named_with_those_that_do(key):
     place = halves(region("r", 320, 640))
     split = SplitConfig(64, 8, **{key: ("Delhi",)})
     with pytest.raises(ConfigError, match=r"zone 'Delhi' of plan.split has no block .*west, east"):
-        lay_out_blocks([place], replace(BLOCKS, split=split), 0)
+        lay_out([place], replace(BLOCKS, split=split), 0)
 
 
 def test_without_a_split_all_is_train_and_blocks_are_of_1024_pixels():
     plan = replace(BLOCKS, size_px=500, split=None)
-    sites = sites_of(lay_out_blocks([region("r", 2048, 1500)], plan, 0))
+    sites = sites_of(lay_out([region("r", 2048, 1500)], plan, 0))
     assert {site.split for site in sites} == {"train"}
     assert Counter(site.block for site in sites) == {"r/0-0": 4, "r/1-0": 4}
 
@@ -507,7 +502,7 @@ def test_overlapping_regions_give_way_to_test_before_val_before_train():
     one, other = region("one", 320, 320), region("other", 320, 320, row=13, col=200)
     split = SplitConfig(64, 8, 0.2, 0.3)
     plan = replace(BLOCKS, split=split)
-    layout = lay_out_blocks([one, other], plan, 3)
+    layout = lay_out([one, other], plan, 3)
     lost = Counter({"train": 0, "val": 0, "test": 0})
     for index in (0, 1):
         kept = {(s.row, s.col) for s in sites_of(layout) if s.region_index == index}
@@ -538,7 +533,7 @@ def gap(one: Site, other: Site) -> int:
 def test_every_square_is_a_site_where_all_are_far_apart():
     squares = [(row, col) for row in range(0, 900, 90) for col in range(0, 1800, 90)]
     place = with_squares(region("r", 1000, 1900), *squares)
-    layout = lay_out_files([place], FILES, 0)
+    layout = lay_out([place], FILES, 0)
     sites = sites_of(layout)
     assert sorted((site.row, site.col) for site in sites) == sorted(squares)
     assert [len(unit.sites) for unit in layout.units] == [64, 64, 64, 8]
@@ -552,7 +547,7 @@ def test_squares_too_near_each_other_go_to_one_split_together():
     pairs = [((row, col), (row, col + 24)) for row in range(0, 1800, 90) for col in (50, 242, 434)]
     squares = [square for pair in pairs for square in pair]
     place = with_squares(region("r", 1900, 600), *squares)
-    sites = {(s.row, s.col): s for s in sites_of(lay_out_files([place], FILES, 0))}
+    sites = {(s.row, s.col): s for s in sites_of(lay_out([place], FILES, 0))}
     assert len(sites) == len(squares)
     assert {site.split for site in sites.values()} == {"train", "val", "test"}
     for one, other in pairs:
@@ -566,7 +561,7 @@ def test_in_a_group_wider_than_a_block_test_is_kept_before_val_before_train():
     place = with_squares(region("r", 20, 2300), *squares)
     rank = {"train": 0, "val": 1, "test": 2}
     for seed in range(5):
-        sites = sorted(sites_of(lay_out_files([place], FILES, seed)), key=lambda site: site.col)
+        sites = sorted(sites_of(lay_out([place], FILES, seed)), key=lambda site: site.col)
         for one, other in pairwise(sites):
             assert one.split == other.split or gap(one, other) >= 8
         kept = {site.col: site for site in sites}
@@ -580,7 +575,7 @@ def test_in_a_group_wider_than_a_block_test_is_kept_before_val_before_train():
 def test_the_gap_of_the_buffer_itself_is_enough():
     for gap_px, num_blocks in ((7, 1), (8, 2)):
         place = with_squares(region("r", 20, 200), (0, 50), (0, 70 + gap_px))
-        sites = sites_of(lay_out_files([place], FILES, 0))
+        sites = sites_of(lay_out([place], FILES, 0))
         assert len({site.block for site in sites}) == num_blocks
 
 
@@ -592,7 +587,7 @@ def test_squares_between_the_pixels_keep_the_buffer_where_they_really_are():
         corners = corners.reshape(-1, 2)[random.permutation(17 * 17)[:60]]
         real = corners + random.uniform(-0.45, 0.45, corners.shape)
         place = with_squares(region("r", 430, 430), *map(tuple, np.maximum(real, 0).tolist()))
-        sites = sites_of(lay_out_files([place], replace(FILES, split=SplitConfig(64, 4)), seed))
+        sites = sites_of(lay_out([place], replace(FILES, split=SplitConfig(64, 4)), seed))
         at = np.array(place.squares)[
             [np.abs(np.array(place.squares) - (s.row, s.col)).max(axis=1).argmin() for s in sites]
         ]
@@ -609,7 +604,7 @@ def test_files_of_overlapping_regions_keep_apart_too():
         with_squares(region("a", 300, 300), *squares),
         with_squares(region("b", 300, 300, row=26, col=26), *squares),
     ]
-    sites = sites_of(lay_out_files(regions, FILES, 1))
+    sites = sites_of(lay_out(regions, FILES, 1))
     assert 30 < len(sites) < 50
     places = [
         (site.row + 26 * site.region_index, site.col + 26 * site.region_index) for site in sites
@@ -622,4 +617,9 @@ def test_files_of_overlapping_regions_keep_apart_too():
 
 def test_a_source_without_files_has_no_plan_of_files():
     with pytest.raises(ConfigError, match="'files' needs a source of ready-made chips"):
-        lay_out_files([region("r", 100, 100)], FILES, 0)
+        lay_out([region("r", 100, 100)], FILES, 0)
+
+
+def test_where_no_block_has_room_there_is_nothing_to_look_at():
+    with pytest.raises(ConfigError, match=r"no square of plan\.size_px 24 fits the area"):
+        lay_out([region("r", 20, 20)], BLOCKS, 0, look=lambda lon, lat: np.zeros(0, np.uint8))

@@ -12,7 +12,6 @@ from bharateo.evaluation.cross_validation import (
     as_json,
     cross_validate,
     fit_few,
-    logits_of,
     spatial_groups,
     tempered,
     trials,
@@ -134,5 +133,5 @@ def test_tempered_probabilities_are_as_sure_as_held_out_points_allow():
     assert loss(calm) < loss(probe)
     assert (calm.predict(there) == probe.predict(there)).all()
     np.testing.assert_allclose(
-        logits_of(calm, there) * temperature, logits_of(probe, there), rtol=1e-4, atol=1e-4
+        calm.logits(there) * temperature, probe.logits(there), rtol=1e-4, atol=1e-4
     )

@@ -84,7 +84,7 @@ def test_regularisation_is_the_one_with_the_best_macro_f1_on_validation(monkeypa
         for strength in STRENGTHS
     }
     assert len({*scores.values()}) > 1
-    assert scores[chosen.strength] == pytest.approx(max(scores.values()), abs=0.02)
+    assert scores[chosen.chosen] == pytest.approx(max(scores.values()), abs=0.02)
 
 
 def test_neighbours_are_chosen_on_validation_and_vote():
@@ -94,7 +94,7 @@ def test_neighbours_are_chosen_on_validation_and_vote():
     nearest = probe.nearest_labels(val[0])
     scores = {num: macro_f1(val[1], probes._vote(nearest[:, :num])) for num in NEIGHBOURS}
     assert len({*scores.values()}) > 1
-    assert scores[probe.neighbours] == max(scores.values())
+    assert scores[probe.chosen] == max(scores.values())
 
 
 def test_of_classes_with_equal_votes_that_of_the_nearest_wins():
@@ -146,7 +146,7 @@ def test_a_probe_comes_back_from_its_file_as_it_was(tmp_path):
     loaded, about = load_probe(tmp_path / "probe.safetensors")
     queries, _ = blobs(20, seed=3)
     assert np.array_equal(loaded.probabilities(queries), probe.probabilities(queries))
-    assert (loaded.strength, about) == (probe.strength, {"features": "encoder"})
+    assert (loaded.chosen, about) == (probe.chosen, {"features": "encoder"})
 
 
 def test_a_file_that_is_no_probe_is_refused(tmp_path):

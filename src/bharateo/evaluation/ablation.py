@@ -301,7 +301,7 @@ def probe(run: Run) -> ProbeRecord:
     predicted = fitted.predict(test.values)
     names, block = np.unique(test.block.astype(str), return_inverse=True)
     return ProbeRecord(
-        strength=fitted.strength,
+        strength=fitted.chosen,
         num_train=len(train.labels),
         num_test=len(test.labels),
         confusion={

@@ -7,12 +7,12 @@ a person's points, however much of the map each will cover.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 
 from bharateo.errors import DatasetError
 from bharateo.evaluation.intervals import interval_of_splits
@@ -129,41 +129,28 @@ def cross_validate(
     """
     splits = trials(labels, groups, seed)
     weight = 1 / np.bincount(labels)[labels]
+    num_groups, num_classes = len(np.unique(groups)), labels.max() + 1
+    num_fitted, num_scored = (
+        float(np.mean([len(each) for each in some]))
+        for some in zip(*((split.fitted, split.scored) for split in splits), strict=True)
+    )
     scores = {}
     for name, values in features.items():
-        hits = [
-            fit_few(values[split.fitted], labels[split.fitted]).predict(values[split.scored])
-            == labels[split.scored]
-            for split in splits
-        ]
-        scores[name] = _score(splits, hits, labels, weight, groups)
+        right, asked, by_split = np.zeros(len(labels)), np.zeros(len(labels)), []
+        for split in splits:
+            probe = fit_few(values[split.fitted], labels[split.fitted])
+            hits = probe.predict(values[split.scored]) == labels[split.scored]
+            right[split.scored] += hits
+            asked[split.scored] += 1
+            by_split.append(np.average(hits, weights=weight[split.scored]))
+        hit, held = (np.bincount(labels, each, num_classes) for each in (right, asked))
+        recall = np.where(held > 0, hit / np.maximum(held, 1), np.nan)
+        value = float(np.nanmean(recall))
+        reach = interval_of_splits(
+            np.array(by_split), num_fitted, num_scored, num_groups, len(labels)
+        )
+        scores[name] = Score(value, max(value - reach, 0.0), min(value + reach, 1.0), recall)
     return scores
-
-
-def _score(
-    splits: list[Trial],
-    hits: list[Bool[np.ndarray, " _"]],
-    labels: Int64[np.ndarray, " example"],
-    weight: Float[np.ndarray, " example"],
-    groups: Int64[np.ndarray, " example"],
-) -> Score:
-    by_split = np.array([
-        np.average(hit, weights=weight[split.scored])
-        for split, hit in zip(splits, hits, strict=True)
-    ])  # fmt: skip
-    right, asked = np.zeros(len(labels)), np.zeros(len(labels))
-    for split, hit in zip(splits, hits, strict=True):
-        right[split.scored] += hit
-        asked[split.scored] += 1
-    num_classes = labels.max() + 1
-    hit, held = (np.bincount(labels, each, num_classes) for each in (right, asked))
-    recall = np.where(held > 0, hit / np.maximum(held, 1), np.nan)
-    value = float(np.nanmean(recall))
-    scored = float(np.mean([len(split.scored) for split in splits]))
-    fitted = float(np.mean([len(split.fitted) for split in splits]))
-    num_groups = len(np.unique(groups))
-    reach = interval_of_splits(by_split, fitted, scored, num_groups, len(labels))
-    return Score(value, max(value - reach, 0.0), min(value + reach, 1.0), recall)
 
 
 def tempered(
@@ -178,46 +165,24 @@ def tempered(
     Its logits are divided by the temperature that gives held-out points, classes counting alike,
     the least cross-entropy (Guo et al. 2017, "On Calibration of Modern Neural Networks").
     """
-    held = list(_held_out(features, labels, groups, seed))
-    if not held:
+    from scipy.special import log_softmax
+
+    logits, truth = [], []
+    for split in trials(labels, groups, seed):
+        held_out = fit_few(features[split.fitted], labels[split.fitted])
+        if len(held_out.classes) == labels.max() + 1:  # every class could be learnt
+            logits.append(held_out.logits(features[split.scored]))
+            truth.append(labels[split.scored])
+    if not logits:
         return probe, 1.0
-    logits = np.concatenate([logits for logits, _ in held])
-    truth = np.concatenate([truth for _, truth in held])
-    weight = 1 / np.bincount(labels)[truth]
+    every, true = np.concatenate(logits), np.concatenate(truth)
+    weight = 1 / np.bincount(labels)[true]
     losses = [
-        np.average(_cross_entropy(logits / temperature, truth), weights=weight)
-        for temperature in _TEMPERATURES
+        np.average(-log_softmax(every / each, 1)[np.arange(len(true)), true], weights=weight)
+        for each in _TEMPERATURES
     ]
     best = float(_TEMPERATURES[int(np.argmin(losses))])
     return replace(probe, weight=probe.weight / best, bias=probe.bias / best), best
-
-
-def _held_out(
-    features: np.ndarray, labels: np.ndarray, groups: np.ndarray, seed: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Logits and classes of held-out examples, of splits that leave every class to be learnt."""
-    num_classes = labels.max() + 1
-    for split in trials(labels, groups, seed):
-        probe = fit_few(features[split.fitted], labels[split.fitted])
-        if len(probe.classes) == num_classes:
-            yield logits_of(probe, features[split.scored]), labels[split.scored]
-
-
-def logits_of(
-    probe: LinearProbe, features: Float[np.ndarray, "*lead dim"]
-) -> Float[np.ndarray, "*lead cls"]:
-    """What the softmax of a probe is taken of."""
-    logits: np.ndarray = (features - probe.mean) / probe.std @ probe.weight + probe.bias
-    return logits
-
-
-def _cross_entropy(
-    logits: Float[np.ndarray, "example cls"], truth: Int64[np.ndarray, " example"]
-) -> Float[np.ndarray, " example"]:
-    from scipy.special import log_softmax
-
-    log_odds: np.ndarray = log_softmax(logits, 1)
-    return -log_odds[np.arange(len(truth)), truth]
 
 
 def as_json(scores: Mapping[str, Score], classes: tuple[str, ...]) -> dict[str, Any]:

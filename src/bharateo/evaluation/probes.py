@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar, runtime_checkable
 
@@ -46,7 +46,7 @@ PROBE_SCHEMA = 1
 
 @runtime_checkable
 class Probe(Protocol):
-    """A fitted probe; ``chosen`` is what validation chose."""
+    """A fitted probe."""
 
     @property
     def chosen(self) -> float:
@@ -65,7 +65,7 @@ P = TypeVar("P", bound=Probe)
 class LinearProbe:
     """Multinomial logistic regression: probabilities = softmax((x - mean) / std @ weight + bias).
 
-    ``classes`` are the class ids its columns stand for; ``strength`` the regularisation chosen.
+    ``classes`` are the class ids its columns stand for; ``chosen`` is the regularisation.
     """
 
     mean: Float[np.ndarray, " dim"]
@@ -73,20 +73,19 @@ class LinearProbe:
     weight: Float[np.ndarray, "dim cls"]
     bias: Float[np.ndarray, " cls"]
     classes: Int64[np.ndarray, " cls"]
-    strength: float
+    chosen: float
 
-    @property
-    def chosen(self) -> float:
-        """The regularisation."""
-        return self.strength
+    def logits(self, features: Float[np.ndarray, "*lead dim"]) -> Float[np.ndarray, "*lead cls"]:
+        """What the softmax is taken of."""
+        logits: np.ndarray = (features - self.mean) / self.std @ self.weight + self.bias
+        return logits
 
     def probabilities(
         self, features: Float[np.ndarray, "*lead dim"]
     ) -> Float[np.ndarray, "*lead cls"]:
         """Probability of every class of ``classes``."""
-        logits = (features - self.mean) / self.std @ self.weight + self.bias
-        logits -= logits.max(-1, keepdims=True)
-        odds = np.exp(logits)
+        logits = self.logits(features)
+        odds = np.exp(logits - logits.max(-1, keepdims=True))
         shares: np.ndarray = odds / odds.sum(-1, keepdims=True)
         return shares
 
@@ -137,7 +136,7 @@ def fit_linear(
 
 @dataclass(frozen=True)
 class NearestProbe:
-    """The commonest class among the ``neighbours`` nearest examples by cosine of their features.
+    """The commonest class among the ``chosen`` nearest examples by cosine of their features.
 
     Of classes equally common the nearest example's wins, or else the lowest.
     """
@@ -146,16 +145,11 @@ class NearestProbe:
     std: Float[np.ndarray, " dim"]
     examples: Float[np.ndarray, "example dim"]
     labels: Int64[np.ndarray, " example"]
-    neighbours: int
-
-    @property
-    def chosen(self) -> float:
-        """The number of neighbours."""
-        return float(self.neighbours)
+    chosen: int
 
     def predict(self, features: Float[np.ndarray, "query dim"]) -> Int64[np.ndarray, " query"]:
         """The class ids that the neighbours vote for."""
-        return _vote(self.nearest_labels(features)[:, : self.neighbours])
+        return _vote(self.nearest_labels(features)[:, : self.chosen])
 
     def nearest_labels(
         self, features: Float[np.ndarray, "query dim"]
@@ -188,20 +182,15 @@ def fit_nearest(
         return probe
     nearest = probe.nearest_labels(val_features)
     scores = [macro_f1(val_labels, _vote(nearest[:, :num])) for num in NEIGHBOURS]
-    return NearestProbe(mean, std, examples, labels, NEIGHBOURS[int(np.argmax(scores))])
+    return replace(probe, chosen=NEIGHBOURS[int(np.argmax(scores))])
 
 
 @dataclass(frozen=True)
 class ForestProbe:
-    """A random forest with at least ``leaf`` examples in every leaf."""
+    """A random forest with at least ``chosen`` examples in every leaf."""
 
     forest: RandomForestClassifier
-    leaf: int
-
-    @property
-    def chosen(self) -> float:
-        """The size of leaves."""
-        return float(self.leaf)
+    chosen: int
 
     def predict(self, features: Float[np.ndarray, "example dim"]) -> Int64[np.ndarray, " example"]:
         """The class ids that most trees hold for likely."""
@@ -293,7 +282,7 @@ def save_probe(path: Path, probe: LinearProbe, about: Mapping[str, Any]) -> None
     from safetensors.numpy import save
 
     arrays = {name: np.ascontiguousarray(getattr(probe, name)) for name in _ARRAYS}
-    head = {"schema_version": PROBE_SCHEMA, "strength": probe.strength, "about": dict(about)}
+    head = {"schema_version": PROBE_SCHEMA, "strength": probe.chosen, "about": dict(about)}
     content = save(arrays, {"probe": json.dumps(head)})
     write_atomically(path, lambda file: file.write(content))
 
@@ -317,10 +306,10 @@ def load_probe(path: Path) -> tuple[LinearProbe, dict[str, Any]]:
     plain = parse_json(text, str(path), DatasetError, remedy)
     head = checked(_Head, plain, str(path), DatasetError, remedy)
     shapes = [arrays[name].shape for name in _ARRAYS]
-    fit_each_other = len(shapes[2]) == 2 and shapes == [
-        *[shapes[2][:1]] * 2, shapes[2], *[shapes[2][1:]] * 2
-    ]  # fmt: skip
-    if head.schema_version != PROBE_SCHEMA or not fit_each_other:
+    (dim, *_), (cls, *_) = shapes[0] or (0,), shapes[-1] or (0,)
+    if head.schema_version != PROBE_SCHEMA or shapes != [
+        (dim,), (dim,), (dim, cls), (cls,), (cls,)
+    ]:  # fmt: skip
         raise DatasetError(
             f"{path}: schema version {head.schema_version} and shapes "
             f"{shortened(str(shapes))} are not those of a linear probe of version {PROBE_SCHEMA}; "
@@ -335,7 +324,7 @@ def load_probe(path: Path) -> tuple[LinearProbe, dict[str, Any]]:
     if not numbers or not known or (names is not None and len(names) != len(classes)):
         raise DatasetError(f"{path}: its numbers or classes are none; {remedy}")
     arrays["classes"] = classes.astype(np.int64)
-    return LinearProbe(**arrays, strength=head.strength), plain["about"]
+    return LinearProbe(**arrays, chosen=head.strength), plain["about"]
 
 
 class _About(Record):

@@ -26,10 +26,10 @@ from bharateo.artefacts import checked, read_json
 from bharateo.chips.store import SPLITS, Dataset
 from bharateo.config import Config, setting, to_record, to_yaml, with_settings
 from bharateo.errors import ConfigError, ContractError, RunError
-from bharateo.evaluation.comparison import Confusions, compared, shown
-from bharateo.evaluation.features import Features, encoder, extract
+from bharateo.evaluation.comparison import compared, shown
+from bharateo.evaluation.features import encoder, extract
 from bharateo.evaluation.probes import fit_linear
-from bharateo.evaluation.scores import confusion
+from bharateo.evaluation.probing import by_block, some_of
 from bharateo.files import write_json, write_text
 from bharateo.handover.card import markdown_text
 from bharateo.landcover import NUM_CLASSES
@@ -125,71 +125,48 @@ def grid(
     Raises:
         ConfigError: a key or value does not exist.
     """
-    for factor in factors:
-        _check_key(factor.key)
-    base = {factor.key: _base_value(config, factor.key) for factor in factors}
+    for key in (factor.key for factor in factors):
+        # others change nothing in a training, and the seed is what every cell has several of
+        if key.partition(".")[0] not in ("model", "heads", "training") or key == "training.seed":
+            raise ConfigError(
+                f"--vary {key}: vary keys of model, heads and training; seeds are what --seeds is "
+                "for"
+            )
+    base = {factor.key: setting(config, factor.key) for factor in factors}
+    if BANDS in base:
+        base[BANDS] = "+".join(base[BANDS]) or "all"
     changes: Iterator[dict[str, Any]]
     if full:
-        keys = [factor.key for factor in factors]
         products = itertools.product(*(factor.values for factor in factors))
-        changes = (dict(zip(keys, values, strict=True)) for values in products)
+        changes = (dict(zip(base, values, strict=True)) for values in products)
     else:
         changes = ({factor.key: value} for factor in factors for value in factor.values)
     cells: dict[str, Cell] = {}
     for change in ({}, *changes):
-        trained = _trained_with(config, dataset, change)
+        values = dict(change)
+        if BANDS in values:
+            names = named_bands(str(values[BANDS]).split("+"))
+            dataset.with_bands(names)  # refuses bands that are not there
+            values[BANDS] = [] if names == dataset.sensor.band_names else list(names)
+        trained = with_settings(config, values)
+        heads = {name: head for name, head in trained.heads.items() if head.weight}
+        if not heads:
+            raise ConfigError(f"{change}: no head has a weight, so there is nothing to learn")
+        trained = replace(trained, heads=heads)
         settings = base | change
-        if BANDS in settings:
-            settings[BANDS] = settings[BANDS] if trained.training.bands else "all"
-        cells.setdefault(to_yaml(trained), Cell(_name(settings, base, trained), settings, trained))
+        if BANDS in settings and not trained.training.bands:
+            settings[BANDS] = "all"
+
+        # a cell is called by what differs in its training, the same in every grid
+        differs = []
+        for key, value in settings.items():
+            section, name, *what = key.split(".")
+            of_no_head = section == "heads" and what[:1] == ["options"] and name not in heads
+            if value != base[key] and not of_no_head:
+                differs.append(f"{key}={value}")
+        cell = Cell(",".join(differs) or "base", settings, trained)
+        cells.setdefault(to_yaml(trained), cell)
     return list(cells.values())
-
-
-def _check_key(key: str) -> None:
-    """Refuse keys that change nothing in a training, and the seed, which every cell has several of.
-
-    Raises:
-        ConfigError: it is one of them.
-    """
-    if key.partition(".")[0] not in ("model", "heads", "training") or key == "training.seed":
-        raise ConfigError(
-            f"--vary {key}: vary keys of model, heads and training; seeds are what --seeds is for"
-        )
-
-
-def _base_value(config: Config, key: str) -> Any:
-    value = setting(config, key)
-    return ("+".join(value) or "all") if key == BANDS else value
-
-
-def _trained_with(config: Config, dataset: Dataset, change: Mapping[str, Any]) -> Config:
-    """The configuration with the change made, without heads of no weight."""
-    values = dict(change)
-    if BANDS in values:
-        names = named_bands(str(values[BANDS]).split("+"))
-        dataset.with_bands(names)  # refuses bands that are not there
-        values[BANDS] = [] if names == dataset.sensor.band_names else list(names)
-    changed = with_settings(config, values)
-    heads = {name: head for name, head in changed.heads.items() if head.weight}
-    if not heads:
-        raise ConfigError(f"{change}: no head has a weight, so there is nothing to learn")
-    return replace(changed, heads=heads)
-
-
-def _name(settings: Mapping[str, Any], base: Mapping[str, Any], trained: Config) -> str:
-    """What differs from the base in what is trained: the same name in every grid."""
-    differs = [
-        f"{key}={value}"
-        for key, value in settings.items()
-        if value != base[key] and not _of_no_head(key, trained)
-    ]
-    return ",".join(differs) or "base"
-
-
-def _of_no_head(key: str, trained: Config) -> bool:
-    section, _, rest = key.partition(".")
-    name, _, what = rest.partition(".")
-    return section == "heads" and what.startswith("options") and name not in trained.heads
 
 
 def ablate(
@@ -213,7 +190,7 @@ def ablate(
             f"{dataset.path} has no chip in its test split: build it with data.plan.split.test"
         )
     base = cells[0].config
-    claim(output, base, dataset)
+    lock(output, base, dataset)
     numbers = [base.training.seed + number for number in range(seeds)]
     total = len(cells) * seeds
     probes: dict[str, list[ProbeRecord]] = {}
@@ -223,13 +200,59 @@ def ablate(
         def told(share: float, what: str, done: int = done, folder: Path = folder) -> None:
             on_progress(done + share, total, f"{folder.relative_to(output)}: {what}")
 
+        def training(now: Progress, told: Callable[[float, str], None] = told) -> None:
+            told(0.9 * now.step / now.num_steps, f"epoch {now.epoch} of {now.num_epochs}")
+
         config = replace(cell.config, training=replace(cell.config.training, seed=seed))
-        probes.setdefault(cell.name, []).append(probed(config, dataset, folder, told))
+        run = pretrain(dataset, config, folder, training)  # checks that the folder holds this run
+        told(0.9, "probe")
+        path, remedy = folder / PROBE_FILE, "delete it, and the run is probed again"
+        if not path.exists():
+            write_json(path, probe(run).model_dump())
+        found = checked(ProbeRecord, read_json(path, RunError, remedy), str(path), RunError, remedy)
+        probes.setdefault(cell.name, []).append(found)
     on_progress(total, total, "done")
-    return write_table(cells, dataset, output, numbers, probes)
+
+    blocks = sorted(
+        {block for some in probes.values() for each in some for block in each.confusion}
+    )
+    nothing = np.zeros((NUM_CLASSES, NUM_CLASSES), np.int64)  # windows of another size miss some
+    scores = compared(
+        {
+            name: np.array([
+                [each.confusion.get(block, nothing) for block in blocks] for each in some
+            ])
+            for name, some in probes.items()
+        },
+        cells[0].name,
+    )  # fmt: skip
+    first = probes[cells[0].name][0]
+    record = Ablation(
+        code_version=__version__,
+        dataset=AblatedDataset(name=dataset.info["name"], fingerprint=dataset_fingerprint(dataset)),
+        base=cells[0].name,
+        factors=list(cells[0].settings),
+        seeds=numbers,
+        probe=AblationProbe(
+            num_train=first.num_train, num_test=first.num_test, num_blocks=len(blocks)
+        ),
+        cells=[
+            AblationCell(
+                name=cell.name,
+                settings=dict(cell.settings),
+                runs=[f"{cell.name}/seed-{seed}" for seed in numbers],
+                config=hashlib.sha256(to_yaml(cell.config).encode()).hexdigest(),
+                scores=scores[cell.name],
+            )
+            for cell in cells
+        ],
+    )
+    write_json(output / ABLATION_FILE, record.model_dump())
+    write_text(output / "ablation.md", markdown(record))
+    return record
 
 
-def claim(output: Path, base: Config, dataset: Dataset) -> None:
+def lock(output: Path, base: Config, dataset: Dataset) -> None:
     """Write what all trainings have in common, or check that what is there agrees.
 
     Raises:
@@ -244,38 +267,18 @@ def claim(output: Path, base: Config, dataset: Dataset) -> None:
         "probe_examples": MOST_EXAMPLES,
         "config": config,
     }
-    path = output / SHARED_FILE
+    path, remedy = output / SHARED_FILE, "restore the file, or delete the folder to start over"
     if not path.exists():
         write_json(path, shared)
         return
-    there = checked(
-        dict[str, Any],
-        read_json(path, RunError, "restore the file, or delete the folder to start over"),
-        str(path), RunError, "restore the file, or delete the folder to start over",
-    )  # fmt: skip
+    plain = read_json(path, RunError, remedy)
+    there = checked(dict[str, Any], plain, str(path), RunError, remedy)
     differ = [key for key in shared if there.get(key) != shared[key]]
     if differ:
         raise RunError(
             f"{path} is of another ablation: {', '.join(differ)} differ. Choose another --output, "
             "or delete the folder to start over"
         )
-
-
-def probed(
-    config: Config, dataset: Dataset, folder: Path, told: Callable[[float, str], None]
-) -> ProbeRecord:
-    """Train one run of the grid and probe it, or read what was found before."""
-    path = folder / PROBE_FILE
-
-    def show(now: Progress) -> None:
-        told(0.9 * now.step / now.num_steps, f"epoch {now.epoch} of {now.num_epochs}")
-
-    run = pretrain(dataset, config, folder, show)  # also checks that the folder holds this run
-    told(0.9, "probe")
-    if not path.exists():
-        write_json(path, probe(run).model_dump())
-    remedy = "delete it, and the run is probed again"
-    return checked(ProbeRecord, read_json(path, RunError, remedy), str(path), RunError, remedy)
 
 
 class ProbeRecord(Part):
@@ -295,68 +298,18 @@ def probe(run: Run) -> ProbeRecord:
         for split in SPLITS
         if len(dataset.indices(split))
     }
-    train, test, val = _some(examples["train"]), examples["test"], examples.get("val")
+    train, test, val = examples["train"], examples["test"], examples.get("val")
+    train = train.take(some_of(len(train.labels), MOST_EXAMPLES, 0))  # alike in every cell
     held_out = (val.values, val.labels) if val else (None, None)
     fitted = fit_linear(train.values, train.labels, *held_out)
-    predicted = fitted.predict(test.values)
     names, block = np.unique(test.block.astype(str), return_inverse=True)
+    (cells,) = by_block(test.labels, fitted.predict(test.values)[None], block, len(names))
     return ProbeRecord(
         strength=fitted.chosen,
         num_train=len(train.labels),
         num_test=len(test.labels),
-        confusion={
-            name: confusion(test.labels[block == number], predicted[block == number]).tolist()
-            for number, name in enumerate(names.tolist())
-        },
+        confusion=dict(zip(names.tolist(), cells.tolist(), strict=True)),
     )
-
-
-def _some(examples: Features) -> Features:
-    """``MOST_EXAMPLES`` of the examples, drawn alike in every cell."""
-    order = np.random.default_rng(0).permutation(len(examples.labels))
-    return examples.take(np.sort(order[:MOST_EXAMPLES]))
-
-
-def write_table(
-    cells: Sequence[Cell],
-    dataset: Dataset,
-    output: Path,
-    seeds: Sequence[int],
-    probes: Mapping[str, Sequence[ProbeRecord]],
-) -> Ablation:
-    """Compare the cells and write ``ablation.json`` and ``ablation.md``."""
-    every = (each.confusion for some in probes.values() for each in some)
-    blocks = sorted({block for one in every for block in one})
-    first = probes[cells[0].name][0]
-    found = compared({name: _counts(each, blocks) for name, each in probes.items()}, cells[0].name)
-    record = Ablation(
-        code_version=__version__,
-        dataset=AblatedDataset(name=dataset.info["name"], fingerprint=dataset_fingerprint(dataset)),
-        base=cells[0].name,
-        factors=list(cells[0].settings),
-        seeds=list(seeds),
-        probe=AblationProbe(
-            num_train=first.num_train, num_test=first.num_test, num_blocks=len(blocks)
-        ),
-        cells=[
-            AblationCell(
-                name=cell.name,
-                settings=dict(cell.settings),
-                runs=[f"{cell.name}/seed-{seed}" for seed in seeds],
-                config=hashlib.sha256(to_yaml(cell.config).encode()).hexdigest(),
-                scores=found[cell.name],
-            )
-            for cell in cells
-        ],
-    )
-    write_json(output / ABLATION_FILE, record.model_dump())
-    write_text(output / "ablation.md", markdown(record))
-    return record
-
-
-def _counts(probes: Sequence[ProbeRecord], blocks: Sequence[str]) -> Confusions:
-    nothing = np.zeros((NUM_CLASSES, NUM_CLASSES), np.int64)  # windows of another size miss some
-    return np.array([[each.confusion.get(block, nothing) for block in blocks] for each in probes])
 
 
 # The table
@@ -374,15 +327,12 @@ def rows(record: Ablation) -> list[list[str]]:
     table = []
     for cell in record.cells:
         scores = [cell.scores.score(metric) for metric in METRICS]
-        table.append(
-            [
-                *(str(value) for value in cell.settings.values()),
-                *(shown(score.mean, score.ci95) for score in scores),
-                "base"
-                if cell.name == record.base
-                else shown(scores[-1].against_base, scores[-1].against_base_ci95, "+"),
-            ]
-        )
+        against, ci95 = scores[-1].against_base, scores[-1].against_base_ci95
+        table.append([
+            *(str(value) for value in cell.settings.values()),
+            *(shown(score.mean, score.ci95) for score in scores),
+            "base" if cell.name == record.base else shown(against, ci95, "+"),
+        ])  # fmt: skip
     return table
 
 

@@ -2,16 +2,14 @@
 
 Patches ask among those of the same split, and none of the asking patch's own block of ground
 counts, so that what is found lies elsewhere. Where fewer lie elsewhere than are asked for, all of
-them count. Features are standardised over all of them and
-compared by cosine, as ``search`` does.
+them count. Features are standardised over all of them and compared by cosine, as ``search`` does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
-from jaxtyping import Float
 
 from bharateo.chips.store import Dataset
 from bharateo.errors import DatasetError
@@ -43,52 +41,42 @@ def precision_at(
             "all labelled patches are of one block of ground, so none lies elsewhere: build the "
             "dataset with smaller data.plan.split.block_px, or score another one"
         )
-    unit = _standardised_directions(features.values)
+    mean, std = standardisation(features.values)
+    scaled = (features.values - mean) / std
+    unit = scaled / np.maximum(np.linalg.norm(scaled, axis=1, keepdims=True), 1e-6)
     _, block = np.unique(features.block, return_inverse=True)
-    scores = {}
-    for number, each in enumerate(BHARATEO_CLASSES):
-        own = np.flatnonzero(features.labels == number)
-        asking = np.sort(np.random.default_rng((seed, number)).permutation(own)[:most_queries])
-        if len(asking):
-            scores[each.name] = _of_class(unit, features.labels == number, block, asking, k)
-    return scores
-
-
-def _of_class(
-    unit: np.ndarray, right: np.ndarray, block: np.ndarray, asking: np.ndarray, k: int
-) -> Precision:
-    elsewhere = block[asking][:, None] != block
     most = min(k, len(block))
-    hits = np.empty(len(asking))
-    for start in range(0, len(asking), _QUERIES_AT_ONCE):
-        some = slice(start, start + _QUERIES_AT_ONCE)
-        similarity = np.where(elsewhere[some], unit[asking[some]] @ unit.T, -np.inf)
-        nearest = np.argpartition(-similarity, most - 1, axis=1)[:, :most]
-        counted = np.take_along_axis(elsewhere[some], nearest, 1)
-        hits[some] = (right[nearest] & counted).sum(1) / counted.sum(1)
-    chance = (elsewhere & right).sum(1) / elsewhere.sum(1)
-    blocks = np.unique(block[asking])
-    sums = np.array([[hits[block[asking] == b].sum(), (block[asking] == b).sum()] for b in blocks])
-    drawn = resampled_blocks(len(sums), f"precision/{len(sums)}") @ sums
-    ci95, no_interval = interval(hits.mean(), drawn[:, 0] / drawn[:, 1], len(blocks))
-    return Precision(
-        precision=float(hits.mean()),
-        ci95=ci95,
-        chance=float(chance.mean()),
-        num_queries=len(asking),
-        num_blocks=len(blocks),
-        neighbours=min(k, int(elsewhere.sum(1).min())),
-        no_interval=no_interval,
-    )
-
-
-def _standardised_directions(
-    values: Float[np.ndarray, "example dim"],
-) -> Float[np.ndarray, "example dim"]:
-    mean, std = standardisation(values)
-    scaled = (values - mean) / std
-    unit: np.ndarray = scaled / np.maximum(np.linalg.norm(scaled, axis=1, keepdims=True), 1e-6)
-    return unit
+    scores = {}
+    for each in BHARATEO_CLASSES:
+        right = features.labels == each.id
+        drawn = np.random.default_rng((seed, each.id)).permutation(np.flatnonzero(right))
+        asking = np.sort(drawn[:most_queries])
+        if not len(asking):
+            continue
+        own_block = block[asking]
+        elsewhere = own_block[:, None] != block
+        hits = np.empty(len(asking))
+        for start in range(0, len(asking), _QUERIES_AT_ONCE):
+            some = slice(start, start + _QUERIES_AT_ONCE)
+            similarity = np.where(elsewhere[some], unit[asking[some]] @ unit.T, -np.inf)
+            nearest = np.argpartition(-similarity, most - 1, axis=1)[:, :most]
+            counted = np.take_along_axis(elsewhere[some], nearest, 1)
+            hits[some] = (right[nearest] & counted).sum(1) / counted.sum(1)
+        chance = (elsewhere & right).sum(1) / elsewhere.sum(1)
+        blocks = np.unique(own_block)
+        sums = np.array([[hits[own_block == b].sum(), (own_block == b).sum()] for b in blocks])
+        resampled = resampled_blocks(len(blocks), f"precision/{len(blocks)}") @ sums
+        ci95, why_none = interval(hits.mean(), resampled[:, 0] / resampled[:, 1], len(blocks))
+        scores[each.name] = Precision(
+            precision=float(hits.mean()),
+            ci95=ci95,
+            chance=float(chance.mean()),
+            num_queries=len(asking),
+            num_blocks=len(blocks),
+            neighbours=min(k, int(elsewhere.sum(1).min())),
+            no_interval=why_none,
+        )
+    return scores
 
 
 def retrieval_record(
@@ -118,18 +106,18 @@ def retrieval_record(
 def retrieval_rows(record: Retrieval) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the table: a row a class, a column an extractor."""
     names = list(record.scores)
-    rows: list[list[str]] = []
-    for each, first in record.scores[names[0]].items():
-        cells = [_shown(record.scores[name][each], record.k) for name in names]
-        rows.append([each, f"{first.num_queries}", f"{first.chance:.3f}", *cells])
-    head: Sequence[str] = ["class", "queries", "chance", *names]
-    return [name.replace("_", " ") for name in head], rows
 
+    def cell(score: Precision) -> str:
+        bounds = score.ci95
+        return (
+            f"{score.precision:.3f}"
+            + (f" ({bounds[0]:.3f}-{bounds[1]:.3f})" if bounds else "")
+            + (f" of {score.neighbours}" if score.neighbours < record.k else "")
+        )
 
-def _shown(score: Precision, k: int) -> str:
-    bounds = score.ci95
-    return (
-        f"{score.precision:.3f}"
-        + (f" ({bounds[0]:.3f}-{bounds[1]:.3f})" if bounds else "")
-        + (f" of {score.neighbours}" if score.neighbours < k else "")
-    )
+    rows = [
+        [name, f"{first.num_queries}", f"{first.chance:.3f}"]
+        + [cell(record.scores[features][name]) for features in names]
+        for name, first in record.scores[names[0]].items()
+    ]
+    return [name.replace("_", " ") for name in ("class", "queries", "chance", *names)], rows

@@ -12,9 +12,9 @@ repository; no raster package:
 Every row is the product's own training step on generated chips of ten bands: loading from disk or
 from where they are kept (``machine.resident``), converting, turning and masking on the device,
 forward, backward, AdamW, and reading the numbers of the step before. "MFU" is model FLOPs
-(bharateo.planning) over the FLOP/s that a large product reaches here; on a machine whose data sheet
-is known, over that peak as well. "waiting" is the share of the time in which the loader had not
-delivered.
+(bharateo.training.planning) over the FLOP/s that a large product reaches here; on a machine whose
+data sheet is known, over that peak as well. "waiting" is the share of the time in which the loader
+had not delivered.
 """
 
 from __future__ import annotations
@@ -29,10 +29,9 @@ from pathlib import Path
 import torch
 
 from bharateo.config import SIZES, Config, parse_config
-from bharateo.planning import MACHINES, flops_per_chip
 from bharateo.training.engine import open_engine
 from bharateo.training.loop import Trainer
-from bharateo.training.speed import DTYPES, gemm_peak, wait_for
+from bharateo.training.planning import DTYPES, MACHINES, Cost, gemm_peak, wait_for
 from generated import generated_dataset
 
 TABLE = Path(__file__).with_suffix(".md")
@@ -124,7 +123,7 @@ def main() -> None:
             config = configuration(size, options.batch, compiled, resident, options.precision)
             with tempfile.TemporaryDirectory() as folder:
                 found = measure(config, Path(folder), options.chips, options.steps)
-            flops = flops_per_chip(config.model, 10, config.heads).training
+            flops = Cost.of(config, 10).training
             reached = found["chips_per_s"] * flops
             lines.append(
                 f"| {size} | {options.batch} | {'yes' if compiled else 'no'} | {resident} "

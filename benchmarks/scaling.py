@@ -27,7 +27,7 @@ from bharateo.chips.store import Dataset
 from bharateo.config import SIZES, parse_config
 from bharateo.training.engine import open_engine
 from bharateo.training.loop import Trainer
-from bharateo.training.speed import wait_for
+from bharateo.training.planning import wait_for
 from generated import generated_dataset
 
 TABLE = Path(__file__).with_suffix(".md")

@@ -5,8 +5,8 @@
 - Every size, on ten bands, against transformers' ``ViTMAEForPreTraining`` of the same sizes:
   "same": our precision, our optimiser (fused AdamW, gradients clipped) and our allocator;
   "shipped": fp32, AdamW with its defaults, the allocator as it is.
-- Against the machine: FLOP/s of the step's matrix products (bharateo.planning) as a share of those
-  of a large product, which takes its turns with the others.
+- Against the machine: FLOP/s of the step's matrix products (bharateo.training.planning) as a share
+  of those of a large product, which takes its turns with the others.
 
 Ours is the product's whole step: read, convert, turn, count labels, mask, learn. ViTMAE is given
 one batch ready made, again and again.
@@ -38,8 +38,8 @@ from torch.nn import functional as F
 from bharateo.config import SIZES, Config, load_config, parse_config, preset_path
 from bharateo.landcover import BHARATEO_CLASSES, IGNORE, patch_class_counts, patch_mode
 from bharateo.memory import keep_freed_memory
-from bharateo.planning import flops_per_chip
 from bharateo.training.engine import Engine, autocast, resolve_precision
+from bharateo.training.planning import Cost
 
 ROUNDS = 9
 BANDS = 10
@@ -255,7 +255,7 @@ def row(size: str, batch: int, precision: str) -> str:
     """One size in one precision, as a line of the table."""
     times = in_turns(["ours", "same", "shipped", "product"], size, batch, precision)
     config = sized(size, batch, precision)
-    flops = flops_per_chip(config.model, BANDS, config.heads).training * batch
+    flops = Cost.of(config, BANDS).training * batch
     reached, peak = flops / times["ours"], 2 * PRODUCT**3 / times["product"]
     return (
         f"| `{size}` | {precision} | {batch} | {times['ours'] * 1e3:.0f} "

@@ -12,10 +12,9 @@ from bharateo import cli, demo
 from bharateo.cli import build_parser, main
 from bharateo.config import SIZES
 from bharateo.errors import ConfigError
-from bharateo.planning import MACHINES, THIS
 from bharateo.sources import worldcover
-from bharateo.training import speed
-from bharateo.training.speed import Speed
+from bharateo.training import planning
+from bharateo.training.planning import MACHINES, THIS, measured_machine
 from small_datasets import contents
 from tiny_mirror import AWAY, CONFIG, HOME, write_config, write_mirror
 
@@ -387,8 +386,11 @@ def test_tokens_takes_what_is_known_better(capsys, monkeypatch):
 
 def test_tokens_measures_this_machine_and_says_so(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
-    measured = Speed(50.0, 100e9, "fp32", 2, None)
-    monkeypatch.setattr(speed, "measure", lambda config, num_bands, engine: measured)
+    monkeypatch.setattr(
+        planning,
+        "measure",
+        lambda plan, engine: measured_machine(50.0, 100e9, "fp32", plan.cost.training),
+    )
     assert main(["tokens", "--chips", "900", "--model", "nano", "--machine", "this"]) == 0
     first, second, *table = capsys.readouterr().out.splitlines()
     assert first.startswith("Measuring this machine: a few seconds")
@@ -398,8 +400,12 @@ def test_tokens_measures_this_machine_and_says_so(capsys, monkeypatch):
 
 
 def test_tokens_does_not_make_up_the_power_of_a_gpu(capsys, monkeypatch):
-    measured = Speed(5e4, 6e14, "bf16", 16, "NVIDIA H100")
-    monkeypatch.setattr(speed, "measure", lambda config, num_bands, engine: measured)
+    gpu = "NVIDIA H100"
+    monkeypatch.setattr(
+        planning,
+        "measure",
+        lambda plan, engine: measured_machine(5e4, 6e14, "bf16", plan.cost.training, gpu),
+    )
     assert main(["tokens", "--chips", "900", "--model", "nano", "--machine", "this"]) == 0
     text = capsys.readouterr().out
     assert "add --watts W" in text

@@ -105,7 +105,6 @@ _HOMES = {
     "landcover": ("BHARATEO_CLASSES", "ClassScheme", "WORLDCOVER"),
     "models.heads": ("Batch",),
     "models.patches": ("Mask", "mask_from_noise", "num_masked", "patchify", "unpatchify"),
-    "planning": ("PlanRequest=Request",),
     "regions": ("Roi", "parse_roi"),
     "report.notebook": ("Figure", "show_account", "show_chips", "show_confusion", "show_curves",
                         "show_map", "show_patch_classes", "show_picture", "show_probes",
@@ -119,6 +118,7 @@ _HOMES = {
                "map_raster", "pretrain", "probe", "probe_points", "search", "tokens",
                "write_report"),
     "training.data": ("fixed_batches",),
+    "training.planning": ("PlanRequest=Request",),
     "training.run": ("Run",),
 }  # fmt: skip
 """Module -> its public names, ``PUBLIC=THERE`` where the two differ."""
@@ -145,7 +145,6 @@ if TYPE_CHECKING:
     from bharateo.landcover import BHARATEO_CLASSES, WORLDCOVER, ClassScheme
     from bharateo.models.heads import Batch
     from bharateo.models.patches import Mask, mask_from_noise, num_masked, patchify, unpatchify
-    from bharateo.planning import Request as PlanRequest
     from bharateo.regions import Roi, parse_roi
     from bharateo.report.notebook import (
         Figure,
@@ -191,6 +190,7 @@ if TYPE_CHECKING:
         write_report,
     )
     from bharateo.training.data import fixed_batches
+    from bharateo.training.planning import Request as PlanRequest
     from bharateo.training.run import Run
 else:
 

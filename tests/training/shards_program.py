@@ -16,7 +16,7 @@ from bharateo.config import MachineConfig
 from bharateo.models.vit import TransformerBlock
 from bharateo.sensor import SENTINEL2_L2A
 from bharateo.training.engine import Engine, Learner
-from bharateo.training.speed import generated
+from bharateo.training.planning import generated
 from small_datasets import small_config
 
 

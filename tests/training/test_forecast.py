@@ -16,10 +16,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from bharateo.config import HeadConfig
 from bharateo.models.heads import HEADS
 from bharateo.models.objective import Objective
-from bharateo.planning import ModelLayers, Plan, state_bytes
 from bharateo.training.loop import Trainer, pretrain
+from bharateo.training.planning import Cost, Plan, measure_step
 from bharateo.training.run import training_state
-from bharateo.training.speed import measure_step
 from documented import ROOT, blocks
 from small_datasets import many_bands, small_config, small_dataset
 
@@ -104,10 +103,11 @@ def test_a_third_head_is_planned_to_the_last_flop_and_byte(third_head, tmp_path,
     raw = trainer.loader.load(0)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         trainer.step(0, raw)
-    layers = ModelLayers.of(config.model, 2, third_head)
-    assert layers.flops.training * len(raw) == counter.get_total_flops()
+    cost = Cost.of(config, 2)
+    assert cost.training * len(raw) == counter.get_total_flops()
     saved = training_state(trainer.objective, trainer.optimisers)
-    assert sum(state_bytes(config, 2)) == sum(tensor.nbytes for tensor in saved.values())
+    saved_bytes = sum(tensor.nbytes for tensor in saved.values())
+    assert cost.weight_bytes + cost.optimiser_bytes == saved_bytes
 
 
 def test_planning_leaves_the_random_numbers_as_they_are():

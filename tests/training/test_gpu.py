@@ -25,7 +25,7 @@ from bharateo.training.data import RawBatch, prepare
 from bharateo.training.engine import Engine, Learner
 from bharateo.training.loader import Loader
 from bharateo.training.loop import Trainer
-from bharateo.training.speed import generated
+from bharateo.training.planning import generated
 from small_datasets import small_config
 
 PROGRAM = Path(__file__).with_name("shards_program.py")

@@ -3,9 +3,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bharateo.training import engine, speed
+from bharateo.training import engine, planning
 from bharateo.training.engine import Engine
-from bharateo.training.speed import durations, gemm_peak, generated, measure, measure_step
+from bharateo.training.planning import Plan, durations, gemm_peak, generated, measure, measure_step
 from small_datasets import small_config
 
 CPU = torch.device("cpu")
@@ -20,10 +20,10 @@ def test_a_job_is_done_three_times_at_least_and_as_long_as_asked():
 
 def test_the_peak_is_that_of_the_fastest_product(monkeypatch):
     """Products that take size / 256 milliseconds: the first of 30 ms or more ends the search."""
-    monkeypatch.setattr(speed, "square_product", lambda size, *_: size)
-    monkeypatch.setattr(speed, "durations", lambda size, *_, **__: [size / 256e3, size / 200e3])
+    monkeypatch.setattr(planning, "square_product", lambda size, *_: size)
+    monkeypatch.setattr(planning, "durations", lambda size, *_, **__: [size / 256e3, size / 200e3])
     assert gemm_peak(CPU, torch.float32) == pytest.approx(2 * 8192**3 / (8192 / 256e3))
-    monkeypatch.setattr(speed, "durations", lambda size, *_, **__: [size / 16e3])
+    monkeypatch.setattr(planning, "durations", lambda size, *_, **__: [size / 16e3])
     assert gemm_peak(CPU, torch.float32) == pytest.approx(2 * 1024**3 / (1024 / 16e3))
 
 
@@ -46,7 +46,7 @@ def test_steps_are_timed_whole(model, monkeypatch):
 
     monkeypatch.setattr(engine, "build_optimisers", build)
     clock = iter([0.0, 9.0, 10.0, 18.0, 20.0, 26.0])  # steps of 9, 8 and 6 seconds
-    monkeypatch.setattr(speed, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    monkeypatch.setattr(planning, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
     assert measure_step(config, 2, 8, seconds=0.0) == 8 / 8
     assert moved == [True] * 5
 
@@ -61,10 +61,12 @@ def test_a_batch_is_generated_as_it_is_loaded():
 
 
 def test_a_machine_is_measured_in_the_precision_it_trains_in(monkeypatch):
-    monkeypatch.setattr(speed, "measure_step", lambda *_: 10.0)
-    monkeypatch.setattr(speed, "gemm_peak", lambda device, dtype, seconds: (str(device), dtype))
-    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        found = measure(small_config(), 2, Engine(precision=precision))
-        assert (found.precision, found.peak) == (precision, ("cpu", dtype))
-        assert (found.chips_per_s, found.gpu) == (10.0, None)
-        assert found.num_cores >= 1
+    peaks = {("cpu", torch.float32): 1e9, ("cpu", torch.bfloat16): 3e9}
+    monkeypatch.setattr(planning, "measure_step", lambda *_: 10.0)
+    monkeypatch.setattr(planning, "gemm_peak", lambda at, dtype, seconds: peaks[str(at), dtype])
+    plan = Plan(small_config(), 64, 2)
+    for precision, peak in (("fp32", 1e9), ("bf16", 3e9)):
+        machine = measure(plan, Engine(precision=precision))
+        assert machine.peak == {precision: peak}
+        assert machine.share * peak == pytest.approx(10 * plan.cost.training)
+        assert machine.watts >= 15

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bharateo.errors import ConfigError, DivergedError, Stopped
-from bharateo.training import engine, forecast, loop
+from bharateo.training import engine, loop, planning
 from bharateo.training.loop import SpikeWatch, StepRecord, StopWish, TensorBoard, pretrain
 from small_datasets import small_config
 
@@ -86,7 +86,7 @@ def test_the_chips_of_a_loss_that_is_no_number_are_written_down(
 
 
 def test_a_long_run_compares_its_plan_with_what_it_takes(palette_dataset, tmp_path, monkeypatch):
-    for module in (forecast, loop):
+    for module in (planning, loop):
         monkeypatch.setattr(module, "AFTER_STEPS", 3)
     said = []
     pretrain(palette_dataset, small_config(epochs=3), tmp_path, on_note=said.append)

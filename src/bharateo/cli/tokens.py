@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from bharateo.cli.verbs import Verbs, add_verb
 
 if TYPE_CHECKING:
-    from bharateo.planning import Request
+    from bharateo.training.planning import Request
 
 _PLAN_OPTIONS: dict[str, dict[str, Any]] = {
     "--model": {
@@ -102,7 +102,7 @@ def _plan_request(options: argparse.Namespace) -> Request | None:
         raise ConfigError("--model needs chips to plan for: add --chips N, or name a finished RUN")
 
     from bharateo.config import TrainingConfig
-    from bharateo.planning import Request
+    from bharateo.training.planning import Request
 
     training = {n: given.pop(n) for n in ("masks_per_chip", "batch_size", "precision")
                 if n in given}  # fmt: skip

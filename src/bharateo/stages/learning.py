@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,9 +14,9 @@ if TYPE_CHECKING:
     from bharateo.accounting import Accounting
     from bharateo.chips.store import Dataset
     from bharateo.chips.workers import Workers
-    from bharateo.planning import Machine, Plan, Request
     from bharateo.results import Evaluation, Scores
     from bharateo.sources import Recipe
+    from bharateo.training.planning import Plan, Request, Timing
     from bharateo.training.run import Run
 
 
@@ -214,27 +213,25 @@ def tokens(
             display.table(title, each.rows())
         else:
             plan = request.plan(each, bytes_per_value)
-            if request.machine == "this":
-                plan = replace(plan, machine=_measured(plan, display))
-            display.table(f"{title}, {request.size} model", plan.rows())
+            measured = _measured(plan, display).rows() if request.machine == "this" else ()
+            display.table(f"{title}, {request.size} model", (*plan.rows(), *measured))
 
 
-def _measured(plan: Plan, display: Display) -> Machine:
-    """This machine, at the training of a plan."""
-    from bharateo.planning import measured_machine
+def _measured(plan: Plan, display: Display) -> Timing:
+    """A plan carried out by this machine."""
     from bharateo.training.engine import open_engine
-    from bharateo.training.speed import measure
+    from bharateo.training.planning import Timing, measure
 
     display.say("Measuring this machine: a few seconds, or five steps where those take longer.")
     with open_engine(plan.config) as engine:
-        speed = measure(plan.config, plan.num_bands, engine)
-    machine = measured_machine(**vars(speed), flops=plan.layers.flops)
+        timing = Timing(plan, measure(plan, engine))
+    machine, peak = timing.machine, timing.machine.peak[timing.precision]
     display.say(
-        f"Measured: {speed.chips_per_s:,.4g} chips/s in batches of "
-        f"{plan.config.training.batch_size:,}, {machine.share * speed.peak / 1e9:,.4g} GFLOP/s, "
-        f"{100 * machine.share:.3g} % of the {speed.peak / 1e9:,.4g} GFLOP/s that a large "
-        f"{speed.precision} product reaches."
+        f"Measured: {timing.chips_per_s / plan.num_machines:,.4g} chips/s in batches of "
+        f"{plan.config.training.batch_size:,}, {machine.share * peak / 1e9:,.4g} GFLOP/s, "
+        f"{100 * machine.share:.3g} % of the {peak / 1e9:,.4g} GFLOP/s that a large "
+        f"{timing.precision} product reaches."
     )
     if machine.watts is None and plan.watts is None:
         display.say("Its power is not known: add --watts W for energy and CO2.")
-    return machine
+    return timing

@@ -44,9 +44,9 @@ from bharateo.training.contract import (
 )
 from bharateo.training.data import RawBatch, fixed_batch, fixed_windows
 from bharateo.training.engine import Engine, Launched, Learner, open_engine
-from bharateo.training.forecast import AFTER_STEPS, Forecast
 from bharateo.training.loader import Loader, read_ahead
 from bharateo.training.optimisers import learning_rate
+from bharateo.training.planning import AFTER_STEPS, Forecast
 from bharateo.training.run import (
     Checkpoint,
     Run,
@@ -411,7 +411,7 @@ class Trainer(Learner):
         if self.num_steps - first < 3 * AFTER_STEPS:
             return None
         bands = self.dataset.sensor.num_bands
-        forecast = Forecast.of(self.config, bands, self.chips_per_epoch, self.engine)
+        forecast = Forecast(self.config, bands, self.chips_per_epoch, self.engine)
         on_note(forecast.planned())
         return forecast
 

@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 EXPLORER := src/bharateo/explorer/vendor/ort-wasm-simd-threaded.wasm.gz
 
-.PHONY: help demo test check static format notebooks docs benchmarks explorer package clean
+.PHONY: help demo test slow check static format notebooks docs benchmarks explorer package clean
 
 help:            ## this list
 	@grep -E '^[a-z]+: .*##|^[a-z]+:  +##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -15,10 +15,13 @@ help:            ## this list
 demo: $(VENV)/runtime.stamp ## real pixels to an honest report in runs/demo; options: make demo ARGS="--help"
 	@$(BIN)/bharateo demo $(ARGS)
 
-test: $(VENV)/dev.stamp ## the whole test suite, two tests at a time
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+test: $(VENV)/dev.stamp ## the test suite, two tests at a time; what is slow by nature is `make slow`
+	$(BIN)/python -m pytest -m 'not slow' --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-check: static test ## format, lint, types, layers, tests
+slow: $(VENV)/dev.stamp ## the tests that are slow by nature: killed verbs, ranks, a million chips, every page's commands
+	$(BIN)/python -m pytest -m slow --numprocesses 2 --dist loadscope $(ARGS)
+
+check: static test slow ## format, lint, types, layers, all tests
 
 static: $(VENV)/dev.stamp ## format, lint, types, layers
 	$(BIN)/ruff format --check .

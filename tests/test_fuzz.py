@@ -41,7 +41,7 @@ from bharateo.inference.encoder import FrozenEncoder
 from bharateo.inference.points import read_all_points
 from bharateo.landcover import BHARATEO_CLASSES
 from bharateo.regions import parse_roi, worldcover_region
-from bharateo.report import html
+from bharateo.report import ground, html
 from bharateo.sources.areas import _roi_zone, file_zones, sentinel2_regions
 from bharateo.training.loop import Trainer, pretrain
 from bharateo.training.run import Run, majority_class, model_statistics
@@ -124,8 +124,8 @@ def read_dataset(file: Path) -> None:
     assert 0 <= majority_class(dataset) < len(BHARATEO_CLASSES)
     assert all(dataset.geobox(name).shape for name in dataset.regions)
     model_statistics(dataset)
-    html.shown(dataset)
-    html.regions(dataset)
+    ground.shown(dataset)
+    ground.regions(dataset)
     dataset.with_bands(dataset.sensor.band_names[:1]).image(0)
 
 
@@ -141,7 +141,7 @@ def report_and_card(file: Path) -> None:
     files = html.read_run(file.parent)
     dataset = Dataset.open(html._evaluated_dataset(file.parent, files))
     kept = _maps(file.parent.parent / "dataset")
-    with patch.object(html, "regions", lambda _: kept):
+    with patch.object(ground, "regions", lambda _: kept):
         html.article(files, dataset, [])
     model_card(Run.open(file.parent))
 
@@ -149,7 +149,7 @@ def report_and_card(file: Path) -> None:
 @cache
 def _maps(path: Path) -> dict[str, Any]:
     """The page's maps, drawn once: they are not of the run."""
-    return html.regions(Dataset.open(path))
+    return ground.regions(Dataset.open(path))
 
 
 def open_run(file: Path) -> None:

@@ -1,10 +1,9 @@
-import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from bharateo.report import panels, render
+from bharateo.report import html, panels, render
 
 
 def test_shares_name_the_commonest_labelled_classes():
@@ -54,9 +53,9 @@ def test_only_labelled_masked_patches_are_judged_and_crossed_out(dataset, make_e
     judged = example.hidden & (example.true_class != 255)
     right = (judged & (example.predicted_class == example.true_class)).sum()
     assert predicted.label == f"predicted, {right} of {judged.sum()} right"
-    crosses = re.search(r'class="cross" d="([^"]*)"', predicted.svg)[1]
+    crosses = next(path for style, _, path in predicted.paths if style == "cross")
     assert crosses.count("l.44") == judged.sum() - right
-    assert "cross" not in true.svg
+    assert not any(style for style, *_ in true.paths)
 
 
 def test_every_panel_says_in_words_what_it_shows(dataset, make_example):
@@ -70,9 +69,20 @@ def test_every_panel_says_in_words_what_it_shows(dataset, make_example):
         *panels.class_panels(example),
     ]
     for panel in drawn:
-        assert 'role="img"' in panel.svg
         assert len(panel.alt) > 15
         assert panel.label
+
+
+def test_a_panel_is_a_picture_with_its_words_and_lines_over_it():
+    outline = panels.Outline(2, 4, 10, 21, "<test>")
+    drawn = panels.Panel('"tree"', "<map>", 20, 40, "data:,x", [("lines", "", "M0 1H2")], [outline])
+    page = html.article_template().environment.globals["panel"](drawn)
+    assert 'viewBox="0 0 40 20" role="img" aria-label="&lt;map&gt;"' in page
+    assert '<image href="data:,x" width="40" height="20"' in page
+    assert '<path class="lines" d="M0 1H2"/>' in page
+    assert 'class="block &lt;test&gt;" x="4" y="2" width="21" height="10"' in page
+    assert 'x="14.5" y="7"' in page and ">&lt;test&gt;</text>" in page
+    assert "&#34;tree&#34;" in page
 
 
 def all_reconstruction_panels(example, sensor):
@@ -95,9 +105,9 @@ def test_every_composite_of_a_chip_is_drawn_from_its_own_bands(dataset, make_exa
         made = render.png_uri(
             render.composite_rgb(example.reconstruction, sensor, example.valid, name)
         )
-        assert shown in labels[place].svg
-        assert shown in rebuilt[4 * place].svg
-        assert made in rebuilt[4 * place + 2].svg
+        assert shown == labels[place].picture
+        assert shown == rebuilt[4 * place].picture
+        assert made == rebuilt[4 * place + 2].picture
     assert len({panel.alt for panel in labels + rebuilt}) == len(labels + rebuilt)
 
 

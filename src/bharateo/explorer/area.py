@@ -30,7 +30,8 @@ from bharateo.inference.windows import TokenGrid, blended_squares
 from bharateo.landcover import NUM_CLASSES, patch_class_counts
 from bharateo.models.heads import Batch, LandCoverHead
 from bharateo.models.patches import Mask, num_masked
-from bharateo.report.ground import Outline, outlines
+from bharateo.report.ground import outlines
+from bharateo.report.panels import Outline
 from bharateo.report.render import composite_rgb, physical, upscale
 from bharateo.sensor import Sensor
 from bharateo.training.data import physical_units

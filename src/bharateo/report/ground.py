@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-
-from markupsafe import escape
 
 from bharateo.chips.store import Dataset
 from bharateo.landcover import BHARATEO_CLASSES, IGNORE
 from bharateo.report import panels, render
+from bharateo.report.panels import Outline, Panel
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,32 +17,6 @@ if TYPE_CHECKING:
 MOST_REGIONS_DRAWN = 6
 _MOST_SQUARES_DRAWN = 300
 _MOST_NAMES_IN_SIGHT = 20
-
-
-@dataclass(frozen=True)
-class Outline:
-    """A rectangle to draw on a region's map, in the region's pixels."""
-
-    row: int
-    col: int
-    height: int
-    width: int
-    split: str
-
-    def svg(self, extent: int) -> str:
-        """The rectangle over a map of so many pixels, with the split's name if it is held out."""
-        frame = f'x="{self.col}" y="{self.row}" width="{self.width}" height="{self.height}"'
-        drawn = "".join(
-            f'<rect class="{kind} {self.split}" {frame}/>' for kind in ("halo", "block")
-        )
-        if self.split == "train":
-            return drawn
-        x, y = self.col + self.width / 2, self.row + self.height / 2
-        size = min(extent / 22, self.width / 3)
-        return drawn + (
-            f'<text x="{x:g}" y="{y:g}" font-size="{size:.0f}" aria-hidden="true">'
-            f"{escape(self.split)}</text>"
-        )
 
 
 def outlines(chips: pd.DataFrame, by_block: bool) -> list[Outline]:
@@ -114,15 +86,7 @@ def _region(dataset: Dataset, record: Mapping[str, Any], has_splits: bool) -> di
         "size": size,
         "squares": f"{squares or 'no'} squares of {dataset.size_px} px",
         "panels": [
-            panels.drawing(
-                label,
-                alt,
-                height,
-                width,
-                panels.image(render.photo_uri(rgb), height, width)
-                + "".join(frame.svg(max(height, width)) for frame in drawn),
-                "panel map",
-            )
+            Panel(label, alt, height, width, render.photo_uri(rgb), (), drawn, "panel map")
             for rgb, drawn, label, alt in maps
         ],
         "histogram": histogram(record["native_counts"], scheme),

@@ -58,6 +58,11 @@ class RunFiles:
     provenance: Provenance
     probes: Probes | None = None
 
+    @property
+    def on_own_dataset(self) -> bool:
+        """Whether the run was evaluated on the dataset it was trained on."""
+        return self.evaluation.dataset.fingerprint == self.contract.dataset.fingerprint
+
 
 def write_report(run: Path, dataset: Path | None = None, why: str | None = None) -> Path:
     """Write ``run/report.html`` and return its path.
@@ -77,7 +82,10 @@ def write_report(run: Path, dataset: Path | None = None, why: str | None = None)
     run = Path(run)
     check_outputs("report", {run / REPORT_FILE: beginning_with(REPORT_MARK)}, ())
     files = read_run(run)
-    opened = Dataset.open(dataset or _evaluated_dataset(run, files))
+    # where the evaluation found its dataset, else where the run did
+    evaluated = Path(files.evaluation.dataset.path)
+    places = (evaluated, run / evaluated, run / files.contract.dataset.path)
+    opened = Dataset.open(dataset or next((each for each in places if each.exists()), evaluated))
     if dataset_fingerprint(opened) != files.evaluation.dataset.fingerprint:
         raise RunError(
             f"{run / 'evaluation.json'} is of another dataset than {opened.path}: evaluate the "
@@ -128,13 +136,6 @@ def _text(file: Path) -> str:
         ) from error
 
 
-def _evaluated_dataset(run: Path, files: RunFiles) -> Path:
-    """Where the evaluation found its dataset, else where the run did."""
-    evaluated = Path(files.evaluation.dataset.path)
-    candidates = (evaluated, run / evaluated, run / files.contract.dataset.path)
-    return next((path for path in candidates if path.exists()), evaluated)
-
-
 def article(
     files: RunFiles, dataset: Dataset, examples: Sequence[Example], why: str | None = None
 ) -> str:
@@ -174,15 +175,9 @@ def templates(folder: str) -> Environment:
     )
 
 
-def _is_own(files: RunFiles) -> bool:
-    """Whether the run was evaluated on the dataset it was trained on."""
-    theirs: str = files.evaluation.dataset.fingerprint
-    return theirs == files.contract.dataset.fingerprint
-
-
 def _opening(files: RunFiles, dataset: Dataset, why: str | None) -> dict[str, Any]:
     """What this is, from where, and how it went."""
-    contract, evaluation, own = files.contract, files.evaluation, _is_own(files)
+    contract, evaluation, own = files.contract, files.evaluation, files.on_own_dataset
     split = scores.splits(evaluation)[0]
     of_split = evaluation.splits[split]
     on = {
@@ -300,7 +295,7 @@ def _reproduction(files: RunFiles, dataset: Dataset) -> dict[str, Any]:
     The run's own ``data`` section is not read by a training and may be of any other dataset. Where
     the dataset's is not known there is none, and the build command is left out.
     """
-    theirs = dataset.path if _is_own(files) else Path(files.contract.dataset.path)
+    theirs = dataset.path if files.on_own_dataset else Path(files.contract.dataset.path)
     recipe = theirs / RECIPE_FILE
 
     def parsed(text: str, where: str) -> dict[str, Any]:

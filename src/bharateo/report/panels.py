@@ -1,4 +1,4 @@
-"""Panels: a picture of a chip or of a region with lines drawn over it, as inline SVG.
+"""Panels: a picture of a chip or of a region with lines over it; a template's macro draws them.
 
 Token grids are [token_row, token_col]; masked means hidden from the model.
 """
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, UInt8
-from markupsafe import Markup, escape
 
 from bharateo.landcover import BHARATEO_CLASSES, IGNORE, NUM_CLASSES
 from bharateo.report import render
@@ -22,12 +21,32 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Panel:
-    """A drawing with the words under it; ``alt`` says in the drawing's stead what it shows."""
+class Outline:
+    """A rectangle over a region's map, in the region's pixels, drawn as its split is."""
 
-    svg: Markup
+    row: int
+    col: int
+    height: int
+    width: int
+    split: str
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A drawing with the words under it; ``alt`` says in the drawing's stead what it shows.
+
+    ``height`` and ``width`` are those of its units, pixels or patches. A ``picture``, a data URI,
+    fills it; over it lie ``paths`` (style, fill, SVG path data) and ``outlines``.
+    """
+
     label: str
     alt: str
+    height: int
+    width: int
+    picture: str = ""
+    paths: Sequence[tuple[str, str, str]] = ()
+    outlines: Sequence[Outline] = ()
+    style: str = "panel"
 
 
 def class_name(class_id: int) -> str:
@@ -49,34 +68,22 @@ def shares(class_ids: UInt8[np.ndarray, "*shape"], most: int = 3) -> str:
     return ", ".join(f"{100 * counts[i] / counts.sum():.0f} % {class_name(i)}" for i in top)
 
 
-def drawing(
-    label: str, alt: str, height: int, width: int, content: str, style: str = "panel"
+def picture(
+    rgb: UInt8[np.ndarray, "row col rgb"],
+    label: str,
+    alt: str,
+    paths: Sequence[tuple[str, str, str]] = (),
 ) -> Panel:
-    """SVG in pixel coordinates as a panel."""
-    svg = (
-        f'<svg class="{style}" viewBox="0 0 {width} {height}" role="img" '
-        f'aria-label="{escape(alt)}">{content}</svg>'
-    )
-    return Panel(Markup(svg), label, alt)
+    """A picture at its own pixels, with paths in pixel coordinates over it."""
+    return Panel(label, alt, rgb.shape[0], rgb.shape[1], render.png_uri(rgb), paths)
 
 
-def image(uri: str, height: int, width: int) -> str:
-    """A picture over all of a drawing."""
-    return f'<image href="{uri}" width="{width}" height="{height}" preserveAspectRatio="none"/>'
-
-
-def picture(rgb: UInt8[np.ndarray, "row col rgb"], label: str, alt: str, over: str = "") -> Panel:
-    """A picture at its own pixels, with SVG in pixel coordinates drawn over it."""
-    height, width = rgb.shape[:2]
-    return drawing(label, alt, height, width, image(render.png_uri(rgb), height, width) + over)
-
-
-def token_lines(rows: int, cols: int, patch_px: int) -> str:
-    """The edges of the patches, as an SVG path over a chip."""
+def token_lines(rows: int, cols: int, patch_px: int) -> tuple[str, str, str]:
+    """The edges of the patches, as a path over a chip."""
     height, width = rows * patch_px, cols * patch_px
     across = "".join(f"M0 {row * patch_px}H{width}" for row in range(1, rows))
     down = "".join(f"M{col * patch_px} 0V{height}" for col in range(1, cols))
-    return f'<path class="lines" d="{across}{down}"/>'
+    return "lines", "", across + down
 
 
 def class_grid(
@@ -87,7 +94,7 @@ def class_grid(
     wrong: Bool[np.ndarray, "token_row token_col"] | None = None,
 ) -> Panel:
     """Patch classes as coloured squares; visible ones small, wrong ones crossed out."""
-    content = ""
+    paths = []
     for class_id in np.unique(classes):
         squares = ""
         for row, col in zip(*np.nonzero(classes == class_id), strict=True):
@@ -95,15 +102,15 @@ def class_grid(
             side = 1 - 2 * margin
             squares += f"M{col + margin:g} {row + margin:g}h{side:g}v{side:g}h-{side:g}z"
         fill = "url(#no-label)" if class_id == IGNORE else class_css(int(class_id))
-        content += f'<path fill="{fill}" d="{squares}"/>'
+        paths.append(("", fill, squares))
     if wrong is not None and wrong.any():
         crosses = "".join(
             f"M{col + 0.28} {row + 0.28}l.44 .44m0 -.44l-.44 .44"
             for row, col in zip(*np.nonzero(wrong), strict=True)
         )
-        content += f'<path class="cross-halo" d="{crosses}"/><path class="cross" d="{crosses}"/>'
+        paths += [("cross-halo", "", crosses), ("cross", "", crosses)]
     rows, cols = classes.shape
-    return drawing(label, alt, rows, cols, content, "panel tokens")
+    return Panel(label, alt, rows, cols, paths=paths, style="panel tokens")
 
 
 # Chips and their tokens
@@ -126,7 +133,7 @@ def label_panels(example: Chip, sensor: Sensor) -> list[Panel]:
             render.class_rgb(example.landcover),
             "land cover",
             f"Land cover of chip {example.chip}: {shares(example.landcover)}",
-            lines,
+            [lines],
         ),
         class_grid(
             example.true_class,
@@ -148,7 +155,7 @@ def token_panels(example: Chip, sensor: Sensor, std: Float[np.ndarray, " band"])
             rgb,
             "pixels",
             f"Chip {example.chip} cut into {rows} by {cols} patches",
-            token_lines(rows, cols, patch_px),
+            [token_lines(rows, cols, patch_px)],
         ),
         picture(
             render.upscale(token_mean_rgb(example, sensor), patch_px),

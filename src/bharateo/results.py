@@ -208,7 +208,7 @@ class DrawnScore(MeanScore):
 
 
 @dataclass(frozen=True)
-class Row:
+class ProbeRow:
     """A row of the probe table: a probe on features. The majority class looks at no features."""
 
     features: Name
@@ -223,9 +223,9 @@ class RowScores(Part):
     budget: Budget
 
     @property
-    def row(self) -> Row:
+    def row(self) -> ProbeRow:
         """Which row it is."""
-        return Row(self.features, self.probe)
+        return ProbeRow(self.features, self.probe)
 
     def score(self, metric: str) -> MeanScore:
         """One of ``METRICS`` by its name."""
@@ -269,7 +269,7 @@ class TableRow(RowScores):
 class Difference(RowScores):
     """How far the encoder lies from a row."""
 
-    baseline: Row
+    baseline: ProbeRow
     accuracy: DrawnScore
     balanced_accuracy: DrawnScore
     macro_f1: DrawnScore
@@ -384,7 +384,7 @@ class Probes(ProbeConditions):
     @model_validator(mode="after")
     def _rows_are_whole(self) -> Probes:
         for name, level in self.levels.items():
-            rows: dict[Row, list[Budget]] = {}
+            rows: dict[ProbeRow, list[Budget]] = {}
             for result in level.results:
                 rows.setdefault(result.row, []).append(result.budget)
             for row, budgets in rows.items():

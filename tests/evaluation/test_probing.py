@@ -10,7 +10,7 @@ from sklearn.metrics import balanced_accuracy_score, f1_score
 from bharateo.chips.store import Dataset
 from bharateo.errors import ConfigError, ContractError, RegionError
 from bharateo.evaluation import probe_table, probing
-from bharateo.evaluation.comparison import Scores
+from bharateo.evaluation.comparison import ResampledScores
 from bharateo.evaluation.features import Features
 from bharateo.evaluation.intervals import resampled_blocks
 from bharateo.evaluation.probe_table import text_tables, verdict, worst_zone
@@ -29,12 +29,12 @@ from bharateo.evaluation.probing import (
     table_rows,
 )
 from bharateo.evaluation.zones import OUTSIDE, Zoning
-from bharateo.results import Most, Probes, Row, read_result
+from bharateo.results import Most, ProbeRow, Probes, read_result
 from bharateo.training.loop import pretrain
 from bharateo.training.run import Run
 from small_datasets import PLAN, many_bands, small_config, small_dataset
 
-LINEAR, RIVAL = Row("encoder", "linear"), Row("band_statistics", "linear")
+LINEAR, RIVAL = ProbeRow("encoder", "linear"), ProbeRow("band_statistics", "linear")
 FEW = {"budgets": (2, "all"), "features": ("encoder", "band_statistics")}
 
 
@@ -284,7 +284,7 @@ def test_intervals_cover_the_draws_of_the_labels_too(ground):
     unlike = by_block(labels, np.stack([wrong_in(labels, each) for each in spread]), number, 40)
 
     def width(cells):
-        low, high = Scores.of(cells, resampled_blocks(40, 0)).mean("accuracy").ci95
+        low, high = ResampledScores.of(cells, resampled_blocks(40, 0)).mean("accuracy").ci95
         return high - low
 
     assert width(unlike) > 1.5 * width(alike)

@@ -9,7 +9,7 @@ from test_html import Page
 from bharateo.evaluation.features import Features
 from bharateo.evaluation.probing import Predictions, level_record
 from bharateo.report import html, probes
-from bharateo.results import Most, Probes, Row
+from bharateo.results import Most, ProbeRow, Probes
 from bharateo.sensor import WORLDCOVER_PALETTE
 
 RIGHT = {"encoder": (0.6, 0.9), "random_encoder": (0.4, 0.5), "band_statistics": (0.5, 0.7)}
@@ -28,12 +28,12 @@ def record():
         return Predictions(np.where(wrong, (labels + 1) % 3, labels), np.ones(1), np.full(1, 9))
 
     results = {
-        (Row(name, probe), budget): made(share)
+        (ProbeRow(name, probe), budget): made(share)
         for name, shares in RIGHT.items()
         for probe in ("linear", "nearest")
         for budget, share in zip((5, "all"), shares, strict=True)
     }
-    results |= {(Row("majority", "majority"), budget): made(0.33) for budget in (5, "all")}
+    results |= {(ProbeRow("majority", "majority"), budget): made(0.33) for budget in (5, "all")}
     level = level_record({"train": test, "test": test}, results, block, 10, 0)
     return Probes(
         own_dataset=True,

@@ -25,7 +25,7 @@ CLASS_NAMES = tuple(each.name for each in BHARATEO_CLASSES)
 
 
 @dataclass(frozen=True)
-class Scores:
+class ResampledScores:
     """Every metric for every repeat, and the same on resampled ground.
 
     ``num_blocks`` are those with examples; ``one_block`` the classes that lie in one of them only.
@@ -44,7 +44,7 @@ class Scores:
         times: Int64[np.ndarray, "resample block"],
         classes: Sequence[str] = CLASS_NAMES,
         unit: str = "block",
-    ) -> Scores:
+    ) -> ResampledScores:
         """The scores of confusion matrices; ``times`` says how often resamples take each block."""
         whole = cells.sum(1)
         # As floats, which are exact up to 2**53, the product takes a tenth of the time.
@@ -57,9 +57,9 @@ class Scores:
             unit,
         )
 
-    def minus(self, other: Scores) -> Scores:
+    def minus(self, other: ResampledScores) -> ResampledScores:
         """Differences; a row of one repeat stands against every repeat of the other."""
-        return Scores(
+        return ResampledScores(
             {name: self.whole[name] - other.whole[name] for name in METRICS},
             {name: self.resampled[name] - other.resampled[name] for name in METRICS},
             min(self.num_blocks, other.num_blocks),
@@ -88,9 +88,11 @@ def compared(
     names of the matrices' classes, ``unit`` what a block is called.
     """
     times = resampled_blocks(cells[base].shape[1], seed)
-    scores = {name: Scores.of(counts, times, classes, unit) for name, counts in cells.items()}
+    scores = {
+        name: ResampledScores.of(counts, times, classes, unit) for name, counts in cells.items()
+    }
 
-    def score(own: Scores, metric: str) -> ComparedScore:
+    def score(own: ResampledScores, metric: str) -> ComparedScore:
         alone, against = own.mean(metric), own.minus(scores[base]).mean(metric)
         return ComparedScore(
             mean=alone.mean,

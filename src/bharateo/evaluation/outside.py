@@ -116,7 +116,7 @@ _BY_MAKERS = "default_partition.json of the task's makers, who alone know whethe
 
 
 @dataclass(frozen=True)
-class Chip:
+class LabelledChip:
     """One labelled chip: its name, its file, the place of its class among the task's."""
 
     name: str
@@ -131,13 +131,13 @@ class Found:
     """
 
     classes: tuple[str, ...]
-    chips: Mapping[str, Sequence[Chip]]
+    chips: Mapping[str, Sequence[LabelledChip]]
     split: str
     notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Layout:
+class FolderLayout:
     """How chips lie in a folder.
 
     ``find`` finds them; ``bands`` says what a file's bands are called there, and what they are
@@ -157,7 +157,7 @@ def find_eurosat(folder: Path) -> Found:
     classes = tuple(sorted(path.name for path in folder.iterdir() if any(path.glob("*.tif"))))
     if len(classes) < 2:
         raise DatasetError(f"{folder} has {len(classes)} folders of .tif files, a task needs two")
-    chips: dict[str, list[Chip]] = {split: [] for split in SPLITS}
+    chips: dict[str, list[LabelledChip]] = {split: [] for split in SPLITS}
     for label, name in enumerate(classes):
         files = sorted(
             (folder / name).glob("*.tif"),
@@ -165,7 +165,7 @@ def find_eurosat(folder: Path) -> Found:
         )
         ends = np.round(np.cumsum(SHARES) * len(files)).astype(int)
         for split, some in zip(SPLITS, np.split(np.array(files, object), ends[:2]), strict=True):
-            chips[split] += [Chip(path.stem, path, label) for path in some]
+            chips[split] += [LabelledChip(path.stem, path, label) for path in some]
     return Found(classes, chips, _BY_HASH, ())
 
 
@@ -210,7 +210,7 @@ def find_geobench(folder: Path) -> Found:
     label_map = _lists(labels)
     classes = tuple(sorted(label_map, key=lambda name: (len(name), name)))  # "2" before "10"
     label_of = {name: label for label, key in enumerate(classes) for name in label_map[key]}
-    chips: dict[str, list[Chip]] = {split: [] for split in SPLITS}
+    chips: dict[str, list[LabelledChip]] = {split: [] for split in SPLITS}
     for split in SPLITS:
         for name in partition.get("valid" if split == "val" else split, []):
             path = folder / f"{name}.hdf5"
@@ -218,7 +218,7 @@ def find_geobench(folder: Path) -> Found:
                 raise DatasetError(f"{labels} has no label for {name!r} of {split}")
             if path.resolve().parent != folder.resolve():  # the names are a stranger's
                 raise DatasetError(f"{partition_file} names {name!r}, outside {folder}")
-            chips[split].append(Chip(name, path, label_of[name]))
+            chips[split].append(LabelledChip(name, path, label_of[name]))
     note = "labels were read from label_map.json; pickled labels and class names were not opened"
     wrong = MISNAMED.get(folder.name)
     misnamed = (f"bands named by what they hold, not as {folder.name} has it",) if wrong else ()
@@ -284,9 +284,9 @@ def _lists(file: Path) -> dict[str, list[str]]:
     return lists
 
 
-LAYOUTS: Mapping[str, Layout] = {
-    "eurosat": Layout(find_eurosat, geotiff_bands, read_geotiff),
-    "geobench": Layout(find_geobench, hdf5_bands, read_hdf5),
+LAYOUTS: Mapping[str, FolderLayout] = {
+    "eurosat": FolderLayout(find_eurosat, geotiff_bands, read_geotiff),
+    "geobench": FolderLayout(find_geobench, hdf5_bands, read_hdf5),
 }
 
 
@@ -309,7 +309,7 @@ class Task(Found):
     nodata: float | None
 
     def read(
-        self, chip: Chip
+        self, chip: LabelledChip
     ) -> tuple[Float[np.ndarray, "band row col"], Bool[np.ndarray, "row col"]]:
         """A chip's physical values in the run's bands, and where all of them hold one.
 
@@ -322,7 +322,7 @@ class Task(Found):
             valid &= (stored != self.nodata).all(0)
         return stored.astype(np.float32) * np.float32(self.scale) + np.float32(self.offset), valid
 
-    def stored(self, chip: Chip) -> Shaped[np.ndarray, "band row col"]:
+    def stored(self, chip: LabelledChip) -> Shaped[np.ndarray, "band row col"]:
         """A chip's stored values in the run's bands."""
         return LAYOUTS[self.layout].read(chip.path, self.bands, self.places)
 
@@ -363,7 +363,7 @@ def open_task(
     if split_file:
         lists = _lists(split_file)
         by_name = {chip.name: chip for some in found.chips.values() for chip in some}
-        chips: dict[str, list[Chip]] = {}
+        chips: dict[str, list[LabelledChip]] = {}
         for split in SPLITS:
             key = "valid" if split == "val" and "val" not in lists else split
             names = [Path(name).stem for name in lists.get(key, [])]
@@ -445,7 +445,7 @@ def fitted(
 
 
 def _stacked(
-    task: Task, chips: Sequence[Chip], chip_px: int, how: Resize
+    task: Task, chips: Sequence[LabelledChip], chip_px: int, how: Resize
 ) -> tuple[Float[Tensor, "batch band row col"], Bool[Tensor, "batch row col"]]:
     images, known = zip(*(fitted(*task.read(chip), chip_px, how) for chip in chips), strict=True)
     return torch.stack(images), torch.stack(known)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bharateo.evaluation.comparison import shown
-from bharateo.results import Budget, Level, MeanScore, Probes, Row, TableRow
+from bharateo.results import Budget, Level, MeanScore, ProbeRow, Probes, TableRow
 
 SUBJECT = "encoder"
 """The features that all others are compared with."""
@@ -19,12 +19,12 @@ def probes_of(level: Level) -> list[str]:
     return [name for name in PROBE_NAMES if name in there]
 
 
-def table(level: Level, probe: str) -> dict[Row, list[TableRow]]:
+def table(level: Level, probe: str) -> dict[ProbeRow, list[TableRow]]:
     """Results by budget of every row of one probe's table.
 
     Forests and the majority class are in the table of every probe.
     """
-    rows: dict[Row, list[TableRow]] = {}
+    rows: dict[ProbeRow, list[TableRow]] = {}
     for result in level.results:
         if result.probe in (probe, "forest", MAJORITY):
             rows.setdefault(result.row, []).append(result)
@@ -61,7 +61,7 @@ def features_name(features: str) -> str:
     return features.replace("_", " ")
 
 
-def row_name(row: Row) -> str:
+def row_name(row: ProbeRow) -> str:
     """A row's name for readers."""
     if row.features == MAJORITY:
         return "majority class"

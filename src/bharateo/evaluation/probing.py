@@ -28,7 +28,7 @@ from safetensors.numpy import load, save
 
 from bharateo.chips.store import SPLITS, Dataset
 from bharateo.errors import ConfigError, ContractError
-from bharateo.evaluation.comparison import Confusions, Scores
+from bharateo.evaluation.comparison import Confusions, ResampledScores
 from bharateo.evaluation.features import (
     LEVELS,
     MAKERS,
@@ -66,8 +66,8 @@ from bharateo.results import (
     ProbeConditions,
     ProbedDataset,
     ProbeIntervals,
+    ProbeRow,
     Probes,
-    Row,
     SplitExamples,
     TableRow,
     ZoneRow,
@@ -110,11 +110,11 @@ _EXTRACTION = 20
 """Work of extracting features, in fits."""
 
 
-def table_rows(features: Sequence[str]) -> list[Row]:
+def table_rows(features: Sequence[str]) -> list[ProbeRow]:
     """Every row for these features; forests stand on band statistics."""
-    rows = [Row(name, probe) for name in features for probe in ("linear", "nearest")]
-    rows += [Row(name, "forest") for name in features if name.startswith("band_statistics")]
-    return [*rows, Row(MAJORITY, MAJORITY)]
+    rows = [ProbeRow(name, probe) for name in features for probe in ("linear", "nearest")]
+    rows += [ProbeRow(name, "forest") for name in features if name.startswith("band_statistics")]
+    return [*rows, ProbeRow(MAJORITY, MAJORITY)]
 
 
 def parse_budget(text: str) -> Budget:
@@ -325,7 +325,7 @@ class Predictions:
 
 
 def predictions(
-    examples: Mapping[str, Features], row: Row, budget: Budget, seed: int
+    examples: Mapping[str, Features], row: ProbeRow, budget: Budget, seed: int
 ) -> Predictions:
     """A row fitted to every draw of a budget from ``train``, and its classes of ``test``."""
     train, test = examples["train"], examples["test"]
@@ -357,7 +357,7 @@ class MajorityProbe:
         return np.full(len(features), self.class_id)
 
 
-def fit_row(row: Row, train: Features, val: Features, seed: int) -> Probe:
+def fit_row(row: ProbeRow, train: Features, val: Features, seed: int) -> Probe:
     """The probe of a row, its settings chosen on ``val`` where there are such examples."""
     if row.probe == MAJORITY:
         return MajorityProbe(int(np.bincount(train.labels).argmax()))
@@ -415,7 +415,7 @@ def by_block(
     return np.concatenate(every).reshape(shape)
 
 
-Results = Mapping[tuple[Row, Budget], Predictions]
+Results = Mapping[tuple[ProbeRow, Budget], Predictions]
 
 
 def level_record(
@@ -437,14 +437,14 @@ def level_record(
 
     def counts(
         where: Int64[np.ndarray, " some"], some: Results
-    ) -> dict[tuple[Row, Budget], Confusions]:
+    ) -> dict[tuple[ProbeRow, Budget], Confusions]:
         names, block = np.unique(test.block[where].astype(str), return_inverse=True)
         return {
             key: by_block(test.labels[where], made.classes[:, where], block, len(names))
             for key, made in some.items()
         }
 
-    def drawn(scores: Scores) -> dict[str, DrawnScore]:
+    def drawn(scores: ResampledScores) -> dict[str, DrawnScore]:
         return {
             metric: DrawnScore(**dict(scores.mean(metric)), per_draw=scores.whole[metric].tolist())
             for metric in METRICS
@@ -452,7 +452,7 @@ def level_record(
 
     cells = counts(np.arange(len(test.labels)), results)
     times = resampled_blocks(next(iter(cells.values())).shape[1], seed)
-    scores = {key: Scores.of(each, times) for key, each in cells.items()}
+    scores = {key: ResampledScores.of(each, times) for key, each in cells.items()}
     rows = [
         TableRow(
             features=row.features,
@@ -491,7 +491,7 @@ def level_record(
         of_zone = counts(there, largest)
         num_blocks = next(iter(of_zone.values())).shape[1]
         times = resampled_blocks(num_blocks, seed)
-        scored = {key: Scores.of(each, times) for key, each in of_zone.items()}
+        scored = {key: ResampledScores.of(each, times) for key, each in of_zone.items()}
         zones[name] = ZoneScores(
             num_examples=len(there),
             num_blocks=num_blocks,

@@ -258,7 +258,7 @@ _learnt: dict[str, str] = {}
 _learning = threading.Lock()
 
 
-class Place(NamedTuple):
+class ObjectPlace(NamedTuple):
     """Where an object lies."""
 
     url: str
@@ -268,7 +268,7 @@ class Place(NamedTuple):
     """Whether it is known to be readable by anybody."""
 
 
-def place_of(address: str) -> Place:
+def place_of(address: str) -> ObjectPlace:
     """Where ``s3://bucket/key`` lies.
 
     Raises:
@@ -280,12 +280,12 @@ def place_of(address: str) -> Place:
     path = quote(key, safe="/-_.~")
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     if endpoint := _endpoint():
-        return Place(f"{endpoint}/{bucket}/{path}", bucket, region or "us-east-1", False)
+        return ObjectPlace(f"{endpoint}/{bucket}/{path}", bucket, region or "us-east-1", False)
     known = _learnt.get(bucket) or _PUBLIC.get(bucket) or region
     host = f"s3.{known}.amazonaws.com" if known else "s3.amazonaws.com"
     # A dot in the name would be one level more than S3's certificate covers.
     url = f"https://{bucket}.{host}" if _HOST_LIKE.fullmatch(bucket) else f"https://{host}/{bucket}"
-    return Place(f"{url}/{path}", bucket, known or "us-east-1", bucket in _PUBLIC)
+    return ObjectPlace(f"{url}/{path}", bucket, known or "us-east-1", bucket in _PUBLIC)
 
 
 def _endpoint() -> str | None:

@@ -7,7 +7,7 @@ from sklearn.metrics import f1_score
 from bharateo.evaluation import scores
 from bharateo.evaluation.comparison import compared
 from bharateo.evaluation.scores import BlockSums, metrics, report, resample
-from bharateo.inference.labels import agreement
+from bharateo.inference.labels import Against
 
 NOTHING = np.zeros((8, 8), np.int64)
 SUMS = {"smooth_l1": 3.0, "absolute": 4.0, "scalars": 8.0, "cross_entropy": 5.0, "labelled": 10.0}
@@ -47,7 +47,7 @@ def test_macro_f1_is_over_the_classes_of_the_reference_wherever_it_is_computed()
     expected = f1_score(true, predicted, labels=[0, 1], average="macro")
     assert report(table_of([cells]), {}, "key").esa_macro_f1_masked == pytest.approx(expected)
     assert compared({"a": cells[None, None]}, "a")["a"].macro_f1.mean == pytest.approx(expected)
-    assert agreement(cells)["macro_f1"] == pytest.approx(expected)
+    assert Against.of("labels", cells, NOTHING[0]).macro_f1 == pytest.approx(expected)
     assert scores.macro_f1(true, predicted) == pytest.approx(expected)
 
 

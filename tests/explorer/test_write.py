@@ -23,7 +23,7 @@ from bharateo.explorer.chips import chips_of_raster, varied
 from bharateo.explorer.records import quantised
 from bharateo.files import write_text
 from bharateo.inference.inputs import open_input
-from bharateo.inference.windows import blended_squares
+from bharateo.inference.tiles import blended_squares
 from bharateo.landcover import patch_class_counts, patch_mode
 from bharateo.report.render import composite_rgb, physical
 from explorer.page_records import array, record

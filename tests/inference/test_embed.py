@@ -21,8 +21,7 @@ from bharateo.errors import ConfigError, ContractError, EmptyRegionError
 from bharateo.inference.embed import Embedding, embed_dataset, embed_raster
 from bharateo.inference.encoder import FrozenEncoder
 from bharateo.inference.inputs import RasterInput, open_input
-from bharateo.inference.pieces import CellGrid
-from bharateo.inference.windows import Piece
+from bharateo.inference.tiles import CellGrid, Tile
 from bharateo.models.heads import build_heads
 from bharateo.models.mae import build_model
 from bharateo.training.data import physical_units
@@ -62,12 +61,12 @@ def raster(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def expected(run, raster):
-    """Vectors of every patch, as the shared core answers; and the raster they are of."""
+    """Vectors of every patch, as the shared core predicts; and the raster they are of."""
     source = open_input(str(raster), run.contract)
     encoder = FrozenEncoder.of_run(run)
     grid = CellGrid(SHAPE, encoder.chip_px, encoder.patch_px, encoder.patch_px)
-    piece = Piece(slice(0, grid.shape[0]), slice(0, grid.shape[1]))
-    return grid.answer(source.read, encoder.features, piece)
+    tile = Tile(slice(0, grid.shape[0]), slice(0, grid.shape[1]))
+    return grid.predict(source.read, encoder.features, tile)
 
 
 def embedded(run, raster, *outputs, **options):
@@ -202,7 +201,7 @@ def test_a_dataset_becomes_a_row_a_patch(run, reflectance_dataset, tmp_path):
         window = (slice(row, row + height), slice(col, col + width))
         return image[:, *window], valid[window]
 
-    alone = grid.answer(read, FrozenEncoder.of_run(run).features, Piece(slice(0, 6), slice(0, 6)))
+    alone = grid.predict(read, FrozenEncoder.of_run(run).features, Tile(slice(0, 6), slice(0, 6)))
     row, col = (own[name].to_numpy() - dataset.column(name)[chip] for name in ("row", "col"))
     assert len(own) == (~np.isnan(alone[..., 0])).sum()
     np.testing.assert_allclose(
@@ -305,7 +304,7 @@ def test_killed_after_the_last_file_it_leaves_nothing_behind_the_next_time(
 ):
     source, outputs = open_input(str(raster), run.contract), [tmp_path / "v.tif"]
     with monkeypatch.context() as patch:
-        patch.setattr("bharateo.inference.pieces.shutil.rmtree", killed_while_clearing)
+        patch.setattr("bharateo.inference.tiles.shutil.rmtree", killed_while_clearing)
         with pytest.raises(KeyboardInterrupt):
             embed_raster(run, source, outputs, Embedding(), quietly, quietly)
     assert (tmp_path / ".v.tif.parts").is_dir()

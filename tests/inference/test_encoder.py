@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from bharateo.errors import RunError
-from bharateo.inference.encoder import CHIPS_AT_ONCE, FrozenEncoder, all_visible
+from bharateo.inference.encoder import CHIPS_AT_ONCE, FrozenEncoder, all_visible, device_of
 from models.tiny_models import HEADS, random_batch, tiny_heads, tiny_model, with_pixels
 
 
@@ -70,3 +70,47 @@ def test_a_run_without_a_land_cover_head_has_no_classes_of_its_own():
     batch, _ = random_batch(frozen.model)
     with pytest.raises(RunError, match=r"heads\.landcover.*probe"):
         frozen.class_probabilities(batch.image, batch.valid)
+
+
+# Where it computes.
+
+
+def test_everything_is_brought_to_the_device_and_only_numbers_come_back():
+    """On a device without storage all is computed, as long as nothing stays behind, up to the last
+    step: there is nothing to bring back.
+    """
+    model = tiny_model()
+    frozen = FrozenEncoder(model, tiny_heads(model), torch.device("meta"))
+    batch, _ = random_batch(model)
+    with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):
+        frozen.class_probabilities(batch.image, batch.valid)
+    assert {each.device.type for each in frozen.model.parameters()} == {"meta"}
+    assert {each.device.type for each in model.parameters()} == {"cpu"}  # others go on with it
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", ["v0", "seed"])
+def test_a_gpu_says_what_the_cpu_says(name):
+    model = tiny_model(name)
+    heads = tiny_heads(model)
+    here, there = FrozenEncoder(model, heads), FrozenEncoder(model, heads, torch.device("cuda"))
+    batch, _ = random_batch(model, chips=CHIPS_AT_ONCE + 3, all_valid=False)
+    for each in ("features", "class_probabilities"):
+        found = getattr(there, each)(batch.image, batch.valid)
+        assert found.device.type == "cpu"
+        expected = getattr(here, each)(batch.image, batch.valid)
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("said", "num_gpus", "device"),
+    [("auto", 1, "cuda"), ("cuda", 1, "cuda"), ("cpu", 1, "cpu"), (None, 1, "cuda"),
+     ("auto", 0, "cpu"), ("cuda", 0, "cpu")],
+)  # fmt: skip
+def test_a_run_computes_where_its_configuration_says_if_that_is_here(
+    said, num_gpus, device, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: num_gpus)
+    if said:
+        (tmp_path / "config.yaml").write_text(f"machine:\n  device: {said}\n")
+    assert device_of(tmp_path).type == device

@@ -133,9 +133,9 @@ def test_scale_and_offset_come_as_a_pair_from_user_file_or_run(stored, contract,
     with pytest.raises(ContractError, match=r"^unit: .*offset of \+1000.*add --offset -0\.1"):
         open_input(path, contract)
     source = open_input(path, contract, Reading(offset=-0.1))
-    assert (source.provenance["scale"], source.provenance["offset"]) == ([1e-4] * 3, [-0.1] * 3)
+    assert (source.scale.tolist(), source.offset.tolist()) == ([1e-4] * 3, [-0.1] * 3)
     said = write(tmp_path / "b.tif", stored, BANDS, [(1e-4, -0.1)] * 10, nodata=0.0)
-    assert open_input(said, contract, Reading(scale=1e-4)).provenance["offset"] == [0] * 3
+    assert open_input(said, contract, Reading(scale=1e-4)).offset.tolist() == [0] * 3
 
 
 def test_a_scale_that_is_none_is_refused(stored, contract, tmp_path):
@@ -159,18 +159,18 @@ def test_what_was_allowed_to_differ_is_told(stored, contract, tmp_path):
         open_input(path, contract)
     source = open_input(path, contract, Reading(allow=frozenset({"bands", "unit"})))
     assert [*source.overridden] == ["bands"]
-    assert source.provenance["overridden"] == source.overridden
+    assert source.made_of.model_dump()["overridden"] == source.overridden
 
 
 def test_an_input_is_told_from_another_by_whatever_changes_its_numbers(stored, contract, tmp_path):
     path = write(tmp_path / "a.tif", stored, BANDS, nodata=0.0)
     readings = [Reading(), Reading(nodata=7.0), Reading(scale=1.1e-4), Reading(offset=-0.001)]
     readings.append(Reading((*BANDS[:7], "B11", "B8A", "B12")))
-    first = [open_input(path, contract, reading).identity for reading in readings]
+    first = [open_input(path, contract, reading).made_of.identity for reading in readings]
     assert len({*first}) == len(readings)
-    assert first == [open_input(path, contract, reading).identity for reading in readings]
+    assert first == [open_input(path, contract, reading).made_of.identity for reading in readings]
     write(tmp_path / "a.tif", stored[:, ::-1], BANDS, nodata=0.0)
-    assert open_input(path, contract).identity not in first
+    assert open_input(path, contract).made_of.identity not in first
 
 
 def test_zeros_that_fill_a_raster_do_not_hide_its_unit(stored, contract, tmp_path):
@@ -222,8 +222,9 @@ def test_a_scene_is_harmonised_masked_and_on_its_10_m_grid(scene, truth, contrac
     np.testing.assert_array_equal(valid, truth[1][rows, cols])
     expected = truth[0][:, rows, cols]
     np.testing.assert_allclose(values[:, valid], expected[:, valid], atol=1e-6)
-    assert source.provenance["harmonised"]["dn"] == -1000
-    assert {*source.provenance["files"]} == {*CHOSEN, "SCL"}
+    made_of = source.made_of.model_dump()
+    assert made_of["harmonised"]["dn"] == -1000
+    assert {*made_of["files"]} == {*CHOSEN, "SCL"}
 
 
 def test_a_scene_of_20_m_bands_alone_is_on_the_same_grid(scene):

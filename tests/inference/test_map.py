@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import contextmanager
 from dataclasses import replace
 from xml.etree import ElementTree
 
@@ -9,6 +10,7 @@ import numpy as np
 import pyproj
 import pytest
 import rasterio
+import torch
 from affine import Affine
 from ground import AFFINE, class_codes, grid_of, write_labels, write_raster
 from odc.geo.geobox import GeoBox
@@ -19,14 +21,13 @@ from bharateo.errors import ConfigError, ContractError
 from bharateo.evaluation.own_classes import probe_classifier
 from bharateo.evaluation.probes import LinearProbe, save_probe
 from bharateo.inference import map as map_module
-from bharateo.inference.classifier import head_classifier
 from bharateo.inference.domain import domain_of
 from bharateo.inference.inputs import Reading, open_input
-from bharateo.inference.labels import agreement, compare, label_counts, open_labels
-from bharateo.inference.map import Request, cell_areas, products, write_map
-from bharateo.inference.pieces import CellGrid
-from bharateo.inference.summary import map_lines
-from bharateo.landcover import BHARATEO_CLASSES, IGNORE, WORLDCOVER
+from bharateo.inference.labels import Against, compare, label_counts, open_labels
+from bharateo.inference.map import Request, cell_areas, head_classifier, products, write_map
+from bharateo.inference.tiles import CellGrid
+from bharateo.landcover import BHARATEO_CLASSES, IGNORE, WORLDCOVER, LandCoverClass
+from bharateo.models.heads import Head, Layer
 from small_datasets import contents
 
 
@@ -94,8 +95,8 @@ def test_the_class_is_the_most_probable_and_probabilities_add_up(the_map):
 
 def test_the_map_of_known_ground_is_mostly_right(the_map):
     record, _ = the_map
-    against = record["against"]
-    assert against["agreement"] > against["commonest_label_everywhere"]["agreement"] + 0.2
+    against = record.against
+    assert against.agreement > against.commonest_label_everywhere.agreement + 0.2
 
 
 def test_cells_without_a_pixel_have_no_data(map_run, domain, tmp_path):
@@ -128,17 +129,17 @@ def test_noise_is_out_of_the_domain_and_known_ground_is_not(map_run, domain, the
     known, _ = the_map
     raster = write_raster(tmp_path / "noise.tif", change=noise)
     other = mapped(map_run, raster, tmp_path / "map.tif", domain=domain)
-    assert known["out_of_domain"]["share"] < 0.1
-    assert other["out_of_domain"]["share"] > 0.9
+    assert known.out_of_domain.share < 0.1
+    assert other.out_of_domain.share > 0.9
     outside, distance = bands(products(tmp_path / "map.tif")["uncertainty"])[1:]
     assert ((outside == 1) == (distance > 100)).mean() > 0.99
 
 
 def test_without_a_domain_familiarity_is_not_claimed(map_run, raster, tmp_path):
     record = mapped(map_run, raster, tmp_path / "map.tif")
-    assert record["out_of_domain"] is None
+    assert record.out_of_domain is None
     assert (bands(products(tmp_path / "map.tif")["uncertainty"])[1:] == IGNORE).all()
-    assert not any("domain" in line for line in map_lines(record))
+    assert not any("domain" in line for line in record.lines())
 
 
 def test_a_finer_stride_has_a_cell_for_every_so_many_pixels(map_run, raster, the_map, tmp_path):
@@ -157,8 +158,8 @@ def test_the_products_say_what_they_were_made_of(map_run, the_map):
         told = json.loads(file.tags()["BHARATEO"])
     assert told["run"]["weights_sha256"] == map_run.weights_sha256
     assert told["source"]["input"].endswith("raster.tif")
-    assert json.loads(files["record"].read_text()) == record
-    assert {*map_run.contract.attribution} <= {*record["attribution"]}
+    assert json.loads(files["record"].read_text()) == record.to_json()
+    assert {*map_run.contract.attribution} <= {*record.attribution}
 
 
 # Areas
@@ -171,7 +172,7 @@ def test_areas_are_those_of_the_ellipsoid(crs):
     affine = Affine(size, 0, 77.1 if degree else 700_000, 0, -size, 28.6 if degree else 3_160_000)
     raster = GeoBox((800, 1000), affine, crs)
     grid = CellGrid((800, 1000), 32, 8, 8)
-    found = sum(cell_areas(grid, raster, piece).sum() * piece.shape[1] for piece in grid.pieces(16))
+    found = sum(cell_areas(grid, raster, tile).sum() * tile.shape[1] for tile in grid.tiles(16))
     along = np.linspace(0, 1, 200)
     cols = np.concatenate([along, along * 0 + 1, along[::-1], along * 0]) * 1000
     rows = np.concatenate([along * 0, along, along * 0 + 1, along[::-1]]) * 800
@@ -187,7 +188,7 @@ def test_cells_count_with_the_part_inside_the_raster(stride, map_run, tmp_path):
     record = mapped(map_run, raster, tmp_path / "map.tif", stride_px=stride)
     begin = (8 - stride) / 2
     expected = (37 - begin) * (50 - begin) * 1e-4 / scale_of_utm()
-    assert record["km2"] == pytest.approx(expected, rel=1e-4)
+    assert record.km2 == pytest.approx(expected, rel=1e-4)
 
 
 def scale_of_utm():
@@ -225,14 +226,14 @@ def test_a_district_counts_with_its_valid_pixels(degrees, stride, map_run, tmp_p
         )
         m2 = abs(pyproj.Geod(ellps="WGS84").polygon_area_perimeter(lon, lat)[0])
         expected += m2 * district[number].sum() / 1e6
-    assert record["km2"] == pytest.approx(expected, rel=1e-3)
+    assert record.km2 == pytest.approx(expected, rel=1e-3)
 
 
 def test_areas_add_up_to_the_ground_with_data(the_map, raster):
     record, _ = the_map
     share = (bands(raster) != 0).all(0).mean()  # of pixels, not of cells with one valid pixel
-    assert record["km2"] == pytest.approx(share * 151 * 190 * 1e-4, rel=0.01)
-    assert sum(each["km2"] for each in record["areas"]) == pytest.approx(record["km2"])
+    assert record.km2 == pytest.approx(share * 151 * 190 * 1e-4, rel=0.01)
+    assert sum(each.km2 for each in record.areas) == pytest.approx(record.km2)
 
 
 # Labels
@@ -243,10 +244,10 @@ def test_labels_are_counted_under_the_patch_of_every_cell(tmp_path, stride):
     labels = open_labels(str(write_labels(tmp_path / "labels.tif")))
     grid = CellGrid((151, 190), 32, 8, stride)
     ids = WORLDCOVER.collapse(class_codes(grid_of(151, 190)))
-    for piece in grid.pieces(12):
-        counts = label_counts(labels.source, grid_of(151, 190), grid, piece)
+    for tile in grid.tiles(12):
+        counts = label_counts(labels.source, grid_of(151, 190), grid, tile)
         for row, col in ((0, 0), (counts.shape[0] - 1, counts.shape[1] - 1), (3, 5)):
-            top, left = (piece.rows.start + row) * stride, (piece.cols.start + col) * stride
+            top, left = (tile.rows.start + row) * stride, (tile.cols.start + col) * stride
             patch = ids[top : top + 8, left : left + 8]
             expected = np.bincount(patch[patch != IGNORE], minlength=8)
             assert counts[row, col].tolist() == expected.tolist()
@@ -278,18 +279,21 @@ def test_labels_made_wrong_are_found_suspect(map_run, raster, domain, tmp_path):
     (suspect, *_) = bands(products(tmp_path / "map.tif")["suspect"])
     inside = suspect[1:9, 1:8]
     assert (inside == 1).mean() > 5 * (suspect == 1).mean() / 2
-    assert record["against"]["suspect"] == (suspect == 1).sum()
+    assert record.against.suspect == (suspect == 1).sum()
 
 
 def test_agreement_is_told_beside_the_commonest_label():
     confusion = np.zeros((8, 8), np.int64)
     confusion[0, 0], confusion[0, 1], confusion[1, 1], confusion[1, 0] = 6, 2, 1, 1
-    found = agreement(confusion)
-    assert found["agreement"] == pytest.approx(0.7)
-    assert found["balanced_agreement"] == pytest.approx((6 / 8 + 1 / 2) / 2)
-    assert found["commonest_label_everywhere"]["agreement"] == pytest.approx(0.8)
-    assert found["commonest_label_everywhere"]["macro_f1"] == pytest.approx(16 / 18 / 2)
-    assert agreement(np.zeros((8, 8), np.int64)) == {"cells": 0}
+    found = Against.of("labels", confusion, np.zeros(8, np.int64))
+    assert found.agreement == pytest.approx(0.7)
+    assert found.balanced_agreement == pytest.approx((6 / 8 + 1 / 2) / 2)
+    assert found.commonest_label_everywhere.agreement == pytest.approx(0.8)
+    assert found.commonest_label_everywhere.macro_f1 == pytest.approx(16 / 18 / 2)
+    nothing = Against.of("labels", np.zeros((8, 8), np.int64), np.zeros(8, np.int64))
+    assert nothing.cells == 0
+    assert nothing.agreement is None
+    assert [*nothing.lines()] == ["against labels: no labels here"]
 
 
 # Probes
@@ -333,6 +337,59 @@ def test_labels_of_other_classes_are_refused(map_run, raster, tmp_path):
                   Request(classifier, labels=labels), silent, silent)  # fmt: skip
 
 
+# Of any head
+
+
+class ThreeLayers(Head):
+    """A height, the numbers of a patch's pixels, and a class of its own."""
+
+    def layers(self):
+        kinds = (LandCoverClass(7, "roof", (9, 9, 9)), LandCoverClass(9, "road", (0, 0, 0)))
+        return Layer("height", unit="m"), Layer("shade", 64), Layer("kind", 2, classes=kinds)
+
+    def predict(self, decoded):
+        said = [2.5, *range(64), 0.0, 1.0]
+        return torch.tensor(said).expand(*decoded.shape[:2], -1)
+
+
+@pytest.mark.parametrize(("stride", "inside"), [(8, slice(0, 8)), (4, slice(2, 6))])
+def test_a_map_has_the_layers_that_heads_offer(stride, inside, map_run, raster, tmp_path):
+    heads = torch.nn.ModuleDict({"other": ThreeLayers(), **map_run.heads})
+    run, output = replace(map_run, heads=heads), tmp_path / "map.tif"
+    mapped(run, raster, output, stride_px=stride)
+    files = products(output)
+    with rasterio.open(files["layers"]) as file:
+        assert file.descriptions == ("height (m)", "shade", "land cover")
+        height, shade, cover = file.read()
+    (classes,) = bands(output)
+    known = classes != IGNORE  # of the first layer of classes, that of the first head
+    assert {*np.unique(classes[known])} == {9}
+    assert (height[known] == 2.5).all()
+    mean = np.arange(64.0).reshape(8, 8)[inside, inside].mean()
+    np.testing.assert_allclose(shade[known], mean, rtol=1e-6)
+    mapped(map_run, raster, tmp_path / "alone.tif", stride_px=stride)
+    assert (cover[known] == bands(tmp_path / "alone.tif")[0][known]).all()
+    for band in (height, shade, cover):
+        assert np.isnan(band[~known]).all()
+    assert "layers" in json.loads(files["item"].read_text())["assets"]
+    mapped(map_run, raster, output, stride_px=stride)
+    assert not files["layers"].exists()  # it was of the older map
+
+
+def test_all_files_are_written_in_one_pass_over_the_tiles(map_run, tmp_path, monkeypatch):
+    raster = write_raster(tmp_path / "large.tif", 1100, 120)  # two tiles
+    loaded, load = [], np.load
+
+    def counted(path, **options):
+        loaded.append(path.name)
+        return load(path, **options)
+
+    monkeypatch.setattr(np, "load", counted)
+    labels = open_labels(str(write_labels(tmp_path / "labels.tif", 1100, 120)))
+    mapped(map_run, raster, tmp_path / "map.tif", labels=labels)
+    assert loaded == ["0-0.npy", "128-0.npy"]
+
+
 # Killed and run again
 
 
@@ -348,7 +405,7 @@ def test_the_same_map_is_not_made_twice(map_run, raster, tmp_path):
     labels = open_labels(str(write_labels(tmp_path / "labels.tif")))
     beside = write_map(map_run, source, tmp_path / "map.tif", replace(request, labels=labels),
                        silent, silent)  # fmt: skip
-    assert beside["against"] is not None
+    assert beside.against is not None
     assert (tmp_path / "map-suspect.tif").exists()
     other = replace(request, stride_px=4)
     assert write_map(map_run, source, tmp_path / "map.tif", other, silent, silent) != first
@@ -356,12 +413,12 @@ def test_the_same_map_is_not_made_twice(map_run, raster, tmp_path):
 
 
 def test_a_map_killed_at_any_moment_and_rerun_is_the_same(map_run, tmp_path, monkeypatch):
-    raster = write_raster(tmp_path / "large.tif", 1100, 120)  # two pieces
+    raster = write_raster(tmp_path / "large.tif", 1100, 120)  # two tiles
     source, request = open_input(str(raster), map_run.contract), Request(head_classifier(map_run))
     whole, killed = tmp_path / "whole" / "map.tif", tmp_path / "killed" / "map.tif"
     write_map(map_run, source, whole, request, silent, silent)
-    written = map_module.write_cog
-    for moment in range(1, 6):
+    written = map_module.cog_writer
+    for moment in range(1, 10):  # before a tile, the end, and before and after each of the files
         calls = [0]
 
         def die(calls=calls, moment=moment):
@@ -369,11 +426,14 @@ def test_a_map_killed_at_any_moment_and_rerun_is_the_same(map_run, tmp_path, mon
             if calls[0] == moment:
                 raise KeyboardInterrupt
 
-        def write(*arguments, die=die, **options):
+        @contextmanager
+        def write(*arguments, die=die):
             die()
-            written(*arguments, **options)
+            with written(*arguments) as block:
+                yield block
+            die()
 
-        monkeypatch.setattr(map_module, "write_cog", write)
+        monkeypatch.setattr(map_module, "cog_writer", write)
         with pytest.raises(KeyboardInterrupt):
             write_map(map_run, source, killed, request, lambda *_, die=die: die(), silent)
         assert not killed.with_suffix(".json").exists()
@@ -391,7 +451,7 @@ def test_killed_after_the_last_file_it_leaves_nothing_behind_the_next_time(
         remove(folder, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr("bharateo.inference.pieces.shutil.rmtree", killed_while_clearing)
+        patch.setattr("bharateo.inference.tiles.shutil.rmtree", killed_while_clearing)
         with pytest.raises(KeyboardInterrupt):
             mapped(map_run, raster, tmp_path / "map.tif")
     assert (tmp_path / ".map.tif.parts").is_dir()

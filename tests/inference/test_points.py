@@ -16,7 +16,6 @@ from bharateo.evaluation import cross_validation
 from bharateo.evaluation.features import encoder
 from bharateo.evaluation.probes import load_probe
 from bharateo.inference.inputs import open_input
-from bharateo.inference.pieces import CellGrid
 from bharateo.inference.points import (
     cells_lonlat,
     next_places,
@@ -25,6 +24,7 @@ from bharateo.inference.points import (
     read_points,
     vectors_at,
 )
+from bharateo.inference.tiles import CellGrid
 from bharateo.landcover import IGNORE
 from small_datasets import contents
 
@@ -166,8 +166,8 @@ def test_the_vectors_are_those_of_the_map(map_run, raster, stride):
     )
     own = encoder(map_run)
     found, valid = vectors_at(points, source, grid(stride), {own.name: own.features}, silent)
-    (piece,) = grid(stride).pieces()
-    every = grid(stride).answer(source.read, own.features, piece)
+    (tile,) = grid(stride).tiles()
+    every = grid(stride).predict(source.read, own.features, tile)
     rows, cols = points.cells.T
     assert valid.all()
     np.testing.assert_allclose(found["encoder"], every[rows, cols], rtol=1e-4, atol=1e-5)

@@ -20,7 +20,7 @@ from bharateo.inference.search import (
 )
 from bharateo.landcover import BHARATEO_CLASSES
 from handover.tiny_run import tiny_run
-from inference.areas import GRID, centres, cog, table, vectors
+from inference.areas import GRID, centres, cog, plan_of, table, vectors
 
 HERE = (11, 17)
 
@@ -222,5 +222,5 @@ def test_the_dataset_is_known_while_it_is_there(embedded, reflectance_dataset, t
     found = dataset_of(embedded)
     assert isinstance(found, Dataset)
     assert found.path == reflectance_dataset.path
-    gone = {"product": "embedding", "source": {"dataset": str(tmp_path / "gone")}}
+    gone = plan_of(dataset=str(tmp_path / "gone"))
     assert dataset_of(open_area(table(tmp_path / "v.parquet", vectors(), gone))) is None

@@ -8,7 +8,7 @@ import rasterio
 from affine import Affine
 from odc.geo.geobox import GeoBox
 
-from bharateo.inference.style import own_classes, write_class_style
+from bharateo.inference.map import own_classes, write_class_style
 from bharateo.landcover import BHARATEO_CLASSES
 from bharateo.pixels.cog import Bands, write_cog
 

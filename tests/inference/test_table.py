@@ -8,9 +8,9 @@ import shapely
 from pyproj import CRS
 
 from bharateo.errors import EmptyRegionError
-from bharateo.inference.table import Rows, corners, table_provenance, write_table
-
-PROVENANCE = {"run": {"name": "v0"}, "fingerprint": "f00"}
+from bharateo.inference.products import provenance_of
+from bharateo.inference.table import Rows, corners, write_table
+from inference.areas import PLAN
 
 
 def rows(first, num, dtype="float16"):
@@ -28,7 +28,7 @@ def rows(first, num, dtype="float16"):
 @pytest.fixture(params=["float16", "float32"])
 def table(request, tmp_path):
     groups = [rows(0, 3, request.param), rows(3, 4, request.param)]
-    write_table(tmp_path / "v.parquet", iter(groups), CRS("EPSG:27700"), PROVENANCE)
+    write_table(tmp_path / "v.parquet", iter(groups), CRS("EPSG:27700"), PLAN)
     return tmp_path / "v.parquet", np.concatenate([group.vectors for group in groups])
 
 
@@ -57,23 +57,23 @@ def test_duckdb_opens_it(table):
 
 
 def test_it_says_what_it_was_made_of(table):
-    assert table_provenance(table[0]) == PROVENANCE
+    assert provenance_of(table[0]) == PLAN.to_json()
 
 
 def test_no_table_says_nothing(tmp_path):
     (tmp_path / "text.parquet").write_text("no table")
-    assert table_provenance(tmp_path / "text.parquet") == {}
-    assert table_provenance(tmp_path / "none.parquet") == {}
+    assert provenance_of(tmp_path / "text.parquet") == {}
+    assert provenance_of(tmp_path / "none.parquet") == {}
 
 
 def test_a_table_without_rows_is_not_written(tmp_path):
     path = tmp_path / "v.parquet"
     with pytest.raises(EmptyRegionError, match=r"no patch has a valid pixel, so .*v\.parquet"):
-        write_table(path, iter([]), CRS("EPSG:27700"), PROVENANCE)
+        write_table(path, iter([]), CRS("EPSG:27700"), PLAN)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_same_rows_give_the_same_bytes(tmp_path):
     for name in "ab":
-        write_table(tmp_path / name, iter([rows(0, 9)]), CRS("EPSG:4326"), PROVENANCE)
+        write_table(tmp_path / name, iter([rows(0, 9)]), CRS("EPSG:4326"), PLAN)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()

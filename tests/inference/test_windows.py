@@ -12,8 +12,7 @@ from odc.geo.geobox import GeoBox
 
 from bharateo.errors import ConfigError
 from bharateo.inference.encoder import FrozenEncoder
-from bharateo.inference.pieces import CellGrid
-from bharateo.inference.windows import Piece, TokenGrid, blended, blended_squares
+from bharateo.inference.tiles import CellGrid, Tile, TokenGrid, blended, blended_squares
 from models.tiny_models import tiny_model
 
 CHIP, PATCH = 32, 8
@@ -50,7 +49,7 @@ def reading(image, valid):
 
 
 def whole(grid):
-    return Piece(slice(0, grid.shape[0]), slice(0, grid.shape[1]))
+    return Tile(slice(0, grid.shape[0]), slice(0, grid.shape[1]))
 
 
 def grid_over(shape=SHAPE, **options):
@@ -61,11 +60,11 @@ def grid_over(shape=SHAPE, **options):
 
 
 @given(st.integers(1, 40), st.integers(1, 6), st.integers(1, 9), st.data())
-def test_every_token_is_in_a_window_that_is_asked_for_its_piece(num, step, side, data):
+def test_every_token_is_in_a_window_that_is_asked_for_its_tile(num, step, side, data):
     grid = grid_over((num * PATCH, PATCH), step=min(step, CHIP // PATCH))
     token = data.draw(st.integers(0, num - 1))
-    piece = slice(token // side * side, min(token // side * side + side, num))
-    starts = grid.starts(piece, num)
+    tile = slice(token // side * side, min(token // side * side + side, num))
+    starts = grid.starts(tile, num)
     holding = [start for start in grid.starts(slice(0, num), num)
                if start <= token < start + grid.tokens_per_chip]  # fmt: skip
     assert holding
@@ -73,11 +72,11 @@ def test_every_token_is_in_a_window_that_is_asked_for_its_piece(num, step, side,
 
 
 @given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 9), st.sampled_from([8, 4, 2, 1]))
-def test_pieces_cover_every_cell_once(height, width, side, stride):
+def test_tiles_cover_every_cell_once(height, width, side, stride):
     grid = CellGrid((height, width), CHIP, PATCH, stride)
     count = np.zeros(grid.shape, int)
-    for piece in grid.pieces(side):
-        count[piece.rows, piece.cols] += 1
+    for tile in grid.tiles(side):
+        count[tile.rows, tile.cols] += 1
     assert (count == 1).all()
 
 
@@ -109,13 +108,13 @@ def test_a_raster_without_a_valid_pixel_is_answered_with_nothing(encoder):
 
 
 @pytest.mark.parametrize("side", [4, 11])
-def test_the_size_of_pieces_changes_nothing(encoder, side):
+def test_the_size_of_tiles_changes_nothing(encoder, side):
     read, grid = reading(*pixels()), grid_over()
     expected, expected_known = blended(read, encoder.features, grid, whole(grid))
     values, known = np.full_like(expected, np.nan), np.zeros_like(expected_known)
-    for piece in grid.pieces(side):
-        where = (piece.rows, piece.cols)
-        values[where], known[where] = blended(read, encoder.features, grid, piece)
+    for tile in CellGrid(SHAPE, CHIP, PATCH, PATCH).tiles(side):
+        where = (tile.rows, tile.cols)
+        values[where], known[where] = blended(read, encoder.features, grid, tile)
     np.testing.assert_array_equal(known, expected_known)
     np.testing.assert_allclose(values, expected, atol=1e-5)
 
@@ -129,7 +128,7 @@ def test_one_window_is_answered_as_the_encoder_does(encoder):
 
 
 def test_a_token_is_the_weighted_mean_of_its_windows():
-    """Asked for its place in the window, a token answers what its weights say of it."""
+    """Asked for its place in the window, a token predicted what its weights say of it."""
     size = CHIP // PATCH
 
     def place(image, valid):
@@ -240,12 +239,12 @@ def test_a_cell_lies_on_the_middle_of_its_patch(stride):
 def test_finer_cells_are_what_shifted_rasters_say(encoder):
     image, valid = pixels()
     fine = CellGrid(SHAPE, CHIP, PATCH, 4)
-    answers = fine.answer(reading(image, valid), encoder.features, whole(fine))
+    predicted = fine.predict(reading(image, valid), encoder.features, whole(fine))
     for row, col in product((0, 1), repeat=2):
         cut, known = image[:, 4 * row :, 4 * col :], valid[4 * row :, 4 * col :]
         grid = CellGrid(known.shape, CHIP, PATCH, 8)
-        alone = grid.answer(reading(cut, known), encoder.features, whole(grid))
-        np.testing.assert_allclose(answers[row::2, col::2], alone, atol=1e-5)
+        alone = grid.predict(reading(cut, known), encoder.features, whole(grid))
+        np.testing.assert_allclose(predicted[row::2, col::2], alone, atol=1e-5)
 
 
 @settings(max_examples=20)
@@ -256,8 +255,8 @@ def test_every_finer_cell_is_answered(height, width, stride):
 
     grid = CellGrid((height, width), CHIP, PATCH, stride)
     read = reading(np.ones((1, height, width), np.float32), np.ones((height, width), bool))
-    for piece in grid.pieces(3):
-        assert (grid.answer(read, ask, piece) == 0).all()
+    for tile in grid.tiles(3):
+        assert (grid.predict(read, ask, tile) == 0).all()
 
 
 def test_a_stride_that_does_not_divide_the_patch_is_refused_with_those_that_do():

@@ -9,7 +9,7 @@ from bharateo.pixels.cog import Bands, write_cog
 from bharateo.report.contact_sheet import write_contact_sheet
 from bharateo.report.render import composite_rgb, physical
 from handover.tiny_run import tiny_run
-from inference.areas import GRID, centres, table, vectors
+from inference.areas import GRID, centres, plan_of, table, vectors
 
 TILE_PX, GAP_PX, FIRST_PLACE = 192, 12, (slice(68, 124), slice(68, 124))
 """Of a tile the middle third is the place itself; its frame is left out."""
@@ -47,8 +47,7 @@ def raster(tmp_path):
     values = np.full((1, 80, 120), 100, np.uint16)
     values[:, 44:48, 68:72] = 900  # cell (11, 17)
     write_cog(path, GRID.zoom_to((80, 120)), Bands("uint16", ("grey",), 0), [(0, 0, values)])
-    source = {"input": str(path), "bands": ["grey"], "bands_in_file": [1], "nodata": 0}
-    return {"product": "embedding", "source": source}
+    return plan_of(input=str(path), bands=["grey"], bands_in_file=[1], nodata=0)
 
 
 def test_the_pixels_around_a_place_of_a_raster_are_shown(raster, tmp_path):

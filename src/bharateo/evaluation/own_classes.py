@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,12 +37,21 @@ from bharateo.evaluation.cross_validation import (
 from bharateo.evaluation.features import band_statistics, encoder, random_encoder
 from bharateo.evaluation.probes import LinearProbe, load_probe, save_probe
 from bharateo.files import read_bytes, write_json, write_text
-from bharateo.inference.classifier import Classifier, Look
 from bharateo.inference.domain import Domain
 from bharateo.inference.encoder import FrozenEncoder
 from bharateo.inference.inputs import RasterInput
-from bharateo.inference.map import NODATA, Request, own_products, products, write_map
-from bharateo.inference.pieces import CellGrid, Progress
+from bharateo.inference.map import (
+    NODATA,
+    Classifier,
+    Look,
+    MapClass,
+    MapRecord,
+    Request,
+    own_classes,
+    own_products,
+    products,
+    write_map,
+)
 from bharateo.inference.points import (
     Labelled,
     cells_lonlat,
@@ -51,7 +60,7 @@ from bharateo.inference.points import (
     place,
     vectors_at,
 )
-from bharateo.inference.style import own_classes
+from bharateo.inference.tiles import CellGrid, Progress
 from bharateo.landcover import BHARATEO_CLASSES
 from bharateo.outputs import Own, json_of, record_in
 from bharateo.pixels.raster import existing
@@ -62,6 +71,12 @@ NEXT_FILE, RECORD_FILE = "label-next.geojson", "probe.json"
 NUM_NEXT = 20
 _NEXT_PRODUCT = "places to label"
 _SEED = 0
+
+_CONTENDERS = {
+    "encoder": "this run",
+    "band_statistics": "band statistics",
+    "random_encoder": "the same encoder, untrained",
+}
 
 
 @dataclass(frozen=True)
@@ -110,8 +125,8 @@ def map_own_classes(
     options: Options,
     progress: Progress,
     say: Callable[[str], object],
-) -> dict[str, Any]:
-    """Write everything about a person's classes; the record of the probe.
+) -> tuple[dict[str, Any], MapRecord]:
+    """Write everything about a person's classes; the record of the probe, and that of the map.
 
     Raises:
         ConfigError: the points do not do, with the reason and which.
@@ -135,10 +150,10 @@ def map_own_classes(
         options.precision,
     )  # fmt: skip
     mapped = write_map(run, source, output / MAP_FILE, request, progress, say)
-    _write_next(output, grid, source, placed, mapped["classes"])
-    record = {"product": "probe", **record, "map": mapped}
+    _write_next(output, grid, source, placed, mapped.classes)
+    record = {"product": "probe", **record, "map": mapped.to_json()}
     write_json(output / RECORD_FILE, record)
-    return record
+    return record, mapped
 
 
 def _fit(
@@ -183,12 +198,31 @@ def _fit(
     }
 
 
+def probe_lines(record: Mapping[str, Any]) -> Iterator[str]:
+    """Scores of a probe with their intervals, and recall by class."""
+    points, score = record["points"], record["score"]
+    counts = ", ".join(f"{name} {count}" for name, count in points.items())
+    yield f"points: {counts}, in {score['places']} places"
+    yield f"balanced accuracy expected on other ground ({score['by']}):"
+    for name, title in _CONTENDERS.items():
+        low, high = score[name]["balanced_accuracy_ci95"]
+        value = score[name]["balanced_accuracy"]
+        yield f"  {title:28} {value:.2f}  (95 %: {low:.2f} to {high:.2f})"
+    chance = score["one_class"]["balanced_accuracy"]
+    yield f"  {'one class for all':28} {chance:.2f}"
+    recall = ", ".join(
+        f"{name} {'not known' if value is None else f'{value:.2f}'}"
+        for name, value in score["encoder"]["recall"].items()
+    )
+    yield f"recognised of each class: {recall}"
+
+
 def _write_next(
     output: Path,
     grid: CellGrid,
     source: RasterInput,
     points: Labelled,
-    classes: Sequence[Mapping[str, Any]],
+    classes: Sequence[MapClass],
 ) -> None:
     """Write the places to label next, as points with an empty class."""
     files = products(output / MAP_FILE)
@@ -202,7 +236,7 @@ def _write_next(
     cells = next_places(entropy, usable, points.cells, NUM_NEXT)
     lon, lat = cells_lonlat(cells, grid, source)
     row, col = cells.T
-    names = {each["id"]: each["name"] for each in classes}
+    names = {each.id: each.name for each in classes}
     table = gpd.GeoDataFrame(
         {
             "rank": np.arange(1, len(cells) + 1),
@@ -244,7 +278,8 @@ def probe_classifier(run: Run, path: Path) -> Classifier:
     names = about.get("class_names") or [BHARATEO_CLASSES[cls].name for cls in probe.classes]
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     kept = {"classifier": f"linear probe {path.name}", "sha256": sha256}
-    return Classifier(own_classes(names), linear_look(FrozenEncoder.of_run(run), probe), kept)
+    encoder = FrozenEncoder.of_run(run)
+    return Classifier(encoder, own_classes(names), linear_look(encoder, probe), kept)
 
 
 def linear_look(encoder: FrozenEncoder, probe: LinearProbe) -> Look:

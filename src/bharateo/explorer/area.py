@@ -25,8 +25,7 @@ from bharateo.evaluation.evaluate import predict, seen_by_baselines
 from bharateo.geography import to_lonlat
 from bharateo.inference.encoder import CHIPS_AT_ONCE, FrozenEncoder
 from bharateo.inference.inputs import RasterInput
-from bharateo.inference.pieces import CellGrid
-from bharateo.inference.windows import TokenGrid, blended_squares
+from bharateo.inference.tiles import CellGrid, TokenGrid, blended_squares
 from bharateo.landcover import NUM_CLASSES, patch_class_counts
 from bharateo.models.heads import Batch, LandCoverHead
 from bharateo.models.patches import Mask, num_masked
@@ -54,7 +53,7 @@ NUM_MASKS = 4
 """At the usual ratio of 75 % a patch is hidden by three of them."""
 
 SQUARES_AT_ONCE = CHIPS_AT_ONCE // 4
-_PIECE_TOKENS = 32
+_TILE_TOKENS = 32
 _NO_SPLIT = 255
 _SHOWN = (2, 98)
 """Percentiles of a raster's pixels that are drawn black and full."""
@@ -124,9 +123,8 @@ class PatchModel:
 
     def visible(self, image: Tensor, valid: Tensor) -> Tensor:
         """Vector and logits of every token of chips (batch token number)."""
-        if not self._has_classes:
-            return self._encoder.features(image, valid)
-        return torch.cat(self._encoder.features_and_logits(image, valid), 2)
+        layers = [self._encoder.class_layer] if self._has_classes else []
+        return torch.cat(self._encoder.predict(image, valid, layers), 2)
 
     def hidden(self, image: Tensor, valid: Tensor) -> Tensor:
         """Errors of every token of chips (batch token 2)."""
@@ -368,7 +366,7 @@ def _stretched(
 def _patches_of_pixels(
     model: PatchModel, image: np.ndarray, valid: np.ndarray, progress: Progress, keep: Keep
 ) -> Patches:
-    """What the run says of the raster, piece by piece."""
+    """What the run says of the raster, tile by tile."""
     patch_px = model.patch_px
     shape = (valid.shape[0], valid.shape[1])
 
@@ -379,15 +377,15 @@ def _patches_of_pixels(
     parts: list[np.ndarray] = []
     for ask, step in model.passes:
         grid = CellGrid(shape, model.chip_px, patch_px, patch_px, step)
-        pieces = grid.pieces(_PIECE_TOKENS)
+        tiles = grid.tiles(_TILE_TOKENS)
         values: np.ndarray | None = None
-        for done, piece in enumerate(pieces):
-            progress(done, len(pieces), f"pass {len(parts) + 1} of 2 over the raster")
-            name = f"{len(parts)}-{piece.rows.start}-{piece.cols.start}"
-            answer = keep(name, partial(grid.answer, read, ask, piece))
+        for done, tile in enumerate(tiles):
+            progress(done, len(tiles), f"pass {len(parts) + 1} of 2 over the raster")
+            name = f"{len(parts)}-{tile.name}"
+            predicted = keep(name, partial(grid.predict, read, ask, tile))
             if values is None:
-                values = np.full((*grid.shape, answer.shape[2]), np.nan, np.float32)
-            values[piece.rows, piece.cols] = answer
+                values = np.full((*grid.shape, predicted.shape[2]), np.nan, np.float32)
+            values[tile.rows, tile.cols] = predicted
         assert values is not None
         parts.append(values)
     row, col = np.indices(grid.shape).reshape(2, -1) * patch_px

@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -31,7 +32,7 @@ from bharateo.explorer.runtime import BINARY, LICENCE, LOADER, SCRIPT, runtime_f
 from bharateo.files import remove_leftovers, write_atomically, write_text
 from bharateo.handover.onnx_file import write_onnx
 from bharateo.inference.inputs import RasterInput
-from bharateo.inference.pieces import scratch
+from bharateo.inference.tiles import scratch
 from bharateo.outputs import beginning_with
 from bharateo.report.html import templates
 from bharateo.training.run import Run, dataset_fingerprint
@@ -79,9 +80,11 @@ def write_explorer(
         "product": "explorer",
         "code_version": __version__,
         "run": {"weights_sha256": run.weights_sha256},
-        "ground": dataset_fingerprint(ground) if isinstance(ground, Dataset) else ground.identity,
+        "ground": dataset_fingerprint(ground)
+        if isinstance(ground, Dataset)
+        else ground.made_of.identity,
     }
-    with scratch(output, plan, say) as folder:
+    with scratch(output, json.dumps(plan, sort_keys=True), say) as folder:
         data, page = _made(run, ground, runtime, folder, progress, say, most_megabytes)
         _write(output, data, page)
     return output / "index.html"

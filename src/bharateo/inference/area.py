@@ -26,8 +26,7 @@ from bharateo.artefacts import shortened
 from bharateo.errors import SourceError
 from bharateo.files import open_file
 from bharateo.geography import to_lonlat
-from bharateo.inference.embed import provenance_of
-from bharateo.inference.table import table_provenance
+from bharateo.inference.products import provenance_of
 from bharateo.pixels.raster import RasterFile, open_raster
 
 _CHUNK_BYTES = 64 << 20
@@ -105,7 +104,7 @@ class Table:
             raise self._damaged("geometry holds no outlines")
         if not (abs(self.lonlat) <= np.array([[540], [90]])).all():
             raise self._damaged("lon and lat are not all on Earth")
-        self.provenance = table_provenance(path)
+        self.provenance = provenance_of(path)
 
     def _damaged(self, reason: object) -> SourceError:
         return SourceError(

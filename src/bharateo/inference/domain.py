@@ -101,14 +101,16 @@ def pixel_statistics(
     """Of every band of every patch, in model units: mean, and logarithms of the deviation and of
     the mean step from pixel to pixel; and which patches have a valid pixel.
     """
-    every = torch.arange(model.num_tokens).expand(len(image), -1)
-    patches, pixels = model.patches(image, valid, every)
+    device = next(model.parameters()).device
+    every = torch.arange(model.num_tokens, device=device).expand(len(image), -1)
+    patches, pixels = model.patches(image.to(device), valid.to(device), every)
     side = model.config.patch_px
     squares = patches.unflatten(2, (model.num_bands, side, side))
     steps = [squares.diff(dim=dim).abs().mean((3, 4)) for dim in (3, 4)]
     spread = [squares.std((3, 4)), (steps[0] + steps[1]) / 2]
     logs = [each.clamp(min=_SMALLEST).log() for each in spread]
-    return torch.cat([squares.mean((3, 4)), *logs], 2), pixels.any(2)
+    statistics, known = torch.cat([squares.mean((3, 4)), *logs], 2), pixels.any(2)
+    return statistics.to(image.device), known.to(image.device)
 
 
 def fit_domain(train: Views, val: Views, quantile: float = QUANTILE) -> Domain:
@@ -197,7 +199,7 @@ def views_of(
         some = [windows[i] for i in drawn[start : start + CHIPS_AT_ONCE]]
         batch = cut(dataset, some, encoder.chip_px, encoder.patch_px)
         features = encoder.features(batch.image, batch.valid)
-        parts.append(Views(features, *pixel_statistics(run.model, batch.image, batch.valid)))
+        parts.append(Views(features, *pixel_statistics(encoder.model, batch.image, batch.valid)))
         progress(start + len(some), len(drawn), f"{split} ground of the run's dataset")
     return Views(*(torch.cat(each) for each in zip(*parts, strict=True)))
 

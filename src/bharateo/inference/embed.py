@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,47 +16,39 @@ from pyproj import CRS
 from bharateo.chips.store import Dataset
 from bharateo.errors import ConfigError
 from bharateo.geography import to_lonlat
-from bharateo.inference.encoder import CHIPS_AT_ONCE, FrozenEncoder, PerToken
+from bharateo.inference.encoder import CHIPS_AT_ONCE, FrozenEncoder
 from bharateo.inference.inputs import RasterInput
-from bharateo.inference.pieces import (
-    Answers,
+from bharateo.inference.products import (
+    MadeBy,
+    MadeOf,
+    Plan,
+    holding,
+    item_path,
+    provenance_of,
+    write_item,
+)
+from bharateo.inference.table import Rows, corners, write_table
+from bharateo.inference.tiles import (
     CellGrid,
+    Predictions,
     Progress,
-    answer_all,
+    TokenGrid,
+    blended_squares,
     clear_scratch,
-    fingerprint,
-    in_precision,
     keep_all,
+    predict_tiles,
     scratch,
 )
-from bharateo.inference.product_item import item_path, write_item
-from bharateo.inference.table import Rows, corners, table_provenance, write_table
-from bharateo.inference.windows import TokenGrid, blended_squares
-from bharateo.outputs import Own, json_of, record_in
-from bharateo.pixels.cog import Bands, Block, cog_tags, write_cog
+from bharateo.outputs import Own, json_of
+from bharateo.pixels.cog import Bands, Block, write_cog
 from bharateo.training.data import physical_units
 from bharateo.training.run import Run, dataset_fingerprint
 from bharateo.version import __version__
-
-COG_TAG = "BHARATEO"
-"""The tag of a GeoTIFF that holds its provenance, as JSON."""
 
 _INT8_NODATA, _INT8_MOST = -128, 127
 
 _COLUMNS = ("region", "split", "block", "row", "col", "scene", "datetime")
 """Of the table of chips, in the table of a dataset."""
-
-
-def provenance_of(path: Path) -> dict[str, Any]:
-    """What a product of ours was written with, table or GeoTIFF; empty where it is none."""
-    if path.suffix == ".parquet":
-        return table_provenance(path)
-    return record_in(cog_tags(path).get(COG_TAG, "{}"))
-
-
-def holding(product: str) -> Own:
-    """The mark of a table or GeoTIFF: the ``product`` of its provenance."""
-    return lambda path: bool(provenance_of(path).get("product") == product)
 
 
 def embedding_products(outputs: Sequence[Path]) -> dict[Path, Own]:
@@ -93,6 +83,12 @@ class Embedding:
         return "float16" if self.dtype == "float16" else "float32"
 
 
+class EmbeddingRecord(Plan):
+    """What an embedding was made of and how, as it stands in its files."""
+
+    options: Embedding
+
+
 def embed_raster(
     run: Run,
     source: RasterInput,
@@ -116,23 +112,18 @@ def embed_raster(
     encoder = FrozenEncoder.of_run(run)
     stride = how.stride_px or encoder.patch_px
     grid = CellGrid(source.shape, encoder.chip_px, encoder.patch_px, stride, how.step)
-    plan = _plan(run, how, source.provenance, source.identity)
-    missing = _missing(outputs, plan, say)
-    if not missing:
-        _write_items(run, outputs, plan, [grid.geobox(source.geobox)])
-        clear_scratch(outputs[0], plan, say)
-        return
-    ask = in_precision(encoder.features, how.precision)
-    with scratch(outputs[0], plan, say) as folder:
-        answers = answer_all(grid, source.read, ask, folder, progress, how.kept_as)
+
+    def make(folder: Path, plan: EmbeddingRecord, missing: Sequence[Path]) -> None:
+        predict = encoder.in_precision(encoder.features, how.precision)
+        vectors = predict_tiles(grid, source.read, predict, folder, progress, how.kept_as)
         for output in missing:
             if output.suffix == ".parquet":
-                rows = _rows_of_raster(answers, source.geobox)
+                rows = _rows_of_raster(vectors, source.geobox)
                 write_table(output, rows, CRS(str(source.geobox.crs)), plan)
             else:
-                _write_cog(output, answers, source.geobox, how.dtype, plan)
-            item_path(output).unlink(missing_ok=True)  # of an older one
-        _write_items(run, outputs, plan, [grid.geobox(source.geobox)])
+                _write_cog(output, vectors, source.geobox, how.dtype, plan)
+
+    _write(run, outputs, how, source.made_of, [grid.geobox(source.geobox)], make, say)
 
 
 def embed_dataset(
@@ -155,47 +146,41 @@ def embed_dataset(
         raise ConfigError(
             f"--output {outputs[0]}: chips lie apart, so a dataset becomes one .parquet"
         )
-    (output,) = outputs
     if how.stride_px not in (None, run.model.config.patch_px):
         raise ConfigError(f"--stride {how.stride_px} is for rasters: leave it out for a dataset")
     if {*run.sensor.band_names} <= {*dataset.sensor.band_names}:
         dataset = dataset.with_bands(run.sensor.band_names)
     run.check(dataset)
-    about = {"dataset": str(dataset.path), "attribution": list(dataset.attribution)}
-    plan = _plan(run, how, about, dataset_fingerprint(dataset))
-    regions = [dataset.geobox(name) for name in dataset.regions]
-    if not _missing([output], plan, say):
-        _write_items(run, [output], plan, regions)
-        clear_scratch(output, plan, say)
-        return
-    encoder = FrozenEncoder.of_run(run)
-    tokens = dataset.size_px // encoder.patch_px
-    side = (tokens * encoder.patch_px,) * 2
-    grid = TokenGrid(side, encoder.chip_px, encoder.patch_px, how.step)
-    ask = in_precision(encoder.features, how.precision)
-    groups = [
-        range(first, min(first + CHIPS_AT_ONCE, dataset.num_chips))
-        for first in range(0, dataset.num_chips, CHIPS_AT_ONCE)
-    ]
-    with scratch(output, plan, say) as folder:
-        makers = {str(group.start): partial(_squares, ask, dataset, grid, group)
-                  for group in groups}  # fmt: skip
+    source = MadeOf(
+        identity=dataset_fingerprint(dataset),
+        dataset=str(dataset.path),
+        attribution=list(dataset.attribution),
+    )
+
+    def make(folder: Path, plan: EmbeddingRecord, missing: Sequence[Path]) -> None:
+        encoder = FrozenEncoder.of_run(run)
+        patch_px = encoder.patch_px
+        side_px = dataset.size_px // patch_px * patch_px
+        grid = TokenGrid((side_px, side_px), encoder.chip_px, patch_px, how.step)
+        predict = encoder.in_precision(encoder.features, how.precision)
+
+        def vectors(chips: range) -> Float[np.ndarray, "chip row col dim"]:
+            stored = np.stack([dataset.image(chip)[:, :side_px, :side_px] for chip in chips])
+            valid = np.stack([dataset.valid(chip)[:side_px, :side_px] for chip in chips])
+            image = physical_units(torch.from_numpy(stored), dataset.sensor)
+            return blended_squares(image, torch.from_numpy(valid), predict, grid)
+
+        groups = [
+            range(first, min(first + CHIPS_AT_ONCE, dataset.num_chips))
+            for first in range(0, dataset.num_chips, CHIPS_AT_ONCE)
+        ]
+        makers = {str(group.start): partial(vectors, group) for group in groups}
         files = keep_all(folder, makers, how.kept_as, progress)
-        rows = _rows_of_dataset(dataset, groups, files, encoder.patch_px, how.level)
-        write_table(output, rows, CRS("EPSG:4326"), plan)
-        item_path(output).unlink(missing_ok=True)  # of an older one
-        _write_items(run, [output], plan, regions)
+        rows = _rows_of_dataset(dataset, groups, files, patch_px, how.level)
+        write_table(outputs[0], rows, CRS("EPSG:4326"), plan)
 
-
-def _write_items(
-    run: Run, outputs: Sequence[Path], plan: Mapping[str, Any], geoboxes: Sequence[GeoBox]
-) -> None:
-    """Write the STAC Items that are not there yet."""
-    own = plan["source"].get("attribution", [])
-    attribution = list(dict.fromkeys([*run.contract.attribution, *own]))
-    for output in outputs:
-        if not item_path(output).exists():
-            write_item(output, plan, geoboxes, {"vectors": output}, attribution)
+    regions = [dataset.geobox(name) for name in dataset.regions]
+    _write(run, outputs, how, source, regions, make, say)
 
 
 def _check(outputs: Sequence[Path], how: Embedding) -> None:
@@ -209,103 +194,96 @@ def _check(outputs: Sequence[Path], how: Embedding) -> None:
             )
 
 
-def _plan(run: Run, how: Embedding, source: Mapping[str, Any], identity: str) -> dict[str, Any]:
-    """What decides a product's contents, and its provenance."""
-    plan = {
-        "product": "embedding",
-        "code_version": __version__,
-        "run": {"name": run.path.resolve().name, "weights_sha256": run.weights_sha256},
-        "source": {**source, "identity": identity},
-        "options": asdict(how),
-    }
-    return {**plan, "fingerprint": fingerprint(plan)}
+def _write(
+    run: Run,
+    outputs: Sequence[Path],
+    how: Embedding,
+    source: MadeOf,
+    geoboxes: Sequence[GeoBox],
+    make: Callable[[Path, EmbeddingRecord, Sequence[Path]], None],
+    say: Callable[[str], object],
+) -> None:
+    """Make the outputs that are not there yet, of the same, and the STAC Item beside each."""
+    plan = EmbeddingRecord(
+        schema_version=1,
+        product="embedding",
+        code_version=__version__,
+        run=MadeBy.of(run),
+        source=source,
+        options=how,
+    ).sealed()
 
+    def write_items() -> None:
+        attribution = list(dict.fromkeys([*run.contract.attribution, *source.attribution]))
+        for output in outputs:
+            if not item_path(output).exists():
+                write_item(output, plan, geoboxes, {"vectors": output}, attribution)
 
-def _missing(
-    outputs: Sequence[Path], plan: Mapping[str, Any], say: Callable[[str], object]
-) -> list[Path]:
-    """The outputs that are not there yet."""
     missing = []
     for output in outputs:
-        if provenance_of(output).get("fingerprint") == plan["fingerprint"]:
+        if provenance_of(output).get("fingerprint") == plan.fingerprint:
             say(f"{output} is there already, made of the same")
         else:
             missing.append(output)
-    return missing
+    if not missing:
+        write_items()
+        clear_scratch(outputs[0], plan.fingerprint, say)
+        return
+    with scratch(outputs[0], plan.fingerprint, say) as folder:
+        for output in missing:
+            item_path(output).unlink(missing_ok=True)  # of an older one
+        make(folder, plan, missing)
+        write_items()
 
 
 # Rasters
 
 
 def _write_cog(
-    output: Path, answers: Answers, raster: GeoBox, dtype: str, plan: Mapping[str, Any]
+    output: Path, vectors: Predictions, raster: GeoBox, dtype: str, plan: EmbeddingRecord
 ) -> None:
-    names = tuple(f"dim_{dim}" for dim in range(answers.num_dims))
+    names = tuple(f"dim_{dim}" for dim in range(vectors.num_dims))
+    bands = Bands(dtype, names, float("nan"))
+    scales, offsets = np.ones(0), np.zeros(0)
     if dtype == "int8":
-        scales, offsets = _scales(answers)
+        # Every dimension spreads its own range over -127..127: no value is off by more than half
+        # a scale.
+        low, high = np.full(len(names), np.inf), np.full(len(names), -np.inf)
+        for _, values in vectors:
+            valid = values[~np.isnan(values[..., 0])].astype(np.float64)
+            if len(valid):
+                low, high = np.minimum(low, valid.min(0)), np.maximum(high, valid.max(0))
+        low, high = (np.where(np.isfinite(each), each, 0) for each in (low, high))
+        scales = np.where(high > low, (high - low) / (2 * _INT8_MOST), 1)
+        offsets = (low + high) / 2
         bands = Bands(dtype, names, _INT8_NODATA, tuple(scales.tolist()), tuple(offsets.tolist()))
-        blocks = _blocks(answers, partial(_quantised, scales=scales, offsets=offsets))
-    else:
-        bands, blocks = Bands(dtype, names, float("nan")), _blocks(answers, lambda values: values)
-    tags = {COG_TAG: json.dumps(plan, ensure_ascii=False)}
-    write_cog(output, answers.grid.geobox(raster), bands, blocks, tags)
+
+    def blocks() -> Iterator[Block]:
+        for tile, values in vectors:
+            stored: np.ndarray = values
+            if dtype == "int8":
+                levels = np.clip(np.rint((values - offsets) / scales), -_INT8_MOST, _INT8_MOST)
+                stored = np.where(np.isnan(values), _INT8_NODATA, levels).astype(np.int8)
+            yield tile.rows.start, tile.cols.start, np.moveaxis(stored, 2, 0)
+
+    write_cog(output, vectors.grid.geobox(raster), bands, blocks(), plan.tags)
 
 
-def _blocks(answers: Answers, stored: Callable[[np.ndarray], np.ndarray]) -> Iterator[Block]:
-    for piece, values in answers:
-        yield piece.rows.start, piece.cols.start, np.moveaxis(stored(values), 2, 0)
-
-
-def _scales(answers: Answers) -> tuple[Float[np.ndarray, " dim"], Float[np.ndarray, " dim"]]:
-    """Scale and offset of every dimension that spread its own range over -127..127, so that no
-    value is off by more than half a scale.
-    """
-    low = np.full(answers.num_dims, np.inf)
-    high = -low
-    for _, values in answers:
-        valid = values[~np.isnan(values[..., 0])].astype(np.float64)
-        if len(valid):
-            low, high = np.minimum(low, valid.min(0)), np.maximum(high, valid.max(0))
-    low, high = (np.where(np.isfinite(each), each, 0) for each in (low, high))
-    scales = np.where(high > low, (high - low) / (2 * _INT8_MOST), 1)
-    return scales, (low + high) / 2
-
-
-def _quantised(
-    values: Float[np.ndarray, "row col dim"],
-    scales: Float[np.ndarray, " dim"],
-    offsets: Float[np.ndarray, " dim"],
-) -> Shaped[np.ndarray, "row col dim"]:
-    levels = np.clip(np.rint((values - offsets) / scales), -_INT8_MOST, _INT8_MOST)
-    return np.where(np.isnan(values), _INT8_NODATA, levels).astype(np.int8)
-
-
-def _rows_of_raster(answers: Answers, raster: GeoBox) -> Iterator[Rows]:
-    grid, (a, b, c, d, e, f) = answers.grid, raster.affine[:6]
-    for piece, values in answers:
+def _rows_of_raster(vectors: Predictions, raster: GeoBox) -> Iterator[Rows]:
+    grid, (a, b, c, d, e, f) = vectors.grid, raster.affine[:6]
+    for tile, values in vectors:
         row, col = np.nonzero(~np.isnan(values[..., 0]))
         if not len(row):
             continue
-        vectors = values[row, col]
-        row, col = row + piece.rows.start, col + piece.cols.start
+        valid = values[row, col]
+        row, col = row + tile.rows.start, col + tile.cols.start
         cols, rows = corners(row * grid.stride_px, col * grid.stride_px, grid.patch_px)
         outlines = np.stack([a * cols + b * rows + c, d * cols + e * rows + f])
         centres = to_lonlat(raster, np.stack([cols, rows]).mean(2))
-        yield Rows({"row": row, "col": col}, centres, vectors, outlines)
+        yield Rows({"row": row, "col": col}, centres, valid, outlines)
 
 
 # Datasets
-
-
-def _squares(
-    ask: PerToken, dataset: Dataset, grid: TokenGrid, chips: Sequence[int]
-) -> Float[np.ndarray, "chip row col dim"]:
-    """The vectors of all patches of some stored squares, NaN where there is no valid pixel."""
-    height, width = grid.shape_px
-    stored = np.stack([dataset.image(chip)[:, :height, :width] for chip in chips])
-    valid = np.stack([dataset.valid(chip)[:height, :width] for chip in chips])
-    image = physical_units(torch.from_numpy(stored), dataset.sensor)
-    return blended_squares(image, torch.from_numpy(valid), ask, grid)
 
 
 def _rows_of_dataset(

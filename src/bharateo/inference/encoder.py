@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Real
 from torch import Tensor, nn
 
-from bharateo.errors import RunError
-from bharateo.models.heads import LandCoverHead
+from bharateo.config import load_config
+from bharateo.errors import ConfigError, RunError
+from bharateo.models.heads import HEADS, Head, Layer
 from bharateo.models.mae import MaskedAutoencoder
 from bharateo.models.patches import Mask
+from bharateo.training.contract import CONFIG_FILE
+from bharateo.training.engine import autocast, find_device, resolve_precision
 from bharateo.training.run import Run
 
 CHIPS_AT_ONCE = 64
@@ -20,7 +27,7 @@ CHIPS_AT_ONCE = 64
 
 @runtime_checkable
 class PerToken(Protocol):
-    """What is asked of a chip: some numbers for each of its tokens, row-major."""
+    """What is predicted of a chip: some numbers for each of its tokens, row-major."""
 
     def __call__(
         self, image: Real[Tensor, "batch band row col"], valid: Bool[Tensor, "batch row col"]
@@ -29,78 +36,138 @@ class PerToken(Protocol):
         ...
 
 
-def all_visible(num_chips: int, num_tokens: int) -> Mask:
+@dataclass(frozen=True)
+class RunLayer:
+    """A layer that a run's head offers for maps: which of the head's ``values`` are it."""
+
+    head: str
+    layer: Layer
+    values: slice
+
+
+def all_visible(num_chips: int, num_tokens: int, device: torch.device | None = None) -> Mask:
     """The mask that hides nothing."""
-    return Mask(torch.arange(num_tokens).expand(num_chips, num_tokens), num_tokens)
+    return Mask(torch.arange(num_tokens, device=device).expand(num_chips, num_tokens), num_tokens)
+
+
+def device_of(run: Path) -> torch.device:
+    """Where the run in a folder computes: ``machine.device`` of its own configuration.
+
+    Weights outlive the machine they were trained on: a GPU that is not here is done without, and
+    a folder without its configuration is ``auto``.
+    """
+    try:
+        asked_for = load_config(run / CONFIG_FILE).machine.device
+    except (ConfigError, OSError):
+        asked_for = "auto"
+    return find_device("cpu" if asked_for == "cpu" else "auto")
 
 
 class FrozenEncoder:
-    """A model's vectors and, with the run's heads, its classes, of chips without a mask."""
+    """A model's vectors and what its heads predict, of chips without a mask.
 
-    def __init__(self, model: MaskedAutoencoder, heads: nn.ModuleDict | None = None) -> None:
-        self.model = model.eval()
-        self.heads = heads
+    The model computes on ``device``, in a copy where it does not lie there already. Chips come
+    from, and numbers return to, the device the chips lie on.
+    """
+
+    def __init__(
+        self,
+        model: MaskedAutoencoder,
+        heads: nn.ModuleDict | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        heads = nn.ModuleDict() if heads is None else heads
+        own = next(model.parameters()).device
+        self.device = device or own
+        if self.device != own:  # others go on with the model where it is
+            model = copy.deepcopy(model).to(self.device)
+            heads = copy.deepcopy(heads).to(self.device)
+        self.model, self.heads = model.eval(), heads
         self.chip_px, self.patch_px = model.config.chip_px, model.config.patch_px
         self.grid, self.num_tokens = model.grid, model.num_tokens
         self.num_bands, self.width = model.num_bands, model.config.width
 
     @classmethod
     def of_run(cls, run: Run) -> FrozenEncoder:
-        """The encoder of a finished run, with its heads."""
-        return cls(run.model, run.heads)
+        """The encoder of a finished run, with its heads, on the run's device."""
+        return cls(run.model, run.heads, device_of(run.path))
 
-    @torch.no_grad()
+    @property
+    def layers(self) -> tuple[RunLayer, ...]:
+        """All that the run's heads offer for maps."""
+        found = []
+        for name, head in self.heads.items():
+            first, layers = 0, cast(Head, head).layers()
+            for layer in layers:
+                found.append(RunLayer(name, layer, slice(first, first + layer.num_values)))
+                first += layer.num_values
+        return tuple(found)
+
+    @property
+    def class_layer(self) -> RunLayer:
+        """The first layer that tells classes apart.
+
+        Raises:
+            RunError: the run has none.
+        """
+        for each in self.layers:
+            if each.layer.classes:
+                return each
+        able = " or ".join(f"heads.{name}" for name, head in HEADS.items() if head.confusion_key)
+        raise RunError(
+            f"{able} is not among the run's heads, so it has no classes of its own: "
+            "fit a probe on its features, or pretrain with that head"
+        )
+
     def features(
         self, image: Real[Tensor, "batch band row col"], valid: Bool[Tensor, "batch row col"]
     ) -> Float[Tensor, "batch token dim"]:
         """The encoder's vector of every patch, after its last normalisation; in the precision of
         the model's weights.
         """
-        parts = [
-            self.model.encode(chips, known, all_visible(len(chips), self.num_tokens))
-            for chips, known in zip(
-                image.split(CHIPS_AT_ONCE), valid.split(CHIPS_AT_ONCE), strict=True
-            )
-        ]
-        return torch.cat(parts)
+        return self.predict(image, valid)[0]
 
     def class_probabilities(
         self, image: Real[Tensor, "batch band row col"], valid: Bool[Tensor, "batch row col"]
     ) -> Float[Tensor, "batch token cls"]:
-        """What the run's own land-cover head says of every patch.
+        """What the run's own head says of the classes of every patch.
 
         Raises:
-            RunError: the run was trained without a land-cover head.
+            RunError: the run was trained without a head that tells classes apart.
         """
-        return self.features_and_logits(image, valid)[1].softmax(2)
+        return self.predict(image, valid, [self.class_layer])[1].softmax(2)
 
     @torch.no_grad()
-    def features_and_logits(
-        self, image: Real[Tensor, "batch band row col"], valid: Bool[Tensor, "batch row col"]
-    ) -> tuple[Float[Tensor, "batch token dim"], Float[Tensor, "batch token cls"]]:
-        """``features``, and what the softmax of ``class_probabilities`` is taken of, in one pass.
-
-        Raises:
-            RunError: the run was trained without a land-cover head.
+    def predict(
+        self,
+        image: Real[Tensor, "batch band row col"],
+        valid: Bool[Tensor, "batch row col"],
+        layers: Sequence[RunLayer] = (),
+    ) -> tuple[Float[Tensor, "batch token _"], ...]:
+        """``features``, and after them the values of these layers, in one pass: logits of classes,
+        before any softmax.
         """
-        head, features = self.land_cover_head, self.features(image, valid)
-        logits = []
-        for encoded in features.split(CHIPS_AT_ONCE):
-            mask = all_visible(len(encoded), self.num_tokens)
-            logits.append(head.predict(self.model.decode(encoded, mask)))
-        return features, torch.cat(logits)
+        parts = []
+        for chips, known in zip(
+            image.split(CHIPS_AT_ONCE), valid.split(CHIPS_AT_ONCE), strict=True
+        ):
+            mask = all_visible(len(chips), self.num_tokens, self.device)
+            encoded = self.model.encode(chips.to(self.device), known.to(self.device), mask)
+            found = [encoded]
+            if layers:
+                decoded = self.model.decode(encoded, mask)
+                names = {each.head for each in layers}
+                said = {name: cast(Head, self.heads[name]).predict(decoded) for name in names}
+                found += [said[each.head][..., each.values] for each in layers]
+            parts.append([each.to(image.device) for each in found])
+        return tuple(torch.cat(each) for each in zip(*parts, strict=True))
 
-    @property
-    def land_cover_head(self) -> LandCoverHead:
-        """The run's land-cover head.
+    def in_precision(self, predict: PerToken, precision: str) -> PerToken:
+        """``predict`` with matrix products in ``fp32``, ``bf16``, or what is fastest (``auto``)."""
+        context = autocast(resolve_precision(precision, self.device.type), self.device.type)
 
-        Raises:
-            RunError: there is none.
-        """
-        for head in (self.heads or {}).values():
-            if isinstance(head, LandCoverHead):
-                return head
-        raise RunError(
-            "heads.landcover is not among the run's heads, so it has no classes of its own: "
-            "fit a probe on its features, or pretrain with that head"
-        )
+        def predicted(image: Tensor, valid: Tensor) -> Tensor:
+            with context():
+                return predict(image, valid)
+
+        return predicted

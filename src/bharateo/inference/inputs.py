@@ -14,6 +14,7 @@ from odc.geo.geobox import GeoBox
 
 from bharateo.errors import ConfigError, SourceError
 from bharateo.inference.contract import band_places, check_grid, check_pixels, sample_of
+from bharateo.inference.products import MadeOf
 from bharateo.inference.stac_item import ScenePixels, is_item, open_scene
 from bharateo.pixels.raster import RasterFile, open_raster
 from bharateo.sensor import Sensor
@@ -115,14 +116,11 @@ class RasterInput:
         return height, width
 
     @property
-    def identity(self) -> str:
-        """SHA-256 of what decides every number that ``read`` gives: tells inputs apart."""
-        return hashlib.sha256(json.dumps(self.provenance, sort_keys=True).encode()).hexdigest()
-
-    @property
-    def provenance(self) -> dict[str, Any]:
-        """Where the pixels come from and how they were read, as plain JSON."""
-        return {
+    def made_of(self) -> MadeOf:
+        """Where the pixels come from and how they were read: all that decides what ``read`` gives,
+        by which inputs are told apart.
+        """
+        plain = {
             "input": self.location,
             **self.pixels.provenance,
             "bands": list(self.sensor.band_names),
@@ -130,6 +128,8 @@ class RasterInput:
             "offset": self.offset.tolist(),
             "overridden": dict(self.overridden),
         }
+        text = json.dumps(plain, sort_keys=True)
+        return MadeOf(identity=hashlib.sha256(text.encode()).hexdigest(), **plain)
 
     def read(
         self, row: int, col: int, height: int, width: int

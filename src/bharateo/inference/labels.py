@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,17 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int64, UInt8
 from odc.geo.geobox import GeoBox
+from pydantic import Field
 
-from bharateo.inference.pieces import CellGrid
-from bharateo.inference.windows import Piece
-from bharateo.landcover import IGNORE, NUM_CLASSES, patch_class_counts, patch_mode
+from bharateo.artefacts import Record
+from bharateo.inference.tiles import CellGrid, Tile
+from bharateo.landcover import (
+    BHARATEO_CLASSES,
+    IGNORE,
+    NUM_CLASSES,
+    patch_class_counts,
+    patch_mode,
+)
 from bharateo.sources import LabelSource
 from bharateo.sources.geotiff import LabelRaster
 from bharateo.sources.worldcover import WorldCover
@@ -51,12 +58,12 @@ def open_labels(where: str) -> Labels:
 
 
 def label_counts(
-    source: LabelSource, raster: GeoBox, grid: CellGrid, piece: Piece
+    source: LabelSource, raster: GeoBox, grid: CellGrid, tile: Tile
 ) -> Int64[np.ndarray, "row col cls"]:
-    """Labelled pixels of every class in the patch of every cell of a piece."""
+    """Labelled pixels of every class in the patch of every cell of a tile."""
     stride, shifts = grid.stride_px, grid.shifts
-    height, width = ((size + shifts - 1) * stride for size in piece.shape)
-    top, left = piece.rows.start * stride, piece.cols.start * stride
+    height, width = ((size + shifts - 1) * stride for size in tile.shape)
+    top, left = tile.rows.start * stride, tile.cols.start * stride
     # Patches may stick out of the raster: its grid goes on there.
     affine = raster.affine @ type(raster.affine).translation(left, top)
     native = source.read(GeoBox((height, width), affine, raster.crs)).values[0]
@@ -64,19 +71,15 @@ def label_counts(
     rows, cols = grid.shape_px[0] - top, grid.shape_px[1] - left
     class_ids[rows:], class_ids[:, cols:] = IGNORE, IGNORE
     counts = patch_class_counts(class_ids[None], stride)
-    squares = counts.reshape(height // stride, width // stride, NUM_CLASSES)
-    return _sums(_sums(squares, shifts, 0), shifts, 1)
-
-
-def _sums(values: np.ndarray, num: int, axis: int) -> np.ndarray:
-    """Sums over ``num`` neighbours along an axis."""
-    windows = np.lib.stride_tricks.sliding_window_view(values, num, axis)
-    return windows.sum(-1)
+    counts = counts.reshape(height // stride, width // stride, NUM_CLASSES)
+    for axis in (0, 1):  # a patch is so many neighbouring squares of a stride
+        counts = np.lib.stride_tricks.sliding_window_view(counts, shifts, axis).sum(-1)
+    return counts
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A piece of a map beside its labels: ids, 255 where there is nothing to compare."""
+    """A tile of a map beside its labels: ids, 255 where there is nothing to compare."""
 
     label: UInt8[np.ndarray, "row col"]
     purity: Float[np.ndarray, "row col"]
@@ -105,25 +108,91 @@ def compare(
     return Comparison(label, purity, given, suspect)
 
 
-def agreement(confusion: Int64[np.ndarray, "label mapped"]) -> dict[str, Any]:
-    """Agreement of a map with labels beside that of the commonest label everywhere."""
-    total, per_label = confusion.sum(), confusion.sum(1)
-    if not total:
-        return {"cells": 0}
-    present = per_label > 0
-    right, per_mapped = np.diagonal(confusion), confusion.sum(0)
-    recall = np.where(present, right / np.maximum(per_label, 1), 0)
-    f1 = np.where(present, 2 * right / np.maximum(per_label + per_mapped, 1), 0)
-    commonest = per_label.max() / total
-    return {
-        "cells": int(total),
-        "agreement": float(right.sum() / total),
-        "balanced_agreement": float(recall.sum() / present.sum()),
-        "macro_f1": float(f1.sum() / present.sum()),
-        "commonest_label_everywhere": {
-            "agreement": float(commonest),
-            "balanced_agreement": float(1 / present.sum()),
-            "macro_f1": float(2 * commonest / (1 + commonest) / present.sum()),
-        },
-        "confusion": confusion.tolist(),
-    }
+class Commonest(Record):
+    """How well the commonest label does for all."""
+
+    agreement: float
+    balanced_agreement: float
+    macro_f1: float
+
+
+class SuspectIf(Record):
+    """From when on a label is suspect."""
+
+    purity_at_least: float
+    probability_below: float
+
+
+class Against(Record):
+    """What labels say of a map: agreement, beside that of the commonest label everywhere, and how
+    many labels are suspect, by class. ``confusion`` are counts by label, then by class mapped.
+    Where there is no label, ``cells`` is 0 and there is no agreement.
+    """
+
+    labels: str
+    cells: int
+    agreement: float | None = None
+    balanced_agreement: float | None = None
+    macro_f1: float | None = None
+    commonest_label_everywhere: Commonest | None = None
+    confusion: list[list[int]] = Field(default_factory=list)
+    suspect_if: SuspectIf
+    suspect: int
+    suspect_by_label: dict[str, int]
+
+    @classmethod
+    def of(
+        cls,
+        labels: str,
+        confusion: Int64[np.ndarray, "label mapped"],
+        suspect: Int64[np.ndarray, " label"],
+    ) -> Against:
+        """From counts; means are over the labels that occur."""
+        cells, scores = int(confusion.sum()), {}
+        if cells:
+            per_label, right = confusion.sum(1), np.diagonal(confusion)
+            present = per_label > 0
+            recall = np.where(present, right / np.maximum(per_label, 1), 0)
+            either = np.maximum(per_label + confusion.sum(0), 1)
+            f1 = np.where(present, 2 * right / either, 0)
+            num, commonest = present.sum(), per_label.max() / cells
+            scores = {
+                "agreement": float(right.sum() / cells),
+                "balanced_agreement": float(recall.sum() / num),
+                "macro_f1": float(f1.sum() / num),
+                "commonest_label_everywhere": Commonest(
+                    agreement=float(commonest),
+                    balanced_agreement=float(1 / num),
+                    macro_f1=float(2 * commonest / (1 + commonest) / num),
+                ),
+                "confusion": confusion.tolist(),
+            }
+        names = [each.name for each in BHARATEO_CLASSES]
+        return cls(
+            labels=labels,
+            cells=cells,
+            **scores,
+            suspect_if=SuspectIf(purity_at_least=PURE, probability_below=DOUBTED),
+            suspect=int(suspect.sum()),
+            suspect_by_label=dict(zip(names, suspect.tolist(), strict=True)),
+        )
+
+    def lines(self) -> Iterator[str]:
+        """For a terminal."""
+        other = self.commonest_label_everywhere
+        if other is None:
+            yield f"against {self.labels}: no labels here"
+            return
+        yield (
+            f"against {self.labels}: agreement {self.agreement:.3f}, balanced "
+            f"{self.balanced_agreement:.3f}, macro-F1 {self.macro_f1:.3f} (commonest label "
+            f"everywhere: {other.agreement:.3f}, {other.balanced_agreement:.3f}, "
+            f"{other.macro_f1:.3f})"
+        )
+        by_label = ", ".join(f"{name} {num}" for name, num in self.suspect_by_label.items() if num)
+        rule = self.suspect_if
+        yield (
+            f"suspect labels: {self.suspect:,} of {self.cells:,} cells (a label on at "
+            f"least {rule.purity_at_least:.0%} of its patch that the map gives less than "
+            f"{rule.probability_below:.0%}){': ' + by_label if by_label else ''}"
+        )

@@ -1,4 +1,4 @@
-"""A land-cover map of a raster: classes, probabilities, how sure, how familiar, and whose area.
+"""A map of a raster: classes, probabilities, how sure, how familiar, and whose area.
 
 ::
 
@@ -9,64 +9,54 @@
                             distance from the training features (per cent of the limit, 250 at most)
     MAP-suspect.tif         with reference labels: suspect (0 or 1), the label's class, the per cent
                             that the map gives to it, and its share of the patch (per cent)
+    MAP-layers.tif          of a run whose heads offer more layers: one band each (float32)
     MAP.tif.stac.json       a STAC Item of all these
     MAP.json                areas, agreement and provenance; written last
 
-All are uint8 with 255 for no data. Axes: row col cls; row and col count cells
-(``inference.pieces.CellGrid``).
+The others are uint8 with 255 for no data. The model predicts every tile once, and one sweep over
+the tiles writes all files. Axes: row col cls; row and col count cells (``tiles.CellGrid``).
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Sequence
+import colorsys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Float, UInt8
 from odc.geo.geobox import GeoBox
+from pydantic import Field
 from pyproj import Geod
 from torch import Tensor
 
+from bharateo.artefacts import Record, checked
 from bharateo.errors import ConfigError
-from bharateo.files import read_bytes, write_json
+from bharateo.files import read_bytes, write_json, write_text
 from bharateo.geography import to_lonlat
-from bharateo.inference.classifier import Classifier
 from bharateo.inference.domain import QUANTILE, Domain, Views, pixel_statistics
-from bharateo.inference.embed import COG_TAG, holding
-from bharateo.inference.encoder import PerToken
+from bharateo.inference.encoder import FrozenEncoder, PerToken, RunLayer
 from bharateo.inference.inputs import RasterInput
-from bharateo.inference.labels import (
-    DOUBTED,
-    PURE,
-    Comparison,
-    Labels,
-    agreement,
-    compare,
-    label_counts,
-)
-from bharateo.inference.pieces import (
-    Answers,
+from bharateo.inference.labels import Against, Labels, compare, label_counts
+from bharateo.inference.products import MadeBy, Plan, holding, item_path, write_item
+from bharateo.inference.tiles import (
     CellGrid,
+    Predictions,
     Progress,
-    answer_all,
+    Tile,
     clear_scratch,
-    fingerprint,
-    in_precision,
+    predict_tiles,
     scratch,
 )
-from bharateo.inference.product_item import item_path, write_item
-from bharateo.inference.style import STYLE_MARK, write_class_style
-from bharateo.inference.windows import Piece
 from bharateo.landcover import BHARATEO_CLASSES, IGNORE, NUM_CLASSES, LandCoverClass
-from bharateo.models.mae import MaskedAutoencoder
+from bharateo.models.heads import Layer
 from bharateo.outputs import Own, beginning_with, check_outputs, json_of, record_in
-from bharateo.pixels.cog import Bands, Block, write_cog
-from bharateo.sources import LabelSource
+from bharateo.pixels.cog import Bands, cog_writer, xml_characters
 from bharateo.training.run import Run
 from bharateo.version import __version__
 
@@ -76,6 +66,48 @@ _FARTHEST = 1000.0
 """Distances are kept as half floats, which end at 65,504."""
 
 _ELLIPSOID = Geod(ellps="WGS84")
+
+
+# What predicts
+
+
+Look = Callable[[Tensor, Tensor], tuple[Float[Tensor, "batch token _"], ...]]
+"""(image, valid) -> of every token the encoder's features, the logits of the classes, and the
+values of other layers."""
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """What tells classes apart: ``look`` gives features, logits, and values of ``others``.
+
+    Logits, not probabilities, are averaged over windows: those of a probe are linear in its
+    features, so the map says of a place what the probe says of its blended vector. ``about`` are
+    the fields of ``MapPlan`` that say which classifier it is.
+    """
+
+    encoder: FrozenEncoder
+    classes: tuple[LandCoverClass, ...]
+    look: Look
+    about: Mapping[str, str]
+    others: tuple[RunLayer, ...] = ()
+
+
+def head_classifier(run: Run) -> Classifier:
+    """The first of the run's layers that tells classes apart, and beside it all others.
+
+    Raises:
+        RunError: none does.
+    """
+    encoder = FrozenEncoder.of_run(run)
+    own = encoder.class_layer
+    others = tuple(each for each in encoder.layers if each != own)
+    kind = f"{own.layer.name.replace(' ', '-')} head"
+    about = {"classifier": kind, "trained on": run.contract.class_scheme.name}
+
+    def look(image: Tensor, valid: Tensor) -> tuple[Tensor, ...]:
+        return encoder.predict(image, valid, (own, *others))
+
+    return Classifier(encoder, own.layer.classes, look, about, others)
 
 
 @dataclass(frozen=True)
@@ -89,33 +121,65 @@ class Request:
     precision: str = "fp32"
 
 
+def predicting(request: Request) -> PerToken:
+    """What is predicted of every token: logits, those or a number of each other layer, the distance
+    from the training features, and the share of its cell that has data.
+    """
+    classifier, encoder = request.classifier, request.classifier.encoder
+    patch_px = encoder.patch_px
+    stride_px = request.stride_px or patch_px
+    # The share of a cell that each pixel of its patch has: the stride squared amid it.
+    begin = (patch_px - stride_px) / 2  # may lie amid a pixel
+    edges = torch.arange(patch_px + 1, dtype=torch.float32).clamp(begin, begin + stride_px)
+    along = edges.diff() / stride_px
+    inside = along[:, None] * along
+
+    def predict(image: Tensor, valid: Tensor) -> Tensor:
+        features, logits, *others = classifier.look(image, valid)
+        if request.domain is None:
+            distance = torch.full(features.shape[:2], torch.nan)
+        else:
+            views = Views(features, *pixel_statistics(encoder.model, image, valid))
+            distance = request.domain.distance(views).clamp(max=_FARTHEST)
+        squares = valid.unflatten(2, (-1, patch_px)).unflatten(1, (-1, patch_px))
+        share = (squares * inside[:, None]).sum((2, 4)).flatten(1)
+        # Logits of classes as they are; of a value for each pixel the mean over the cell.
+        layers = [
+            values.float() @ inside.flatten()[:, None]
+            if values.shape[2] == inside.numel() and not each.layer.classes
+            else values
+            for each, values in zip(classifier.others, others, strict=True)
+        ]
+        every = [logits, *layers, distance[..., None], share[..., None]]
+        return torch.cat([each.float() for each in every], 2)
+
+    return predict
+
+
 @dataclass(frozen=True)
 class Cells:
-    """The answers of a piece of a map; NaN where a cell has no data (and where unknown).
+    """What is known of the cells of a tile; NaN where a cell has no data (and where unknown).
 
     ``share`` of a cell's ground has data: a class is mapped from the whole patch around it.
     """
 
     probabilities: Float[np.ndarray, "row col cls"]
+    others: Float[np.ndarray, "row col layer"]
     distance: Float[np.ndarray, "row col"]
     share: Float[np.ndarray, "row col"]
 
     @classmethod
-    def of(cls, answers: Float[np.ndarray, "row col dim"]) -> Cells:
-        """From logits, the distance after them, and the share of data at the end."""
-        logits = answers[..., :-2].astype(np.float32)
+    def of(cls, predicted: Float[np.ndarray, "row col dim"], num_classes: int) -> Cells:
+        """From the numbers of ``predicting``."""
+        logits = predicted[..., :num_classes].astype(np.float32)
         odds = np.exp(logits - logits.max(2, keepdims=True))
-        distance, share = np.moveaxis(answers[..., -2:].astype(np.float32), 2, 0)
-        return cls(odds / odds.sum(2, keepdims=True), distance, share)
-
-    @property
-    def valid(self) -> Bool[np.ndarray, "row col"]:
-        """Where there is data."""
-        return ~np.isnan(self.probabilities[..., 0])
+        distance, share = np.moveaxis(predicted[..., -2:].astype(np.float32), 2, 0)
+        others = predicted[..., num_classes:-2]
+        return cls(odds / odds.sum(2, keepdims=True), others, distance, share)
 
     @property
     def entropy(self) -> Float[np.ndarray, "row col"]:
-        """0 for a sure answer, 1 for no idea."""
+        """0 for a sure prediction, 1 for no idea."""
         each = self.probabilities * np.log(np.maximum(self.probabilities, 1e-12))
         entropy: np.ndarray = -each.sum(2) / np.log(self.probabilities.shape[2])
         return entropy
@@ -123,12 +187,94 @@ class Cells:
     def classes(self, ids: Sequence[int]) -> UInt8[np.ndarray, "row col"]:
         """Ids of the most probable classes."""
         best = np.array(ids, np.uint8)[np.nan_to_num(self.probabilities).argmax(2)]
-        return np.where(self.valid, best, np.uint8(NODATA))
+        return np.where(np.isnan(self.probabilities[..., 0]), np.uint8(NODATA), best)
+
+
+# What a map says of itself
+
+
+class MapClass(Record):
+    """A class of a map."""
+
+    id: int
+    name: str
+    colour: list[int]
+
+
+class MapOptions(Record):
+    """How a map was made."""
+
+    stride_px: int | None
+    precision: str
+
+
+class DomainQuantile(Record):
+    """The share of validation ground that counts as inside the domain."""
+
+    quantile: float
+
+
+class MapPlan(Plan):
+    """What decides a map's contents; ``sha256`` is of a probe's file."""
+
+    classifier: str
+    trained_on: str = Field("", alias="trained on")
+    sha256: str = ""
+    classes: list[MapClass]
+    options: MapOptions
+    areas_of: str
+    domain: DomainQuantile | None
+    labels: dict[str, Any] | None
+
+
+class ClassArea(Record):
+    """What a class covers."""
+
+    name: str = Field(alias="class")
+    km2: float
+    cells: int
+    share: float
+
+
+class OutOfDomain(Record):
+    """The cells out of the run's domain, and their share of those with data."""
+
+    cells: int
+    share: float
+
+
+class MapRecord(MapPlan):
+    """A map's ``MAP.json``: its plan, and what was measured."""
+
+    attribution: list[str]
+    areas: list[ClassArea]
+    km2: float
+    no_data_cells: int
+    out_of_domain: OutOfDomain | None
+    against: Against | None
+
+    def lines(self) -> Iterator[str]:
+        """For a terminal: areas, what is out of the domain, and agreement with labels."""
+        width = max(len(each.name) for each in self.areas)
+        for each in self.areas:
+            yield f"  {each.name:{width}}  {each.km2:12,.2f} km2  {100 * each.share:5.1f} %"
+        yield f"  {'in all':{width}}  {self.km2:12,.2f} km2"
+        if self.out_of_domain is not None and self.domain is not None:
+            beyond = 100 * (1 - self.domain.quantile)
+            yield (
+                f"out of the run's domain: {100 * self.out_of_domain.share:.1f} % of the map "
+                f"({beyond:.0f} % of the validation ground is)"
+            )
+        if self.against is not None:
+            yield from self.against.lines()
+
+
+# Files
 
 
 def products(output: Path) -> dict[str, Path]:
     """The files of a map by what they hold; the record is written last."""
-    sides = ("probabilities", "uncertainty", "suspect")
+    sides = ("probabilities", "uncertainty", "suspect", "layers")
     return {
         "classes": output,
         "style": output.with_suffix(".qml"),
@@ -162,7 +308,7 @@ def write_map(
     request: Request,
     progress: Progress,
     say: Callable[[str], object],
-) -> dict[str, Any]:
+) -> MapRecord:
     """Write the files of a map; its record. A map that is there, made of the same, is left alone.
 
     Raises:
@@ -170,244 +316,137 @@ def write_map(
             style that somebody has changed.
         SourceError, StorageError: pixels or labels cannot be read, files cannot be written.
     """
-    _check(output, request)
-    plan, files = _plan(run, source, request), products(output)
-    if (there := _finished(files, request, plan)) is not None:
-        say(f"{output} is there already, made of the same")
-        clear_scratch(output, plan, say)
-        return there
-    check_outputs("map", {files["style"]: beginning_with(STYLE_MARK)}, ())
-    config = run.model.config
-    stride = request.stride_px or config.patch_px
-    grid = CellGrid(source.shape, config.chip_px, config.patch_px, stride)
-    ask = in_precision(asking(request, run.model), request.precision)
-    with scratch(output, plan, say) as folder:
-        answers = answer_all(grid, source.read, ask, folder, progress, "float16")
-        files["record"].unlink(missing_ok=True)  # of an older map, whose files go now
-        record = {
-            **plan,
-            "attribution": _attribution(run, request),
-            **_summary(answers, source.geobox, request),
-            **_write_all(files, answers, source.geobox, request, plan),
-        }
-        described = {name: path for name, path in files.items() if name != "item" and path.exists()}
-        described["record"] = files["record"]
-        geobox = grid.geobox(source.geobox)
-        write_item(output, plan, [geobox], described, record["attribution"])
-        write_json(files["record"], record)
-    return record
-
-
-def asking(request: Request, model: MaskedAutoencoder) -> PerToken:
-    """What is asked of every token: logits, then the distance from the training features, then
-    the share of its cell that has data.
-    """
-    patch_px = model.config.patch_px
-    stride_px = request.stride_px or patch_px
-
-    def ask(image: Tensor, valid: Tensor) -> Tensor:
-        features, logits = request.classifier.look(image, valid)
-        if request.domain is None:
-            distance = torch.full(features.shape[:2], torch.nan)
-        else:
-            views = Views(features, *pixel_statistics(model, image, valid))
-            distance = request.domain.distance(views).clamp(max=_FARTHEST)
-        share = shares_of_cells(valid, patch_px, stride_px)
-        return torch.cat([logits.float(), distance[..., None], share[..., None]], 2)
-
-    return ask
-
-
-def shares_of_cells(
-    valid: Bool[Tensor, "batch row col"], patch_px: int, stride_px: int
-) -> Float[Tensor, "batch token"]:
-    """Of every token's cell, the ``stride_px`` squared amid its patch, the share that is valid."""
-    begin = (patch_px - stride_px) / 2  # may lie amid a pixel
-    edges = torch.arange(patch_px + 1, dtype=torch.float32).clamp(begin, begin + stride_px)
-    along = edges.diff() / stride_px
-    squares = valid.unflatten(2, (-1, patch_px)).unflatten(1, (-1, patch_px))
-    shares = (squares * (along[:, None, None] * along)).sum((2, 4))
-    return shares.flatten(1)
-
-
-def _check(output: Path, request: Request) -> None:
+    classifier, encoder, labels = request.classifier, request.classifier.encoder, request.labels
     if output.suffix != ".tif":
         raise ConfigError(f"--output {output}: a map is a .tif, its other files get their names")
-    if request.labels is not None and not {*request.classifier.classes} <= {*BHARATEO_CLASSES}:
-        names = ", ".join(each.name for each in request.classifier.classes)
+    if labels is not None and not {*classifier.classes} <= {*BHARATEO_CLASSES}:
+        names = ", ".join(each.name for each in classifier.classes)
         raise ConfigError(
             f"--against: the labels are of land-cover classes, the map is of {names}: leave it out"
         )
-
-
-def _plan(run: Run, source: RasterInput, request: Request) -> dict[str, Any]:
-    """What decides a map's contents, and its provenance."""
-    plan = {
-        "product": "map",
-        "code_version": __version__,
-        "run": {"name": run.path.resolve().name, "weights_sha256": run.weights_sha256},
-        "source": {**source.provenance, "identity": source.identity},
-        **request.classifier.about,
-        "classes": [
-            {"id": each.id, "name": each.name, "colour": list(each.colour)}
-            for each in request.classifier.classes
+    plan = MapPlan(
+        schema_version=1,
+        product="map",
+        code_version=__version__,
+        run=MadeBy.of(run),
+        source=source.made_of,
+        **classifier.about,
+        classes=[
+            MapClass(id=each.id, name=each.name, colour=list(each.colour))
+            for each in classifier.classes
         ],
-        "options": {"stride_px": request.stride_px, "precision": request.precision},
-        "areas_of": "valid pixels, on the ellipsoid",
-        "domain": None if request.domain is None else {"quantile": QUANTILE},
-        "labels": None if request.labels is None else dict(request.labels.identity),
+        options=MapOptions(stride_px=request.stride_px, precision=request.precision),
+        areas_of="valid pixels, on the ellipsoid",
+        domain=None if request.domain is None else DomainQuantile(quantile=QUANTILE),
+        labels=None if labels is None else dict(labels.identity),
+    ).sealed()
+    files = products(output)
+    unwanted = {
+        *(() if labels is not None else ("suspect",)),
+        *(() if classifier.others else ("layers",)),
     }
-    return {**plan, "fingerprint": fingerprint(plan)}
+    there = {name for name, path in files.items() if path.exists()}
+    if there >= files.keys() - unwanted:
+        found = record_in(read_bytes(files["record"]))
+        if found.get("fingerprint") == plan.fingerprint:
+            say(f"{output} is there already, made of the same")
+            clear_scratch(output, plan.fingerprint, say)
+            remedy = "delete it, and make the map again"
+            return checked(MapRecord, found, str(files["record"]), ConfigError, remedy)
+    check_outputs("map", {files["style"]: beginning_with(STYLE_MARK)}, ())
+    stride_px = request.stride_px or encoder.patch_px
+    grid = CellGrid(source.shape, encoder.chip_px, encoder.patch_px, stride_px)
+    predict = encoder.in_precision(predicting(request), request.precision)
+    # Half floats do for logits; what a layer's numbers are nobody knows.
+    kept_as = "float32" if classifier.others else "float16"
+    with scratch(output, plan.fingerprint, say) as folder:
+        predictions = predict_tiles(grid, source.read, predict, folder, progress, kept_as)
+        for name in ("record", *unwanted):  # of an older map, whose files go now
+            files[name].unlink(missing_ok=True)
+        measured = _write_tiles(predictions, source.geobox, request, plan, files)
+        write_class_style(files["style"], classifier.classes)
+        named = [*run.contract.attribution, *(labels.source.attribution if labels else ())]
+        attribution = list(dict.fromkeys(named))
+        record = MapRecord(**plan.to_json(), attribution=attribution, **measured)
+        described = {name: path for name, path in files.items() if name != "item" and path.exists()}
+        described["record"] = files["record"]
+        write_item(output, plan, [grid.geobox(source.geobox)], described, attribution)
+        write_json(files["record"], record.to_json())
+    return record
 
 
-def _finished(
-    files: dict[str, Path], request: Request, plan: dict[str, Any]
-) -> dict[str, Any] | None:
-    """The record of a map that is there whole and made of the same."""
-    needed = [path for name, path in files.items() if name != "suspect" or request.labels]
-    if not all(path.exists() for path in needed):
-        return None
-    record = record_in(read_bytes(files["record"]))
-    return record if record.get("fingerprint") == plan["fingerprint"] else None
-
-
-def _attribution(run: Run, request: Request) -> list[str]:
-    own = run.contract.attribution
-    labels = () if request.labels is None else request.labels.source.attribution
-    return list(dict.fromkeys((*own, *labels)))
-
-
-# Files
-
-
-def _write_all(
-    files: dict[str, Path], answers: Answers, raster: GeoBox, request: Request, plan: dict[str, Any]
+def _write_tiles(
+    predictions: Predictions,
+    raster: GeoBox,
+    request: Request,
+    plan: MapPlan,
+    files: Mapping[str, Path],
 ) -> dict[str, Any]:
-    """Write all but the record; what the labels say, for it."""
-    classes = request.classifier.classes
-    ids, names = [each.id for each in classes], tuple(each.name for each in classes)
-    tags = {COG_TAG: json.dumps(plan, ensure_ascii=False)}
-    write = partial(write_cog, geobox=answers.grid.geobox(raster), tags=tags)
-    write(
-        files["classes"],
-        bands=_class_band(classes),
-        blocks=_blocks(answers, lambda cells: cells.classes(ids)[None]),
-    )
-    write_class_style(files["style"], classes)
-    write(
-        files["probabilities"],
-        bands=Bands("uint8", names, NODATA),
-        blocks=_blocks(answers, _probability_bands),
-    )
-    write(files["uncertainty"], bands=_UNCERTAINTY, blocks=_blocks(answers, _uncertainty_bands))
-    if request.labels is None:
-        files["suspect"].unlink(missing_ok=True)  # of an older map
-        return {"against": None}
-    found = Disagreement(request.labels.source, ids)
-    write(files["suspect"], bands=_SUSPECT, blocks=found.blocks(answers, raster))
-    return {"against": found.record()}
-
-
-def _class_band(classes: Sequence[LandCoverClass]) -> Bands:
+    """Write all files of pixels in one sweep over the tiles; the measured fields of the record."""
+    classes, labels = request.classifier.classes, request.labels
+    grid, ids = predictions.grid, [each.id for each in classes]
     names = {each.id: each.name for each in classes}
-    return Bands(
-        "uint8",
-        ("class",),
-        NODATA,
-        colours={each.id: each.colour for each in classes},
-        categories=tuple(names.get(number, "") for number in range(max(names) + 1)),
-        overviews="mode",
-    )
-
-
-_UNCERTAINTY = Bands("uint8", ("entropy", "out of domain", "distance"), NODATA, overviews="nearest")
-_SUSPECT = Bands(
-    "uint8",
-    ("suspect", "label", "given to the label", "purity of the label"),
-    NODATA,
-    overviews="nearest",
-)
-
-
-def _blocks(
-    answers: Answers, bands: Callable[[Cells], UInt8[np.ndarray, "band row col"]]
-) -> Iterator[Block]:
-    for piece, values in answers:
-        yield piece.rows.start, piece.cols.start, bands(Cells.of(values))
-
-
-def _probability_bands(cells: Cells) -> UInt8[np.ndarray, "band row col"]:
-    return np.moveaxis(per_cent(cells.probabilities), 2, 0)
-
-
-def _uncertainty_bands(cells: Cells) -> UInt8[np.ndarray, "band row col"]:
-    distance = np.minimum(cells.distance, _MOST_DISTANCE)
-    outside = np.where(np.isnan(distance), np.uint8(NODATA), (distance > 1).astype(np.uint8))
-    return np.stack([per_cent(cells.entropy), outside, per_cent(distance)])
-
-
-def per_cent(values: Float[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
-    """Shares in whole per cent, nodata for NaN."""
-    return np.where(np.isnan(values), NODATA, np.rint(100 * values)).astype(np.uint8)
-
-
-class Disagreement:
-    """A map beside reference labels: the suspect ones, and counts of (label, mapped)."""
-
-    def __init__(self, labels: LabelSource, ids: Sequence[int]) -> None:
-        self.labels, self.ids = labels, list(ids)
-        self.confusion = np.zeros((NUM_CLASSES, NUM_CLASSES), np.int64)
-        self.suspect = np.zeros(NUM_CLASSES, np.int64)
-
-    def blocks(self, answers: Answers, raster: GeoBox) -> Iterator[Block]:
-        """The bands of the map of suspect labels; counts as it goes."""
-        for piece, values in answers:
-            cells = Cells.of(values)
-            counts = label_counts(self.labels, raster, answers.grid, piece)
-            found = compare(cells.probabilities, self.ids, counts)
-            self._count(found, cells.classes(self.ids))
-            yield piece.rows.start, piece.cols.start, _suspect_bands(found)
-
-    def _count(self, found: Comparison, mapped: UInt8[np.ndarray, "row col"]) -> None:
-        known = found.label != IGNORE
-        np.add.at(self.confusion, (found.label[known], mapped[known]), 1)
-        self.suspect += np.bincount(found.label[found.suspect], minlength=NUM_CLASSES)
-
-    def record(self) -> dict[str, Any]:
-        """Agreement and suspects, as plain JSON."""
-        names = [each.name for each in BHARATEO_CLASSES]
-        return {
-            "labels": self.labels.name,
-            **agreement(self.confusion),
-            "suspect_if": {"purity_at_least": PURE, "probability_below": DOUBTED},
-            "suspect": int(self.suspect.sum()),
-            "suspect_by_label": dict(zip(names, self.suspect.tolist(), strict=True)),
-        }
-
-
-def _suspect_bands(found: Comparison) -> UInt8[np.ndarray, "band row col"]:
-    known = found.label != IGNORE
-    bands = [found.suspect, found.label, per_cent(np.nan_to_num(found.given)),
-             per_cent(found.purity)]  # fmt: skip
-    return np.stack([np.where(known, band, NODATA) for band in bands]).astype(np.uint8)
-
-
-# Areas
-
-
-def _summary(answers: Answers, raster: GeoBox, request: Request) -> dict[str, Any]:
-    classes = request.classifier.classes
-    ids = [each.id for each in classes]
+    bands = {
+        "classes": Bands(
+            "uint8", ("class",), NODATA,
+            colours={each.id: each.colour for each in classes},
+            categories=tuple(names.get(number, "") for number in range(max(ids) + 1)),
+            overviews="mode",
+        ),
+        "probabilities": Bands("uint8", tuple(names.values()), NODATA),
+        "uncertainty": Bands(
+            "uint8", ("entropy", "out of domain", "distance"), NODATA, overviews="nearest"
+        ),
+    }  # fmt: skip
+    if labels is not None:
+        bands["suspect"] = Bands(
+            "uint8", ("suspect", "label", "given to the label", "purity of the label"), NODATA,
+            overviews="nearest",
+        )  # fmt: skip
+    layers = [each.layer for each in request.classifier.others]
+    if layers:
+        bands["layers"] = Bands(
+            "float32",
+            tuple(f"{each.name} ({each.unit})" if each.unit else each.name for each in layers),
+            float("nan"),
+            overviews="nearest" if any(each.classes for each in layers) else "average",
+        )
     km2, cells = np.zeros(256), np.zeros(256, np.int64)
+    confusion = np.zeros((NUM_CLASSES, NUM_CLASSES), np.int64)
+    suspect = np.zeros(NUM_CLASSES, np.int64)
     outside = known = 0
-    for piece, values in answers:
-        here = Cells.of(values)
-        mapped = here.classes(ids)
-        area = cell_areas(answers.grid, raster, piece) * np.nan_to_num(here.share)
-        km2 += np.bincount(mapped.ravel(), area.ravel(), 256)
-        cells += np.bincount(mapped.ravel(), minlength=256)
-        outside += int((here.distance > 1).sum())
-        known += int((~np.isnan(here.distance)).sum())
+    with ExitStack() as stack:
+        write = {
+            name: stack.enter_context(cog_writer(files[name], grid.geobox(raster), each, plan.tags))
+            for name, each in bands.items()
+        }
+        for tile, values in predictions:
+            row, col = tile.rows.start, tile.cols.start
+            here = Cells.of(values, len(ids))
+            mapped, distance = here.classes(ids), here.distance
+            beyond = np.where(np.isnan(distance), NODATA, distance > 1).astype(np.uint8)
+            write["classes"](row, col, mapped[None])
+            write["probabilities"](row, col, np.moveaxis(per_cent(here.probabilities), 2, 0))
+            shown_distance = per_cent(np.minimum(distance, _MOST_DISTANCE))
+            write["uncertainty"](
+                row, col, np.stack([per_cent(here.entropy), beyond, shown_distance])
+            )
+            if labels is not None:
+                counts = label_counts(labels.source, raster, grid, tile)
+                beside = compare(here.probabilities, ids, counts)
+                labelled = beside.label != IGNORE
+                np.add.at(confusion, (beside.label[labelled], mapped[labelled]), 1)
+                suspect += np.bincount(beside.label[beside.suspect], minlength=NUM_CLASSES)
+                given, purity = per_cent(np.nan_to_num(beside.given)), per_cent(beside.purity)
+                shown_bands = np.stack([beside.suspect, beside.label, given, purity])
+                write["suspect"](row, col, np.where(labelled, shown_bands, NODATA).astype(np.uint8))
+            if layers:
+                write["layers"](row, col, _bands_of_layers(here, layers))
+            area = cell_areas(grid, raster, tile) * np.nan_to_num(here.share)
+            km2 += np.bincount(mapped.ravel(), area.ravel(), 256)
+            cells += np.bincount(mapped.ravel(), minlength=256)
+            outside += int((distance > 1).sum())
+            known += int((~np.isnan(distance)).sum())
     total = km2[ids].sum()
     return {
         "areas": [
@@ -418,18 +457,37 @@ def _summary(answers: Answers, raster: GeoBox, request: Request) -> dict[str, An
         "km2": float(total),
         "no_data_cells": int(cells[NODATA]),
         "out_of_domain": {"cells": outside, "share": outside / known} if known else None,
+        "against": labels and Against.of(labels.source.name, confusion, suspect),
     }  # fmt: skip
 
 
-def cell_areas(grid: CellGrid, raster: GeoBox, piece: Piece) -> Float[np.ndarray, "row 1"]:
-    """km2 of the cells of a piece by row, also of what sticks out of the raster.
+def _bands_of_layers(cells: Cells, layers: Sequence[Layer]) -> Float[np.ndarray, "layer row col"]:
+    """The values of layers; of classes the id of the likeliest."""
+    found, first = [], 0
+    for layer in layers:
+        num = max(len(layer.classes), 1)
+        values = cells.others[..., first : first + num]
+        first += num
+        best = np.array([each.id for each in layer.classes] or [0])[values.argmax(2)]
+        known = ~np.isnan(values[..., 0])
+        found.append(np.where(known, best if layer.classes else values[..., 0], np.nan))
+    return np.stack(found).astype(np.float32)
 
-    On the ellipsoid, whatever the reference system: of each row the cell in the piece's middle
+
+def per_cent(values: Float[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
+    """Shares in whole per cent, nodata for NaN."""
+    return np.where(np.isnan(values), NODATA, np.rint(100 * values)).astype(np.uint8)
+
+
+def cell_areas(grid: CellGrid, raster: GeoBox, tile: Tile) -> Float[np.ndarray, "row 1"]:
+    """km2 of the cells of a tile by row, also of what sticks out of the raster.
+
+    On the ellipsoid, whatever the reference system: of each row the cell in the tile's middle
     stands for all, within which areas differ by less than a millionth.
     """
     geobox = grid.geobox(raster)
-    rows = np.arange(piece.rows.start, piece.rows.stop + 1)
-    middle = (piece.cols.start + piece.cols.stop) // 2
+    rows = np.arange(tile.rows.start, tile.rows.stop + 1)
+    middle = (tile.cols.start + tile.cols.stop) // 2
     left, right = (
         to_lonlat(geobox, np.stack([np.full(len(rows), float(col)), rows.astype(float)]))
         for col in (middle, middle + 1)
@@ -438,3 +496,58 @@ def cell_areas(grid: CellGrid, raster: GeoBox, piece: Piece) -> Float[np.ndarray
     m2 = [_ELLIPSOID.polygon_area_perimeter(*each.T)[0] for each in np.moveaxis(outlines, 2, 0)]
     km2: np.ndarray = np.abs(m2)[:, None] / 1e6
     return km2
+
+
+# How classes are shown
+
+
+Colour = tuple[int, int, int]
+
+OKABE_ITO: tuple[Colour, ...] = (
+    (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66),
+    (0, 114, 178), (213, 94, 0), (204, 121, 167), (90, 90, 90),
+)  # fmt: skip
+"""Eight colours that colour-blind people tell apart. Source: Okabe and Ito 2008, "Color Universal
+Design", with a grey that shows on black in place of black."""
+
+_GOLDEN = 0.618034
+"""Hues this far apart on the circle never come near each other again."""
+
+
+def own_classes(names: Sequence[str]) -> tuple[LandCoverClass, ...]:
+    """A person's classes with ids 0, 1, ... and colours of their own.
+
+    Where all are names of land-cover classes they are those, with their ids and colours.
+    """
+    known = {each.name: each for each in BHARATEO_CLASSES}
+    if {*names} <= {*known}:
+        return tuple(known[name] for name in names)
+    colours = list(OKABE_ITO)
+    for number in range(len(names) - len(OKABE_ITO)):
+        value = 0.85 - number // 8 % 3 * 0.2
+        red, green, blue = colorsys.hsv_to_rgb(number * _GOLDEN % 1, 0.65, value)
+        colours.append((round(255 * red), round(255 * green), round(255 * blue)))
+    return tuple(LandCoverClass(number, name, colours[number]) for number, name in enumerate(names))
+
+
+STYLE_MARK = "written by bharateo map"
+"""In a comment at the beginning: a style without it is a person's own."""
+
+
+def write_class_style(path: Path, classes: Sequence[LandCoverClass]) -> None:
+    """Write the QGIS style of a class map: beside ``map.tif`` QGIS takes ``map.qml`` by itself."""
+    root = ElementTree.Element("qgis", version="3.22", styleCategories="Symbology")
+    renderer = ElementTree.SubElement(
+        ElementTree.SubElement(root, "pipe"), "rasterrenderer", type="paletted", band="1",
+        opacity="1", alphaBand="-1", nodataColor="",
+    )  # fmt: skip
+    palette = ElementTree.SubElement(renderer, "colorPalette")
+    for each in classes:
+        ElementTree.SubElement(
+            palette, "paletteEntry", value=str(each.id), color=f"#{bytes(each.colour).hex()}",
+            alpha="255", label=xml_characters(each.name),
+        )  # fmt: skip
+    ElementTree.indent(root)
+    doctype = "<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>"
+    text = ElementTree.tostring(root, encoding="unicode")
+    write_text(path, f"{doctype}\n<!-- {STYLE_MARK} -->\n{text}\n")

@@ -20,8 +20,7 @@ from bharateo.files import read_bytes
 from bharateo.geography import to_lonlat
 from bharateo.inference.encoder import PerToken
 from bharateo.inference.inputs import RasterInput
-from bharateo.inference.pieces import CellGrid, Progress
-from bharateo.inference.windows import Piece, blended
+from bharateo.inference.tiles import CellGrid, Progress, Tile, blended
 from bharateo.pixels.vectors import MOST_BYTES, read_features
 
 CLASS_FIELDS = ("class", "label", "landcover", "land_cover", "class_name", "name", "type")
@@ -241,18 +240,18 @@ def vectors_at(
     """
     widths: list[int] = []
 
-    def ask(image: Tensor, valid: Tensor) -> Tensor:
-        answers = [extract(image, valid).float() for extract in extractors.values()]
-        widths[:] = [answer.shape[2] for answer in answers]
-        return torch.cat(answers, 2)
+    def predict(image: Tensor, valid: Tensor) -> Tensor:
+        values = [extract(image, valid).float() for extract in extractors.values()]
+        widths[:] = [each.shape[2] for each in values]
+        return torch.cat(values, 2)
 
     found, valid = [], []
     for number, (row, col) in enumerate(points.cells.tolist()):
         progress(number, len(points.cells), "vectors of the points")
         tokens = grid.token_grids[row % grid.shifts * grid.shifts + col % grid.shifts][2]
         token = (row // grid.shifts, col // grid.shifts)
-        piece = Piece(*(slice(index, index + 1) for index in token))
-        values, some = blended(source.read, ask, tokens, piece)
+        tile = Tile(*(slice(index, index + 1) for index in token))
+        values, some = blended(source.read, predict, tokens, tile)
         found.append(values[0, 0])
         valid.append(bool(some[0, 0]))
     parts = np.split(np.stack(found), np.cumsum(widths)[:-1], 1)

@@ -23,9 +23,7 @@ from pyproj import CRS
 
 from bharateo.errors import EmptyRegionError
 from bharateo.files import remove_leftovers_of, write_atomically
-from bharateo.outputs import record_in
-
-_KEY = b"bharateo"
+from bharateo.inference.products import TABLE_KEY, Plan
 
 
 @dataclass(frozen=True)
@@ -67,9 +65,7 @@ def corners(
     return np.stack([col[:, None] + along, row[:, None] + down])
 
 
-def write_table(
-    path: Path, groups: Iterable[Rows], crs: CRS, provenance: Mapping[str, Any]
-) -> None:
+def write_table(path: Path, groups: Iterable[Rows], crs: CRS, plan: Plan) -> None:
     """Write a GeoParquet file, a row group for each group, so that memory is bounded.
 
     Raises:
@@ -80,7 +76,7 @@ def write_table(
     first = next(tables, None)
     if first is None:
         raise EmptyRegionError(f"no patch has a valid pixel, so {path} would be empty")
-    metadata = {b"geo": _geo(crs), _KEY: json.dumps(provenance)}
+    metadata = {b"geo": _geo(crs), TABLE_KEY: json.dumps(plan.to_json())}
     texts = [each.name for each in first.schema if each.type == pa.string()]
 
     def write(file: Any) -> None:
@@ -92,15 +88,6 @@ def write_table(
 
     remove_leftovers_of(path)
     write_atomically(path, write)
-
-
-def table_provenance(path: Path) -> dict[str, Any]:
-    """What a file was written with; empty where there is no such table."""
-    try:
-        metadata = pq.read_schema(path).metadata or {}
-    except (OSError, pa.ArrowInvalid):
-        return {}
-    return record_in(metadata.get(_KEY, b"{}"))
 
 
 def _geo(crs: CRS) -> str:

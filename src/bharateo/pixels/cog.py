@@ -12,7 +12,8 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -94,12 +95,60 @@ def write_cog(
     Raises:
         StorageError: the disk is full or refuses; an old file is untouched.
     """
+    with cog_writer(path, geobox, bands, tags) as write:
+        for block in blocks:
+            write(*block)
+
+
+@contextmanager
+def cog_writer(
+    path: Path, geobox: GeoBox, bands: Bands, tags: Mapping[str, str] | None = None
+) -> Iterator[Callable[[int, int, Shaped[np.ndarray, "band row col"]], None]]:
+    """What takes the blocks of ``write_cog`` one by one; the file is there when the context ends
+    well. Several may be open at once, fed by one pass over what they show.
+
+    Raises:
+        StorageError: the disk is full or refuses; an old file is untouched.
+    """
     aside = path.with_name(f".{path.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)  # of a killed writer
+    height, width = geobox.shape
+    profile: dict[str, Any] = {
+        "driver": "GTiff", "height": height, "width": width, "count": len(bands.names),
+        "dtype": bands.stored_dtype, "nodata": bands.nodata, "crs": str(geobox.crs),
+        "transform": geobox.affine, "tiled": True, "blockxsize": bands.tile_px,
+        "blockysize": bands.tile_px, "bigtiff": "IF_SAFER",
+    }  # fmt: skip
+    statistics = _Statistics(len(bands.names), bands.nodata)
     try:
         with rasterio.Env(GDAL_CACHEMAX=_CACHE_BYTES):
             aside.mkdir(parents=True)
-            _write_tiles(aside / "tiles.tif", geobox, bands, blocks, tags or {})
+            with rasterio.open(aside / "tiles.tif", "w", **profile) as file:
+                file.update_tags(**(tags or {}))
+                file.descriptions = tuple(xml_characters(name) for name in bands.names)
+                if bands.scales:
+                    file.scales, file.offsets = bands.scales, bands.offsets
+                if bands.colours:
+                    file.write_colormap(1, dict(bands.colours))
+
+                def write(row: int, col: int, values: Shaped[np.ndarray, "band row col"]) -> None:
+                    stored = values.astype(bands.stored_dtype, copy=False)
+                    window = Window(col, row, values.shape[2], values.shape[1])
+                    try:
+                        file.write(stored, window=window)
+                    except (RasterioError, CPLE_BaseError, OSError) as error:
+                        raise _cannot_write(path, error) from error
+                    if not bands.colours:  # a mean of codes means nothing
+                        statistics.add(stored)
+
+                yield write
+                for number, noted in enumerate(statistics.tags(height * width), 1):
+                    file.update_tags(number, **noted)
+            # GDAL writes the last tiles as a file closes, and says nothing of a full disk then.
+            tiles = math.prod(-(-side // bands.tile_px) for side in geobox.shape)
+            expected, found = tiles * bands.tile_bytes, (aside / "tiles.tif").stat().st_size
+            if found < expected:
+                raise OSError(f"{found} of {expected} bytes of its pixels could be written")
             options = {
                 "COMPRESS": "DEFLATE",  # which every reader of GeoTIFFs has
                 "PREDICTOR": "YES" if bands.overviews == "average" else "NO",  # codes have no slope
@@ -110,7 +159,6 @@ def write_cog(
             rasterio.shutil.copy(aside / "tiles.tif", aside / "cog.tif", driver="COG", **options)
             # Pixels come last: a full disk shows there.
             finished = open_dataset(aside / "cog.tif", "GTiff", str(aside / "cog.tif"))
-            width, height = finished.dataset.width, finished.dataset.height
             finished.dataset.read(1, window=Window(width - 1, height - 1, 1, 1))
             finished.close()
             with (aside / "cog.tif").open("rb+") as content:
@@ -128,10 +176,14 @@ def write_cog(
             (aside / "cog.tif").replace(path)
             shutil.rmtree(aside)
     except (RasterioError, CPLE_BaseError, OSError) as error:
-        raise StorageError(
-            f"cannot write {path} ({error.__cause__ or error}): free some space or choose another "
-            "--output, then run the same command again: it goes on where it stopped"
-        ) from error
+        raise _cannot_write(path, error) from error
+
+
+def _cannot_write(path: Path, error: BaseException) -> StorageError:
+    return StorageError(
+        f"cannot write {path} ({error.__cause__ or error}): free some space or choose another "
+        "--output, then run the same command again: it goes on where it stopped"
+    )
 
 
 def cog_tags(path: Path) -> dict[str, str]:
@@ -153,38 +205,6 @@ def xml_characters(text: str) -> str:
     Source: Extensible Markup Language (XML) 1.0, production 2 (Char).
     """
     return re.sub("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", text)
-
-
-def _write_tiles(
-    path: Path, geobox: GeoBox, bands: Bands, blocks: Iterable[Block], tags: Mapping[str, str]
-) -> None:
-    height, width = geobox.shape
-    profile: dict[str, Any] = {
-        "driver": "GTiff", "height": height, "width": width, "count": len(bands.names),
-        "dtype": bands.stored_dtype, "nodata": bands.nodata, "crs": str(geobox.crs),
-        "transform": geobox.affine, "tiled": True, "blockxsize": bands.tile_px,
-        "blockysize": bands.tile_px, "bigtiff": "IF_SAFER",
-    }  # fmt: skip
-    with rasterio.open(path, "w", **profile) as file:
-        file.update_tags(**tags)
-        file.descriptions = tuple(xml_characters(name) for name in bands.names)
-        if bands.scales:
-            file.scales, file.offsets = bands.scales, bands.offsets
-        if bands.colours:
-            file.write_colormap(1, dict(bands.colours))
-        statistics = _Statistics(len(bands.names), bands.nodata)
-        for row, col, values in blocks:
-            window = Window(col, row, values.shape[2], values.shape[1])
-            stored = values.astype(bands.stored_dtype, copy=False)
-            file.write(stored, window=window)
-            if not bands.colours:  # a mean of codes means nothing
-                statistics.add(stored)
-        for number, noted in enumerate(statistics.tags(height * width), 1):
-            file.update_tags(number, **noted)
-    # GDAL writes the last tiles as a file closes, and says nothing then where the disk is full.
-    expected = math.prod(-(-side // bands.tile_px) for side in geobox.shape) * bands.tile_bytes
-    if path.stat().st_size < expected:
-        raise OSError(f"{path.stat().st_size} of {expected} bytes of its pixels could be written")
 
 
 class _Statistics:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from bharateo.inference.domain import Domain
     from bharateo.inference.embed import Embedding
     from bharateo.inference.inputs import RasterInput, Reading
+    from bharateo.inference.map import MapRecord
     from bharateo.stages.opening import Paths
     from bharateo.training.run import Run
 
@@ -76,7 +77,7 @@ def map_raster(
     precision: str = "fp32",
     reading: Reading | None = None,
     display: Display | None = None,
-) -> dict[str, Any]:
+) -> MapRecord:
     """The record of a map of a raster or STAC item, by a run's land-cover head or by a ``probe``.
 
     ``against`` are labels to compare with: a raster, ``worldcover``, or where its tiles lie;
@@ -89,10 +90,8 @@ def map_raster(
         SourceError: the raster or the labels cannot be read.
     """
     from bharateo.evaluation.own_classes import probe_classifier
-    from bharateo.inference.classifier import head_classifier
     from bharateo.inference.labels import open_labels
-    from bharateo.inference.map import Request, own_products, write_map
-    from bharateo.inference.summary import map_lines
+    from bharateo.inference.map import Request, head_classifier, own_products, write_map
     from bharateo.memory import return_freed_memory
     from bharateo.outputs import check_outputs
 
@@ -107,7 +106,7 @@ def map_raster(
     request = Request(classifier, domain, labels, stride_px, precision)
     with display.bar("map") as bar:
         record = write_map(opened, source, output, request, bar.update, display.say)
-    for line in map_lines(record):
+    for line in record.lines():
         display.say(line)
     display.say(f"map: {output}")
     return record
@@ -140,9 +139,9 @@ def probe_points(
         Options,
         map_own_classes,
         own_class_products,
+        probe_lines,
     )
     from bharateo.inference.points import read_all_points
-    from bharateo.inference.summary import map_lines, probe_lines
     from bharateo.memory import return_freed_memory
     from bharateo.outputs import check_outputs
 
@@ -154,8 +153,10 @@ def probe_points(
     source = _open_raster(opened, location, reading, display)
     options = Options(_domain(opened, display), stride_px, precision)
     with display.bar("probe") as bar:
-        record = map_own_classes(opened, source, labelled, output, options, bar.update, display.say)
-    for line in (*probe_lines(record), *map_lines(record["map"])):
+        record, mapped = map_own_classes(
+            opened, source, labelled, output, options, bar.update, display.say
+        )
+    for line in (*probe_lines(record), *mapped.lines()):
         display.say(line)
     display.say(f"map: {output / 'map.tif'}; to label next: {output / NEXT_FILE}")
     return record

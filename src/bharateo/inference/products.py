@@ -1,22 +1,38 @@
-"""A STAC Item beside a product: where it lies, of what time, what its files and bands are.
+"""What every product says of itself: its provenance inside, and a STAC Item beside it.
 
-Source: STAC Item and Common Metadata 1.1.0; extensions projection 2.0.0 and raster 2.0.0.
+The Item says where a product lies, of what time, what its files and bands are. Source: STAC Item
+and Common Metadata 1.1.0; extensions projection 2.0.0 and raster 2.0.0.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import shapely
 from odc.geo.geobox import GeoBox
+from pydantic import Field
 
+from bharateo.artefacts import OpenRecord, Record
 from bharateo.files import write_json
 from bharateo.geography import to_lonlat
+from bharateo.outputs import Own, record_in
+from bharateo.pixels.cog import cog_tags
 from bharateo.pixels.formats import open_local
+from bharateo.training.run import Run
+
+COG_TAG = "BHARATEO"
+"""The tag of a GeoTIFF that holds its provenance, as JSON."""
+
+TABLE_KEY = b"bharateo"
+"""The key of a table's metadata that holds its provenance, as JSON."""
 
 COG_TYPE = "image/tiff; application=geotiff; profile=cloud-optimized"
 PARQUET_TYPE = "application/vnd.apache.parquet"
@@ -28,6 +44,81 @@ _SIDES = 16
 """Straight pieces of each side of a footprint, so that it bends with the grid."""
 
 
+class MadeBy(Record):
+    """The run that made a product."""
+
+    name: str
+    weights_sha256: str
+
+    @classmethod
+    def of(cls, run: Run) -> MadeBy:
+        """That of an open run."""
+        return cls(name=run.path.resolve().name, weights_sha256=run.weights_sha256)
+
+
+class MadeOf(OpenRecord):
+    """A product's input, a raster, scene or dataset; other keys tell this version of it apart.
+
+    ``identity`` is the SHA-256 of what decides every number in it, ``datetime`` when a scene was
+    taken, ``mtime_ns`` when a file was changed.
+    """
+
+    identity: str
+    input: str | None = None
+    dataset: str | None = None
+    attribution: list[str] = Field(default_factory=list)
+    datetime: str | None = None
+    mtime_ns: int | None = None
+    bands: list[str] = Field(default_factory=list)
+    bands_in_file: list[int] = Field(default_factory=list)
+
+
+AnyPlan = TypeVar("AnyPlan", bound="Plan")
+
+
+class Plan(Record):
+    """What decides a product's contents: its provenance. Products of one fingerprint are the same
+    in every byte.
+    """
+
+    schema_version: Literal[1]
+    product: str
+    code_version: str
+    run: MadeBy
+    source: MadeOf
+    fingerprint: str = ""
+
+    def sealed(self: AnyPlan) -> AnyPlan:
+        """The plan with its fingerprint, the SHA-256 of everything else in it."""
+        text = json.dumps({**self.to_json(), "fingerprint": None}, sort_keys=True)
+        return self.model_copy(update={"fingerprint": hashlib.sha256(text.encode()).hexdigest()})
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, as they stand in products; what was not said is left out."""
+        return self.model_dump(by_alias=True, exclude_unset=True)
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """Those of a GeoTIFF made by this plan."""
+        return {COG_TAG: json.dumps(self.to_json(), ensure_ascii=False)}
+
+
+def provenance_of(path: Path) -> dict[str, Any]:
+    """What a product of ours was written with, table or GeoTIFF; empty where it is none."""
+    if path.suffix != ".parquet":
+        return record_in(cog_tags(path).get(COG_TAG, "{}"))
+    try:
+        metadata = pq.read_schema(path).metadata or {}
+    except (OSError, pa.ArrowInvalid):
+        return {}
+    return record_in(metadata.get(TABLE_KEY, b"{}"))
+
+
+def holding(product: str) -> Own:
+    """The mark of a table or GeoTIFF: the ``product`` of its provenance."""
+    return lambda path: bool(provenance_of(path).get("product") == product)
+
+
 def item_path(output: Path) -> Path:
     """Where the Item of a product lies."""
     return output.with_name(f"{output.name}.stac.json")
@@ -35,7 +126,7 @@ def item_path(output: Path) -> Path:
 
 def write_item(
     output: Path,
-    plan: Mapping[str, Any],
+    plan: Plan,
     geoboxes: Sequence[GeoBox],
     files: Mapping[str, Path],
     attribution: Sequence[str],
@@ -55,16 +146,16 @@ def write_item(
             "type": "Feature",
             "stac_version": "1.1.0",
             "stac_extensions": list(_EXTENSIONS),
-            "id": f"{output.stem}-{plan['fingerprint'][:12]}",
-            "product": f"item of {plan['product']}",
+            "id": f"{output.stem}-{plan.fingerprint[:12]}",
+            "product": f"item of {plan.product}",
             "geometry": shapely.geometry.mapping(footprint),
             "bbox": list(footprint.bounds),
             "properties": {
-                **_when(plan["source"]),
-                "title": f"{plan['product']} {output.stem}",
+                **_when(plan.source),
+                "title": f"{plan.product} {output.stem}",
                 "license": "other",
                 "attribution": list(attribution),
-                "bharateo:version": plan["code_version"],
+                "bharateo:version": plan.code_version,
                 **({} if one is None else _projection(one)),
             },
             "links": [],
@@ -87,12 +178,12 @@ def _footprint(geoboxes: Sequence[GeoBox]) -> shapely.Geometry:
     return outlines[0] if len(outlines) == 1 else shapely.MultiPolygon(outlines)
 
 
-def _when(source: Mapping[str, Any]) -> dict[str, Any]:
+def _when(source: MadeOf) -> dict[str, Any]:
     """The scene's time; else that of the input's file, which is said."""
-    if "datetime" in source:
-        return {"datetime": source["datetime"]}
-    if "mtime_ns" in source:
-        changed = datetime.fromtimestamp(source["mtime_ns"] // 10**9, UTC)
+    if source.datetime is not None:
+        return {"datetime": source.datetime}
+    if source.mtime_ns is not None:
+        changed = datetime.fromtimestamp(source.mtime_ns // 10**9, UTC)
         return {
             "datetime": changed.strftime("%Y-%m-%dT%H:%M:%SZ"),
             "description": "datetime: when the input's file was last changed; when its pixels "

@@ -14,6 +14,7 @@ from bharateo.evaluation.features import (
     random_encoder,
     statistics_of_patches,
 )
+from bharateo.inference import encoder
 from bharateo.landcover import IGNORE, patch_mode
 from bharateo.training.data import cut, fixed_windows
 from models.tiny_models import random_batch, tiny_model
@@ -96,6 +97,26 @@ def test_the_random_encoder_differs_in_its_weights_alone():
     assert torch.equal(fresh.normalise.mean, model.normalise.mean)
     assert torch.equal(fresh.normalise.std, model.normalise.std)
     assert not torch.equal(fresh.embed.weight, model.embed.weight)
+
+
+@pytest.mark.parametrize("name", [*MAKERS])
+def test_numbers_are_made_on_the_runs_device_and_come_back(
+    run, reflectance_dataset, extractors, batch, name, monkeypatch
+):
+    """What lies elsewhere, mixed with what does not, would be refused."""
+    for room in (features, encoder):
+        monkeypatch.setattr(room, "device_of", lambda _: torch.device("meta"))
+    made = MAKERS[name](run, reflectance_dataset, 0).features
+    found = made(batch.image.to("meta"), batch.valid.to("meta"))
+    assert found.device.type == "meta"
+    assert found.shape == extractors[name].features(batch.image, batch.valid).shape
+    if torch.cuda.is_available():
+        monkeypatch.setattr(features, "device_of", lambda _: torch.device("cuda"))
+        monkeypatch.setattr(encoder, "device_of", lambda _: torch.device("cuda"))
+        there = MAKERS[name](run, reflectance_dataset, 0).features(batch.image, batch.valid)
+        assert there.device.type == "cpu"
+        expected = extractors[name].features(batch.image, batch.valid)
+        assert torch.allclose(there, expected, atol=1e-3)
 
 
 # Band statistics.

@@ -1,14 +1,17 @@
 """Features of a dataset's patches and chips: a run's, and those it has to beat.
 
-Every extractor is asked alike: an image in physical units and its validity in, some numbers for
-each patch out. What an invalid pixel holds changes no number, and nothing is learnt here but the
-filters of ``random_convolutions``, which are cut from training pixels.
+Every extractor takes the same: an image in physical units and its validity in, some numbers for
+each patch out, computed on the run's device and given back where the chips lie. What an invalid
+pixel holds changes no number, and nothing is learnt here but the filters of
+``random_convolutions``, which are cut from training pixels.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bharateo.chips.store import Dataset
-from bharateo.inference.encoder import CHIPS_AT_ONCE, FrozenEncoder, PerToken
+from bharateo.inference.encoder import CHIPS_AT_ONCE, FrozenEncoder, PerToken, device_of
 from bharateo.landcover import IGNORE, patch_mode
 from bharateo.models.kernels import CHIPS_IN_CACHE
 from bharateo.models.mae import MaskedAutoencoder, Normalise, build_model
@@ -25,6 +28,7 @@ from bharateo.models.patches import patchify, unpatchify
 from bharateo.training.data import cut, fixed_windows
 from bharateo.training.run import Run
 
+CPU = torch.device("cpu")
 LEVELS = ("patch", "chip")
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 NUM_FILTERS = 256
@@ -77,24 +81,27 @@ def encoder(run: Run) -> Extractor:
     return Extractor("encoder", FrozenEncoder.of_run(run).features)
 
 
-def random_encoder(model: MaskedAutoencoder, seed: int) -> Extractor:
+def random_encoder(model: MaskedAutoencoder, seed: int, device: torch.device = CPU) -> Extractor:
     """The same encoder with the weights training would start from, and the same statistics."""
     normalise = model.normalise
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         fresh = build_model(model.config, normalise.mean.tolist(), normalise.std.tolist())
-    return Extractor("random_encoder", FrozenEncoder(fresh).features)
+    return Extractor("random_encoder", FrozenEncoder(fresh, device=device).features)
 
 
-def band_statistics(patch_px: int) -> Extractor:
+def _on(device: torch.device, compute: PerToken) -> PerToken:
+    """The same on a device, with what comes in and goes out lying elsewhere."""
+    return lambda image, valid: compute(image.to(device), valid.to(device)).to(image.device)
+
+
+def band_statistics(patch_px: int, device: torch.device = CPU) -> Extractor:
     """Mean, deviation and quantiles of every band over a patch's valid pixels."""
-    return Extractor(
-        "band_statistics",
-        lambda image, valid: statistics_of_patches(image, valid, patch_px),
-    )
+    compute = partial(statistics_of_patches, patch_px=patch_px)
+    return Extractor("band_statistics", _on(device, compute))
 
 
-def band_statistics_context(patch_px: int) -> Extractor:
+def band_statistics_context(patch_px: int, device: torch.device = CPU) -> Extractor:
     """Band statistics of the patch, of the 3 x 3 patches around it, and of the whole chip."""
 
     def features(image: Tensor, valid: Tensor) -> Tensor:
@@ -109,7 +116,7 @@ def band_statistics_context(patch_px: int) -> Extractor:
         chip = chip / some.sum(1)[:, None, None].clamp(min=1)
         return torch.cat([own, around.flatten(2).transpose(1, 2), chip.expand_as(own)], 2)
 
-    return Extractor("band_statistics_context", features)
+    return Extractor("band_statistics_context", _on(device, features))
 
 
 def statistics_of_patches(
@@ -123,7 +130,7 @@ def statistics_of_patches(
     mean = filled.sum(3, keepdim=True) / num.clamp(min=1)
     deviation = ((filled - mean).square() * known).sum(3, keepdim=True) / num.clamp(min=1)
     ordered = pixels.masked_fill(~known, torch.inf).sort(3).values
-    place = torch.tensor(QUANTILES) * (num - 1).clamp(min=0)
+    place = torch.tensor(QUANTILES, device=image.device) * (num - 1).clamp(min=0)
     below = place.long().expand(*pixels.shape[:3], -1)
     above = place.ceil().long().expand_as(below)
     low, high = ordered.gather(3, below), ordered.gather(3, above)
@@ -137,6 +144,7 @@ def random_convolutions(
     normalise: Normalise,
     patch_px: int,
     seed: int,
+    device: torch.device = CPU,
 ) -> Extractor:
     """Responses to ``NUM_FILTERS`` squares cut from training chips, whitened, both signs, pooled.
 
@@ -144,12 +152,16 @@ def random_convolutions(
     2021, "A generalizable and accessible approach to machine learning with global satellite
     imagery" (MOSAIKS), Methods; whitening after Coates and Ng 2012, section 2.
     """
-    filters, bias = _whitened_filters(_filled(image, valid, normalise, patch_px), valid, seed)
+    filters, bias = (
+        each.to(device)
+        for each in _whitened_filters(_filled(image, valid, normalise, patch_px), valid, seed)
+    )
+    there = copy.deepcopy(normalise).to(device)
     stride = _STRIDE if patch_px % _STRIDE == 0 else 1
     cells = patch_px // stride
 
     def pooled(image: Tensor, valid: Tensor) -> Tensor:
-        pixels = _filled(image, valid, normalise, patch_px)
+        pixels = _filled(image, valid, there, patch_px)
         pixels = F.pad(pixels, [FILTER_PX // 2] * 4, "replicate")
         response = F.conv2d(pixels, filters, bias, stride)
         known = valid[:, None, ::stride, ::stride].float()
@@ -164,7 +176,7 @@ def random_convolutions(
         parts = zip(image.split(CHIPS_IN_CACHE), valid.split(CHIPS_IN_CACHE), strict=True)
         return torch.cat([pooled(*part) for part in parts])
 
-    return Extractor("random_convolutions", torch.no_grad()(features))
+    return Extractor("random_convolutions", _on(device, torch.no_grad()(features)))
 
 
 def _filled(image: Tensor, valid: Tensor, normalise: Normalise, patch_px: int) -> Tensor:
@@ -200,10 +212,14 @@ def _whitened_filters(pixels: Tensor, valid: Tensor, seed: int) -> tuple[Tensor,
 
 MAKERS: Mapping[str, Callable[[Run, Dataset, int], Extractor]] = {
     "encoder": lambda run, dataset, seed: encoder(run),
-    "random_encoder": lambda run, dataset, seed: random_encoder(run.model, seed),
-    "band_statistics": lambda run, dataset, seed: band_statistics(run.contract.patch_px),
+    "random_encoder": lambda run, dataset, seed: random_encoder(
+        run.model, seed, device_of(run.path)
+    ),
+    "band_statistics": lambda run, dataset, seed: band_statistics(
+        run.contract.patch_px, device_of(run.path)
+    ),
     "band_statistics_context": lambda run, dataset, seed: band_statistics_context(
-        run.contract.patch_px
+        run.contract.patch_px, device_of(run.path)
     ),
     "random_convolutions": lambda run, dataset, seed: convolutions_of(run, dataset, seed),
 }
@@ -226,7 +242,9 @@ def convolutions_of(run: Run, dataset: Dataset, seed: int) -> Extractor:
     windows = fixed_windows(dataset.indices("train").tolist(), dataset.size_px, config.chip_px)
     some = np.random.default_rng(seed).permutation(len(windows))[:_FILTER_CHIPS]
     batch = cut(dataset, [windows[i] for i in some], config.chip_px, config.patch_px)
-    return random_convolutions(batch.image, batch.valid, run.model.normalise, config.patch_px, seed)
+    return random_convolutions(
+        batch.image, batch.valid, run.model.normalise, config.patch_px, seed, device_of(run.path)
+    )
 
 
 # Examples of a dataset

@@ -52,7 +52,7 @@ from bharateo.evaluation.probing import BUDGETS, NUM_DRAWS, few_labels
 from bharateo.files import open_file, write_json
 from bharateo.inference.contract import Sample as PixelSample
 from bharateo.inference.contract import band_places, check_pixels
-from bharateo.inference.encoder import CHIPS_AT_ONCE
+from bharateo.inference.encoder import CHIPS_AT_ONCE, device_of
 from bharateo.inference.inputs import Reading
 from bharateo.models.patches import patchify
 from bharateo.pixels.raster import RasterFile, open_raster
@@ -489,11 +489,12 @@ def extractors_of(task: Task, run: Run, how: Resize, seed: int = 0) -> list[Extr
     order = np.random.default_rng(seed).permutation(task.counts["train"])[:CHIPS_AT_ONCE]
     some = [task.chips["train"][i] for i in order]
     images, known = _stacked(task, some, config.chip_px, how)
+    device, normalise = device_of(run.path), run.model.normalise
     return [
         encoder(run),
-        random_encoder(run.model, seed),
-        band_statistics(config.patch_px),
-        random_convolutions(images, known, run.model.normalise, config.patch_px, seed),
+        random_encoder(run.model, seed, device),
+        band_statistics(config.patch_px, device),
+        random_convolutions(images, known, normalise, config.patch_px, seed, device),
     ]
 
 

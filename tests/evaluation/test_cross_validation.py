@@ -9,13 +9,13 @@ from bharateo.errors import DatasetError
 from bharateo.evaluation import cross_validation
 from bharateo.evaluation.cross_validation import (
     LEAST_GROUPS,
-    as_json,
     cross_validate,
     fit_few,
     spatial_groups,
     tempered,
     trials,
 )
+from bharateo.evaluation.own_classes import ContenderScore
 
 
 def ground(rng, per_class, spread=1.6, places=40, num_classes=3, dims=8):
@@ -81,7 +81,7 @@ def test_a_class_of_one_place_is_not_scored():
     told = cross_validate({"some": features}, labels, groups)["some"]
     assert np.isnan(told.recall[2])
     assert told.value == pytest.approx(told.recall[:2].mean())
-    assert as_json({"some": told}, ("a", "b", "c"))["some"]["recall"]["c"] is None
+    assert ContenderScore.of(told, ("a", "b", "c")).recall["c"] is None
 
 
 def test_classes_of_one_place_each_cannot_be_scored():

@@ -146,7 +146,7 @@ def test_a_probe_comes_back_from_its_file_as_it_was(tmp_path):
     loaded, about = load_probe(tmp_path / "probe.safetensors")
     queries, _ = blobs(20, seed=3)
     assert np.array_equal(loaded.probabilities(queries), probe.probabilities(queries))
-    assert (loaded.chosen, about) == (probe.chosen, {"features": "encoder"})
+    assert (loaded.chosen, about.model_extra) == (probe.chosen, {"features": "encoder"})
 
 
 def test_a_file_that_is_no_probe_is_refused(tmp_path):

@@ -241,14 +241,14 @@ def probed(map_run, tmp_path_factory):
 def test_five_points_a_class_become_a_map_of_them(probed):
     folder, _ = probed
     probe, about = load_probe(folder / "own" / "probe.safetensors")
-    assert about["class_names"] == ["fields", "forest", "river"]
-    assert about["points"] == {"fields": 5, "forest": 5, "river": 5}
+    assert about.class_names == ("fields", "forest", "river")
+    assert about.model_extra["points"] == {"fields": 5, "forest": 5, "river": 5}
     with rasterio.open(folder / "own" / "map.tif") as file:
         mapped = file.read(1)
     codes = class_codes(grid_of(300, 380))[4::8, 4::8]
     inverse = {name: code for code, name in NAMES.items()}
     ours = np.isin(codes, list(NAMES)) & (mapped[: codes.shape[0], : codes.shape[1]] != IGNORE)
-    truth = np.array([inverse[name] for name in about["class_names"]])
+    truth = np.array([inverse[name] for name in about.class_names])
     right = truth[np.minimum(mapped[: codes.shape[0], : codes.shape[1]], 2)] == codes
     score = json.loads((folder / "own" / "probe.json").read_text())["score"]["encoder"]
     low, high = score["balanced_accuracy_ci95"]

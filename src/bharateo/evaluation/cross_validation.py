@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int64
@@ -183,16 +182,3 @@ def tempered(
     ]
     best = float(_TEMPERATURES[int(np.argmin(losses))])
     return replace(probe, weight=probe.weight / best, bias=probe.bias / best), best
-
-
-def as_json(scores: Mapping[str, Score], classes: tuple[str, ...]) -> dict[str, Any]:
-    """Scores as plain JSON, with that of ``one_class`` for all, which needs no points to know."""
-    record: dict[str, Any] = {"one_class": {"balanced_accuracy": 1 / len(classes)}}
-    for name, score in scores.items():
-        recall = [None if np.isnan(value) else float(value) for value in score.recall]
-        record[name] = {
-            "balanced_accuracy": score.value,
-            "balanced_accuracy_ci95": [score.low, score.high],
-            "recall": dict(zip(classes, recall, strict=True)),
-        }
-    return record

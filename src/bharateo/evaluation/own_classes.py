@@ -15,7 +15,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import geopandas as gpd
 import numpy as np
@@ -23,12 +23,13 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from bharateo.artefacts import Record
 from bharateo.errors import ContractError, DatasetError
 from bharateo.evaluation.cross_validation import (
     HELD_OUT,
     LEAST_GROUPS,
     NUM_SPLITS,
-    as_json,
+    Score,
     cross_validate,
     fit_few,
     spatial_groups,
@@ -72,11 +73,79 @@ NUM_NEXT = 20
 _NEXT_PRODUCT = "places to label"
 _SEED = 0
 
-_CONTENDERS = {
-    "encoder": "this run",
-    "band_statistics": "band statistics",
-    "random_encoder": "the same encoder, untrained",
-}
+
+class ContenderScore(Record):
+    """Scores of one kind of features; ``recall`` is None of a class that was never scored."""
+
+    balanced_accuracy: float
+    balanced_accuracy_ci95: tuple[float, float]
+    recall: dict[str, float | None]
+
+    @classmethod
+    def of(cls, score: Score, classes: Sequence[str]) -> ContenderScore:
+        """A score with its classes by name."""
+        recall = [None if np.isnan(value) else float(value) for value in score.recall]
+        return cls(
+            balanced_accuracy=score.value,
+            balanced_accuracy_ci95=(score.low, score.high),
+            recall=dict(zip(classes, recall, strict=True)),
+        )
+
+
+class OneClass(Record):
+    """The score of one class for all, which needs no points to know."""
+
+    balanced_accuracy: float
+
+
+class OwnScore(Record):
+    """What is expected on other ground, of the run's features and of simpler ones."""
+
+    metric: str
+    by: str
+    places: int
+    places_apart_px: int | float
+    one_class: OneClass
+    encoder: ContenderScore
+    random_encoder: ContenderScore
+    band_statistics: ContenderScore
+
+
+class OwnProbe(Record):
+    """A probe on a person's points, and what it reached."""
+
+    product: Literal["probe"] = "probe"
+    class_names: list[str]
+    weights_sha256: str
+    points: dict[str, int]
+    temperature: float
+    score: OwnScore
+
+    def lines(self) -> Iterator[str]:
+        """For a terminal: scores with their intervals, and recall by class."""
+        score = self.score
+        counts = ", ".join(f"{name} {count}" for name, count in self.points.items())
+        yield f"points: {counts}, in {score.places} places"
+        yield f"balanced accuracy expected on other ground ({score.by}):"
+        for title, each in (
+            ("this run", score.encoder),
+            ("band statistics", score.band_statistics),
+            ("the same encoder, untrained", score.random_encoder),
+        ):
+            low, high = each.balanced_accuracy_ci95
+            yield f"  {title:28} {each.balanced_accuracy:.2f}  (95 %: {low:.2f} to {high:.2f})"
+        yield f"  {'one class for all':28} {score.one_class.balanced_accuracy:.2f}"
+        recall = ", ".join(
+            f"{name} {'not known' if value is None else f'{value:.2f}'}"
+            for name, value in score.encoder.recall.items()
+        )
+        yield f"recognised of each class: {recall}"
+
+
+class OwnClasses(OwnProbe):
+    """The contents of ``probe.json``: the probe, and the map it made."""
+
+    map: MapRecord
 
 
 @dataclass(frozen=True)
@@ -90,31 +159,30 @@ class Options:
 
 def own_class_products(output: Path) -> dict[Path, Own]:
     """The files of ``map_own_classes`` in a folder, and how each is known to be one."""
+
+    def is_probe(path: Path) -> bool:
+        try:
+            load_probe(path)
+        except DatasetError:
+            return False
+        return True
+
+    def is_unlabelled(path: Path) -> bool:
+        """Whether these are places of ours, and nobody has labelled one of them yet."""
+        record = record_in(read_bytes(path))
+        if record.get("product") != _NEXT_PRODUCT:
+            return False
+        try:
+            return all(each["properties"]["class"] is None for each in record["features"])
+        except (KeyError, TypeError):
+            return False
+
     return {
-        output / PROBE_FILE: _is_probe,
+        output / PROBE_FILE: is_probe,
         **own_products(output / MAP_FILE),
-        output / NEXT_FILE: _is_unlabelled,
+        output / NEXT_FILE: is_unlabelled,
         output / RECORD_FILE: json_of("probe"),
     }
-
-
-def _is_probe(path: Path) -> bool:
-    try:
-        load_probe(path)
-    except DatasetError:
-        return False
-    return True
-
-
-def _is_unlabelled(path: Path) -> bool:
-    """Whether these are places to label of ours, and nobody has labelled one of them yet."""
-    record = record_in(read_bytes(path))
-    if record.get("product") != _NEXT_PRODUCT:
-        return False
-    try:
-        return all(each["properties"]["class"] is None for each in record["features"])
-    except (KeyError, TypeError):
-        return False
 
 
 def map_own_classes(
@@ -125,8 +193,8 @@ def map_own_classes(
     options: Options,
     progress: Progress,
     say: Callable[[str], object],
-) -> tuple[dict[str, Any], MapRecord]:
-    """Write everything about a person's classes; the record of the probe, and that of the map.
+) -> OwnClasses:
+    """Write everything about a person's classes, and say what was found.
 
     Raises:
         ConfigError: the points do not do, with the reason and which.
@@ -151,9 +219,8 @@ def map_own_classes(
     )  # fmt: skip
     mapped = write_map(run, source, output / MAP_FILE, request, progress, say)
     _write_next(output, grid, source, placed, mapped.classes)
-    record = {"product": "probe", **record, "map": mapped.to_json()}
-    write_json(output / RECORD_FILE, record)
-    return record, mapped
+    write_json(output / RECORD_FILE, record.model_dump() | {"map": mapped.to_json()})
+    return OwnClasses(**dict(record), map=mapped)
 
 
 def _fit(
@@ -163,7 +230,7 @@ def _fit(
     chip_px: int,
     output: Path,
     say: Callable[[str], object],
-) -> dict[str, Any]:
+) -> OwnProbe:
     """Score, fit and keep the probe; what there is to say of it."""
     counts = np.bincount(points.labels)
     for name, count in zip(points.classes, counts, strict=True):
@@ -179,42 +246,22 @@ def _fit(
     scores = cross_validate(features, points.labels, groups, _SEED)
     probe = fit_few(features["encoder"], points.labels)
     probe, temperature = tempered(probe, features["encoder"], points.labels, groups, _SEED)
-    about = {
-        "class_names": list(points.classes),
-        "weights_sha256": run.weights_sha256,
-        "points": dict(zip(points.classes, counts.tolist(), strict=True)),
-        "temperature": temperature,
-    }
-    save_probe(output / PROBE_FILE, probe, about)
-    return {
-        **about,
-        "score": {
-            "metric": "balanced accuracy",
-            "by": f"{NUM_SPLITS} random splits by location, {HELD_OUT:.0%} of the places held out",
-            "places": int(groups.max() + 1),
-            "places_apart_px": reach,
-            **as_json(scores, points.classes),
-        },
-    }
-
-
-def probe_lines(record: Mapping[str, Any]) -> Iterator[str]:
-    """Scores of a probe with their intervals, and recall by class."""
-    points, score = record["points"], record["score"]
-    counts = ", ".join(f"{name} {count}" for name, count in points.items())
-    yield f"points: {counts}, in {score['places']} places"
-    yield f"balanced accuracy expected on other ground ({score['by']}):"
-    for name, title in _CONTENDERS.items():
-        low, high = score[name]["balanced_accuracy_ci95"]
-        value = score[name]["balanced_accuracy"]
-        yield f"  {title:28} {value:.2f}  (95 %: {low:.2f} to {high:.2f})"
-    chance = score["one_class"]["balanced_accuracy"]
-    yield f"  {'one class for all':28} {chance:.2f}"
-    recall = ", ".join(
-        f"{name} {'not known' if value is None else f'{value:.2f}'}"
-        for name, value in score["encoder"]["recall"].items()
+    record = OwnProbe(
+        class_names=list(points.classes),
+        weights_sha256=run.weights_sha256,
+        points=dict(zip(points.classes, counts.tolist(), strict=True)),
+        temperature=temperature,
+        score=OwnScore(
+            metric="balanced accuracy",
+            by=f"{NUM_SPLITS} random splits by location, {HELD_OUT:.0%} of the places held out",
+            places=int(groups.max() + 1),
+            places_apart_px=reach,
+            one_class=OneClass(balanced_accuracy=1 / len(points.classes)),
+            **{name: ContenderScore.of(each, points.classes) for name, each in scores.items()},
+        ),
     )
-    yield f"recognised of each class: {recall}"
+    save_probe(output / PROBE_FILE, probe, record.model_dump(exclude={"product", "score"}))
+    return record
 
 
 def _write_next(
@@ -268,14 +315,14 @@ def probe_classifier(run: Run, path: Path) -> Classifier:
     """
     probe, about = load_probe(path)
     own = run.weights_sha256
-    given = about.get("weights_sha256", own)
+    given = own if about.weights_sha256 is None else about.weights_sha256
     if given != own or len(probe.mean) != run.model.config.width:
         raise ContractError(
             f"probe: {path} was fitted on the features of another run than {run.path} (width "
-            f"{len(probe.mean)}, weights {str(given)[:12]}...): give the run it was fitted on, or "
+            f"{len(probe.mean)}, weights {given[:12]}...): give the run it was fitted on, or "
             "fit a probe on this one"
         )
-    names = about.get("class_names") or [BHARATEO_CLASSES[cls].name for cls in probe.classes]
+    names = about.class_names or [BHARATEO_CLASSES[cls].name for cls in probe.classes]
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     kept = {"classifier": f"linear probe {path.name}", "sha256": sha256}
     encoder = FrozenEncoder.of_run(run)

@@ -270,6 +270,22 @@ def _check_classes(labels: Shaped[np.ndarray, " example"]) -> None:
 
 # On disk
 
+
+class ProbeAbout(Record):
+    """What a probe belongs to, as far as it is read."""
+
+    model_config = ConfigDict(extra="allow")
+
+    weights_sha256: Annotated[str, StringConstraints(max_length=64)] | None = None
+    class_names: tuple[Annotated[str, StringConstraints(max_length=200)], ...] | None = None
+
+
+class _Head(Record):
+    schema_version: int
+    strength: Annotated[float, Field(gt=0, lt=1e30)]
+    about: ProbeAbout
+
+
 _ARRAYS = ("mean", "std", "weight", "bias", "classes")
 
 
@@ -287,7 +303,7 @@ def save_probe(path: Path, probe: LinearProbe, about: Mapping[str, Any]) -> None
     write_atomically(path, lambda file: file.write(content))
 
 
-def load_probe(path: Path) -> tuple[LinearProbe, dict[str, Any]]:
+def load_probe(path: Path) -> tuple[LinearProbe, ProbeAbout]:
     """A linear probe and what was said about it; nothing in the file is executed.
 
     Raises:
@@ -324,19 +340,4 @@ def load_probe(path: Path) -> tuple[LinearProbe, dict[str, Any]]:
     if not numbers or not known or (names is not None and len(names) != len(classes)):
         raise DatasetError(f"{path}: its numbers or classes are none; {remedy}")
     arrays["classes"] = classes.astype(np.int64)
-    return LinearProbe(**arrays, chosen=head.strength), plain["about"]
-
-
-class _About(Record):
-    """What a probe belongs to, as far as it is read."""
-
-    model_config = ConfigDict(extra="allow")
-
-    weights_sha256: Annotated[str, StringConstraints(max_length=64)] = ""
-    class_names: tuple[Annotated[str, StringConstraints(max_length=200)], ...] | None = None
-
-
-class _Head(Record):
-    schema_version: int
-    strength: Annotated[float, Field(gt=0, lt=1e30)]
-    about: _About
+    return LinearProbe(**arrays, chosen=head.strength), head.about

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from bharateo.display import Display
 from bharateo.stages.opening import list_of_paths, open_dataset, open_run
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import geopandas as gpd
 
     from bharateo.chips.store import Dataset
+    from bharateo.evaluation.own_classes import OwnClasses
     from bharateo.handover.onnx_file import What
     from bharateo.inference.domain import Domain
     from bharateo.inference.embed import Embedding
@@ -123,7 +124,7 @@ def probe_points(
     precision: str = "fp32",
     reading: Reading | None = None,
     display: Display | None = None,
-) -> dict[str, Any]:
+) -> OwnClasses:
     """The record of a probe on a person's own points, and of the map it makes of a raster.
 
     ``points`` are files of points with their classes in ``class_field`` (None: a column of a
@@ -139,7 +140,6 @@ def probe_points(
         Options,
         map_own_classes,
         own_class_products,
-        probe_lines,
     )
     from bharateo.inference.points import read_all_points
     from bharateo.memory import return_freed_memory
@@ -153,10 +153,8 @@ def probe_points(
     source = _open_raster(opened, location, reading, display)
     options = Options(_domain(opened, display), stride_px, precision)
     with display.bar("probe") as bar:
-        record, mapped = map_own_classes(
-            opened, source, labelled, output, options, bar.update, display.say
-        )
-    for line in (*probe_lines(record), *mapped.lines()):
+        record = map_own_classes(opened, source, labelled, output, options, bar.update, display.say)
+    for line in (*record.lines(), *record.map.lines()):
         display.say(line)
     display.say(f"map: {output / 'map.tif'}; to label next: {output / NEXT_FILE}")
     return record

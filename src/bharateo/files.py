@@ -101,9 +101,14 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         raise
 
 
+def write_bytes(path: Path, content: bytes | memoryview) -> None:
+    """Write a file atomically."""
+    write_atomically(path, lambda file: file.write(content))
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 text file atomically; halves of surrogate pairs become question marks."""
-    write_atomically(path, lambda file: file.write(text.encode(errors="replace")))
+    write_bytes(path, text.encode(errors="replace"))
 
 
 def write_json(path: Path, record: Any) -> None:

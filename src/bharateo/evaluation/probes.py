@@ -21,7 +21,7 @@ from pydantic import ConfigDict, Field, StringConstraints
 from bharateo.artefacts import Record, checked, parse_json, shortened
 from bharateo.errors import DatasetError
 from bharateo.evaluation.scores import macro_f1
-from bharateo.files import open_file, write_atomically
+from bharateo.files import open_file, write_bytes
 from bharateo.landcover import NUM_CLASSES
 
 if TYPE_CHECKING:
@@ -300,7 +300,7 @@ def save_probe(path: Path, probe: LinearProbe, about: Mapping[str, Any]) -> None
     arrays = {name: np.ascontiguousarray(getattr(probe, name)) for name in _ARRAYS}
     head = {"schema_version": PROBE_SCHEMA, "strength": probe.chosen, "about": dict(about)}
     content = save(arrays, {"probe": json.dumps(head)})
-    write_atomically(path, lambda file: file.write(content))
+    write_bytes(path, content)
 
 
 def load_probe(path: Path) -> tuple[LinearProbe, ProbeAbout]:

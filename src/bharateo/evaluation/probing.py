@@ -52,7 +52,7 @@ from bharateo.evaluation.probes import (
     fit_nearest,
 )
 from bharateo.evaluation.zones import Zoning
-from bharateo.files import read_bytes, write_atomically, write_json
+from bharateo.files import read_bytes, write_bytes, write_json
 from bharateo.landcover import BHARATEO_CLASSES, NUM_CLASSES
 from bharateo.results import (
     METRICS,
@@ -312,7 +312,7 @@ class Predictions:
     def write(self, path: Path) -> None:
         """Keep them in a file."""
         content = save(vars(self) | {"classes": self.classes.astype(np.uint8)})
-        write_atomically(path, lambda file: file.write(content))
+        write_bytes(path, content)
 
     @classmethod
     def read(cls, path: Path) -> Predictions | None:

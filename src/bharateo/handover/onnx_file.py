@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from bharateo.errors import ConfigError, RunError
-from bharateo.files import write_atomically
+from bharateo.files import write_bytes
 from bharateo.models.heads import LandCoverHead, PixelHead
 from bharateo.models.patches import Mask, unpatchify
 from bharateo.outputs import beginning_with, check_outputs
@@ -120,7 +120,7 @@ def write_onnx(run: Run, path: Path, what: What = "encoder") -> float:
             f"output, more than {TOLERANCE:g}, so {path} was not written; please report it with "
             "the versions of torch, onnx and onnxruntime"
         )
-    write_atomically(path, lambda file: file.write(content))
+    write_bytes(path, content)
     return difference
 
 

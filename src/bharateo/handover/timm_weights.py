@@ -15,7 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from bharateo.errors import ConfigError
-from bharateo.files import write_atomically, write_json
+from bharateo.files import write_bytes, write_json
 from bharateo.models.mae import V0
 from bharateo.outputs import check_outputs, json_with
 from bharateo.training.contract import CONTRACT_FILE, MODEL_FILE
@@ -122,4 +122,4 @@ def write_timm(run: Run, folder: Path) -> None:
     }
     write_json(config, timm_config)
     content = save(timm_state(run), {"format": "pt"})
-    write_atomically(folder / MODEL_FILE, lambda file: file.write(content))
+    write_bytes(folder / MODEL_FILE, content)

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from bharateo.chips.store import Dataset
-from bharateo.files import write_atomically
+from bharateo.files import write_bytes
 from bharateo.inference.area import Area
 from bharateo.inference.search import bounds_in_chips, dataset_of, pixel_bounds
 from bharateo.pixels.raster import open_raster
@@ -64,7 +64,7 @@ def write_contact_sheet(path: Path, found: gpd.GeoDataFrame, area: Area) -> bool
     content, made_by = io.BytesIO(), PngInfo()
     made_by.add_text("Software", SHEET_MARK)
     sheet.save(content, "png", pnginfo=made_by)
-    write_atomically(path, lambda file: file.write(content.getbuffer()))
+    write_bytes(path, content.getbuffer())
     return True
 
 

@@ -81,7 +81,7 @@ class LandClass(OpenRecord):
     name: Text
 
 
-class ClassScheme(OpenRecord):
+class SchemeRecord(OpenRecord):
     """The labels' classes."""
 
     name: Text
@@ -144,7 +144,7 @@ class Contract(OpenRecord):
     chip_px: Px
     patch_px: Px
     mask_ratio: float
-    class_scheme: ClassScheme
+    class_scheme: SchemeRecord
     model: ModelShape
     heads: Annotated[dict[Text, HeadOptions], Field(min_length=1)]
     num_parameters: Whole

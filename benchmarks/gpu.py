@@ -69,7 +69,7 @@ def measure(config: Config, folder: Path, num_chips: int, steps: int) -> dict[st
                 began, waited = time.perf_counter(), trainer.loader.wait_s
             launched.append(trainer.step(step, raw))
             if len(launched) > engine.asynchronous:  # read as the product does, one step late
-                trainer.look(launched.pop(0))
+                trainer.finish(launched.pop(0))
         wait_for(engine.device)
         seconds = time.perf_counter() - began
         cuda = engine.device.type == "cuda"

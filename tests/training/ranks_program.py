@@ -12,24 +12,30 @@ from pathlib import Path
 from bharateo.chips.store import Dataset
 from bharateo.config import parse_config
 from bharateo.errors import BharatEOError, Stopped
-from bharateo.training.loop import pretrain
+from bharateo.training.loop import Trainer, pretrain
 
 
 def main() -> int:
     job = json.loads(Path(sys.argv[1]).read_text())
     rank = int(os.environ.get("RANK", 0))
-    losses = []
+    losses, finish = [], Trainer.finish
 
-    def on_step(now):
-        losses.append((now.step, now.record.loss))
+    def finished(self, launched):
+        record = finish(self, launched)
+        losses.append((record.step + 1, record.loss))
+        return record
+
+    def progress(step, num_steps, note):
         if rank == 0:
-            Path(job["losses"]).write_text(json.dumps(losses))
-        if now.step == job.get("end_after") and rank == job.get("ending_rank", 0):
+            kept = dict(each for each in losses if each[0] <= step)
+            Path(job["losses"]).write_text(json.dumps([*kept.items()]))
+        if step == job.get("end_after") and rank == job.get("ending_rank", 0):
             os.kill(os.getpid(), getattr(signal, job["by"]))
 
+    Trainer.finish = finished
     try:
         config = parse_config(job["config"])
-        pretrain(Dataset.open(job["dataset"]), config, Path(job["run"]), on_step)
+        pretrain(Dataset.open(job["dataset"]), config, Path(job["run"]), progress)
     except Stopped as stopped:
         print(f"rank {rank} {stopped}", file=sys.stderr)
         return 128 + stopped.signal

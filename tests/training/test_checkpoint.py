@@ -45,8 +45,8 @@ def run(reflectance_dataset, tmp_path):
 def unfinished(reflectance_dataset, tmp_path):
     """A run folder left by a killed training that had a checkpoint."""
 
-    def stop(now):
-        if now.step == 3:
+    def stop(step, num_steps, note):
+        if step == 3:
             raise Killed
 
     with pytest.raises(Killed):

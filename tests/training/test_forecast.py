@@ -85,7 +85,7 @@ def test_a_third_head_trains_beyond_the_forecast_and_its_comparison(
     said, steps = [], []
     run = pretrain(
         reflectance_dataset, replace(config, heads=third_head), tmp_path,
-        lambda now: steps.append(now.step), said.append,
+        lambda step, *_: steps.append(step), said.append,
     )  # fmt: skip
     assert steps[-1] == 700
     planned, compared = (line for line in said if not re.match(r"step \d+:", line))

@@ -2,6 +2,7 @@ import itertools
 import json
 import math
 import random
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -131,14 +132,20 @@ def test_another_seed_gives_other_weights(palette_dataset, tmp_path):
 
 def test_progress_tells_every_step(palette_dataset, tmp_path):
     told = []
-    pretrain(palette_dataset, small_config(), tmp_path, told.append)
-    assert [now.step for now in told] == list(range(1, 9))
-    assert {now.num_steps for now in told} == {8}
-    assert [now.epoch for now in told] == [1] * 4 + [2] * 4
-    assert {now.num_epochs for now in told} == {2}
-    assert all(now.chips_per_s > 0 and now.seconds_left >= 0 for now in told)
-    assert told[-1].seconds_left == 0
-    assert told[-1].metrics["loss"] == history(tmp_path)[-1]["loss"]
+    pretrain(palette_dataset, small_config(), tmp_path, lambda *now: told.append(now))
+    assert [step for step, _, _ in told] == list(range(1, 9))
+    assert {num_steps for _, num_steps, _ in told} == {8}
+    notes = [note.split("  ") for _, _, note in told]
+    assert [note[0] for note in notes] == ["epoch 1/2"] * 4 + ["epoch 2/2"] * 4
+    assert all(re.fullmatch(r"\d+ chips/s", note[-2]) for note in notes)
+    assert all(re.fullmatch(r"\d+:\d\d left", note[-1]) for note in notes)
+    assert notes[-1][-1] == "0:00 left"
+    last = history(tmp_path)[-1]
+    assert notes[-1][1:-2] == [
+        f"loss {last['loss']:.3f}",
+        f"masked MAE {last['masked_mae']:.4f}",
+        f"masked class accuracy {last['esa_acc_masked']:.4f}",
+    ]
 
 
 def test_bf16_trains_to_about_the_same_losses(palette_dataset, tmp_path):
@@ -155,16 +162,16 @@ def test_bf16_trains_to_about_the_same_losses(palette_dataset, tmp_path):
 
 def killed_at(dataset, config, run, step):
     """Train up to a step and no further; whether it came to that."""
-    return bool(killed_after(dataset, config, run, lambda now, _: now.step == step))
+    return bool(killed_after(dataset, config, run, lambda taken, _: taken == step))
 
 
 def killed_after(dataset, config, run, enough):
-    """Train until ``enough(progress, steps of this attempt)``; the steps taken until then."""
+    """Train until ``enough(step, steps of this attempt)``; the steps taken until then."""
     steps = []
 
-    def stop(now):
-        steps.append(now.step)
-        if enough(now, len(steps)):
+    def stop(step, num_steps, note):
+        steps.append(step)
+        if enough(step, len(steps)):
             raise Killed
 
     try:

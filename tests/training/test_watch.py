@@ -48,7 +48,7 @@ def test_spikes_are_written_down_with_their_chips(palette_dataset, tmp_path, mon
 
     monkeypatch.setattr(loop, "SpikeWatch", Always)
     said = []
-    pretrain(palette_dataset, small_config(), tmp_path, on_note=said.append)
+    pretrain(palette_dataset, small_config(), tmp_path, say=said.append)
     (event,) = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
     assert (event["step"], event["spike"]) == (3, "loss")
     assert set(event["chips"]) <= {*palette_dataset.indices("train").tolist()}
@@ -89,7 +89,7 @@ def test_a_long_run_compares_its_plan_with_what_it_takes(palette_dataset, tmp_pa
     for module in (planning, loop):
         monkeypatch.setattr(module, "AFTER_STEPS", 3)
     said = []
-    pretrain(palette_dataset, small_config(epochs=3), tmp_path, on_note=said.append)
+    pretrain(palette_dataset, small_config(epochs=3), tmp_path, say=said.append)
     planned, compared = said
     assert planned.startswith("planned: 0.00 h for all 12 steps at ")
     assert "GFLOP/s of a large product (fp32)" in planned
@@ -101,7 +101,7 @@ def test_a_long_run_compares_its_plan_with_what_it_takes(palette_dataset, tmp_pa
 
 def test_a_short_run_is_not_kept_waiting_by_a_plan(palette_dataset, tmp_path):
     said = []
-    pretrain(palette_dataset, small_config(), tmp_path, on_note=said.append)
+    pretrain(palette_dataset, small_config(), tmp_path, say=said.append)
     assert said == []
 
 
@@ -146,15 +146,15 @@ def test_asked_to_end_it_keeps_every_step_and_goes_on(palette_dataset, tmp_path,
     pretrain(palette_dataset, small_config(), whole)
     taken = []
 
-    def end(now):
-        taken.append(now.step)
-        if now.step == 3:
+    def end(step, num_steps, note):
+        taken.append(step)
+        if step == 3:
             os.kill(os.getpid(), number)
 
     with pytest.raises(Stopped, match="stopped after step 4 of 8, all of them kept") as error:
         pretrain(palette_dataset, small_config(), stopped, end)
     assert error.value.signal == number
-    pretrain(palette_dataset, small_config(), stopped, lambda now: taken.append(now.step))
+    pretrain(palette_dataset, small_config(), stopped, lambda step, *_: taken.append(step))
     assert taken == list(range(1, 9))
     model = "model.safetensors"
     assert (stopped / model).read_bytes() == (whole / model).read_bytes()
@@ -191,11 +191,9 @@ def test_parts_of_a_batch_give_the_losses_of_the_whole(reflectance_dataset, tmp_
     losses = []
     for size in (None, 5):
         machine = replace(config.machine, micro_batch=size)
-        told = []
-        pretrain(
-            reflectance_dataset, replace(config, machine=machine), tmp_path / str(size), told.append
-        )
-        losses.append([now.record.loss for now in told])
+        pretrain(reflectance_dataset, replace(config, machine=machine), tmp_path / str(size))
+        rows = (tmp_path / str(size) / "history.jsonl").read_text().splitlines()
+        losses.append([json.loads(row)["loss"] for row in rows])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 

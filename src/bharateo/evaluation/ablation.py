@@ -46,7 +46,7 @@ from bharateo.results import (
     Part,
 )
 from bharateo.sensor import BAND_SETS, named_bands
-from bharateo.training.loop import Progress, pretrain
+from bharateo.training.loop import pretrain
 from bharateo.training.run import Run, dataset_fingerprint
 from bharateo.version import __version__
 
@@ -200,8 +200,10 @@ def ablate(
         def told(share: float, what: str, done: int = done, folder: Path = folder) -> None:
             on_progress(done + share, total, f"{folder.relative_to(output)}: {what}")
 
-        def training(now: Progress, told: Callable[[float, str], None] = told) -> None:
-            told(0.9 * now.step / now.num_steps, f"epoch {now.epoch} of {now.num_epochs}")
+        def training(
+            done: float, total: float, note: str, told: Callable[[float, str], None] = told
+        ) -> None:
+            told(0.9 * done / total, note)
 
         config = replace(cell.config, training=replace(cell.config.training, seed=seed))
         run = pretrain(dataset, config, folder, training)  # checks that the folder holds this run

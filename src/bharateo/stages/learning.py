@@ -106,24 +106,11 @@ def pretrain(
         Stopped: by Ctrl-C or SIGTERM, with a checkpoint.
         StorageError: the disk is full.
     """
-    from bharateo.training.loop import Progress
     from bharateo.training.loop import pretrain as train
 
     dataset, output, display = open_dataset(dataset), Path(output), display or Display()
     with display.bar("pretrain") as bar:
-
-        def show(now: Progress) -> None:
-            metrics = now.metrics
-            shown = [f"epoch {now.epoch}/{now.num_epochs}", f"loss {metrics['loss']:.3f}"]
-            if "masked_mae" in metrics:
-                shown.append(f"masked MAE {metrics['masked_mae']:.4f}")
-            if "esa_acc_masked" in metrics:
-                shown.append(f"masked accuracy {metrics['esa_acc_masked']:.3f}")
-            left = f"{int(now.seconds_left) // 60}:{int(now.seconds_left) % 60:02d} left"
-            note = "  ".join([*shown, f"{now.chips_per_s:.0f} chips/s", left])
-            bar.update(now.step, now.num_steps, note)
-
-        run = train(dataset, config, output, show, display.say)
+        run = train(dataset, config, output, bar.update, display.say)
     display.say(f"run: {output} ({run.contract.num_parameters / 1e6:.2f} M parameters)")
     return run
 

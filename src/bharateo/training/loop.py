@@ -16,7 +16,6 @@ from types import FrameType, TracebackType
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from bharateo.accounting import Accounting
 from bharateo.chips.store import Dataset
@@ -28,6 +27,7 @@ from bharateo.models.mae import build_model
 from bharateo.models.objective import weighted_loss
 from bharateo.models.patches import Mask
 from bharateo.plain_yaml import read_yaml
+from bharateo.progress import Progress, unseen
 from bharateo.sensor import named_bands
 from bharateo.training.contract import (
     CHECKPOINT_FILE,
@@ -64,34 +64,19 @@ CHECKPOINT_SHARE = 0.02
 """Share of the time that writing checkpoints may take."""
 
 
-@dataclass(frozen=True)
-class Progress:
-    """Where training stands after a step; ``metrics`` are means over the epoch so far."""
-
-    step: int
-    num_steps: int
-    epoch: int
-    num_epochs: int
-    metrics: Mapping[str, float]
-    record: StepRecord
-    chips_per_s: float
-    data_wait: float
-    seconds_left: float
-
-
 def pretrain(
     dataset: Dataset,
     config: Config,
     run: Path,
-    on_step: Callable[[Progress], None] = lambda _: None,
-    on_note: Callable[[str], None] = lambda _: None,
+    progress: Progress = unseen,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Run:
     """Train a model on the train split and return the finished run.
 
     Goes on from the run's checkpoint if there is one; a finished run of the same configuration
     is returned as it is. The weights depend on dataset, configuration and machine alone, not on
     how often training was interrupted. Under ``torchrun`` all ranks call it, and all must see
-    the run's folder; ``on_step`` and ``on_note`` are called on each.
+    the run's folder; ``progress`` (after every step) and ``say`` are called on each.
 
     Raises:
         RunError: the folder holds another configuration's run.
@@ -105,15 +90,15 @@ def pretrain(
         dataset = dataset.with_bands(named_bands(config.training.bands))
     with open_engine(config) as engine, engine.noticing_lost_ranks():
 
-        def claim() -> bool:
+        def finished() -> bool:
             check_fit(config, dataset, engine.num_ranks)
-            claim_folder(run, config, dataset)
+            take_folder(run, config, dataset)
             return (run / CONTRACT_FILE).exists()
 
-        if not engine.by_first(claim):
+        if not engine.by_first(finished):
             trainer = Trainer(dataset, config, run, engine)
-            trainer.train(on_step, on_note)
-            weights = trainer.weights()
+            trainer.train(progress, say)
+            weights = training_state(trainer.objective, [])
             contract = make_contract(
                 config, dataset, trainer.objective, run, trainer.chips_per_epoch
             )
@@ -162,11 +147,11 @@ def check_fit(config: Config, dataset: Dataset, num_ranks: int = 1) -> None:
         )
     if not len(dataset.indices("train")):
         raise ContractError(f"{dataset.path} has no chip in its train split")
-    # Refuses sizes and heads that make no model, before the folder is claimed for them.
+    # Refuses sizes and heads that make no model, before the folder is taken for them.
     build_heads(config.heads, build_model(model, *model_statistics(dataset)))
 
 
-def claim_folder(run: Path, config: Config, dataset: Dataset) -> None:
+def take_folder(run: Path, config: Config, dataset: Dataset) -> None:
     """Write ``config.yaml`` and the dataset's fingerprint, or check that those there agree.
 
     Raises:
@@ -223,6 +208,15 @@ class StepRecord:
     grad_norm: float
     lr: float
     sums: Mapping[str, tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast training goes; ``data_wait`` is the share of the time spent waiting for data."""
+
+    chips_per_s: float
+    data_wait: float
+    seconds_left: float
 
 
 class SpikeWatch:
@@ -324,15 +318,21 @@ class Clock:
 
 
 class Trainer(Learner):
-    """What learns in one run on one rank, its data, and the loop over them."""
+    """What learns in one run on one rank, its data, and the loop over them.
+
+    ``sums`` are the metrics of the epoch under way.
+    """
 
     def __init__(
         self, dataset: Dataset, config: Config, run: Path, engine: Engine | None = None
     ) -> None:
         torch.manual_seed(config.training.seed)
         super().__init__(config, dataset.sensor, *model_statistics(dataset), engine or Engine())
-        self.dataset, self.run = dataset, run
-        self.chips_per_epoch = chips_per_epoch(dataset, config)
+        self.dataset, self.run, self.sums, self.clock = dataset, run, MetricSums(), Clock()
+        side_by_side = len(fixed_windows([0], dataset.size_px, config.model.chip_px))
+        self.chips_per_epoch = (
+            config.training.chips_per_epoch or len(dataset.indices("train")) * side_by_side
+        )
         self.steps_per_epoch = math.ceil(self.chips_per_epoch / config.training.batch_size)
         self.num_steps = config.training.epochs * self.steps_per_epoch
         self.loader = Loader(
@@ -345,58 +345,67 @@ class Trainer(Learner):
         )
 
     def train(
-        self,
-        on_step: Callable[[Progress], None] = lambda _: None,
-        on_note: Callable[[str], None] = lambda _: None,
+        self, progress: Progress = unseen, say: Callable[[str], None] = lambda line: None
     ) -> None:
         """Every step from the checkpoint, or from the start, to the end."""
-        first, sums = self.resume()
+        first, engine = self.resume(), self.engine
         done = first // self.steps_per_epoch
         history = Log(self.run / HISTORY_FILE, read_rows(self.run / HISTORY_FILE, Epoch)[:done])
         events = Log(
             self.run / EVENTS_FILE,
             [r for r in read_rows(self.run / EVENTS_FILE, Event) if r["step"] < first],
         )
-        wanted = self.config.machine.tensorboard and self.engine.first
+        wanted = self.config.machine.tensorboard and engine.first
         board = TensorBoard(self.run / TENSORBOARD_FOLDER if wanted else None, first)
-        forecast = self.forecast(first, on_note)
-        spikes, clock = SpikeWatch(), Clock()
-        if self.engine.asynchronous:  # steps are taken before they are looked at
-            self.save(first, sums, clock)
+        forecast = None
+        if self.num_steps - first >= 3 * AFTER_STEPS:  # long enough for some seconds of measuring
+            bands = self.dataset.sensor.num_bands
+            forecast = Forecast(self.config, bands, self.chips_per_epoch, engine)
+            say(forecast.planned())
+        spikes, self.clock = SpikeWatch(), Clock()
+        if engine.asynchronous:  # steps are taken before they are looked at
+            self.save(first)
         waiting: list[Launched] = []
         with StopWish() as wish:
             for step, raw in self.loader.steps(first, self.num_steps):
                 stop, save = self.agree(
-                    wish.signal, clock.due(self.config.training.checkpoint_seconds)
+                    wish.signal, self.clock.due(self.config.training.checkpoint_seconds)
                 )
                 waiting.append(self.step(step, raw))
-                clock.steps += 1
+                self.clock.steps += 1
                 ended = step + 1 == self.num_steps
                 epoch_ended = (step + 1) % self.steps_per_epoch == 0
                 stop = 0 if ended else stop
                 kept = epoch_ended or stop or save
-                ready = len(waiting) - (self.engine.asynchronous and not kept)
+                ready = len(waiting) - (engine.asynchronous and not kept)
                 records = [self.finish(launched) for launched in waiting[:ready]]
                 del waiting[:ready]
                 if kept:
                     self.check_weights(step)
-                shown = []
+                notes = []
                 for record in records:
-                    sums.add({**record.sums, "grad_norm": (record.grad_norm, 1)})
-                    metrics = sums.means(self.config.heads)
-                    self.note_spikes(spikes.look(record), events, on_note)
-                    now = self.progress(record, metrics, clock)
-                    board.write(record.step, _scalars(now))
+                    self.note_spikes(spikes.look(record), events, say)
+                    self.sums.add({**record.sums, "grad_norm": (record.grad_norm, 1)})
+                    metrics, pace = self.sums.means(self.config.heads), self.pace(record.step)
+                    board.write(
+                        record.step,
+                        {
+                            "loss": record.loss,
+                            "grad_norm": record.grad_norm,
+                            "lr": record.lr,
+                            "chips_per_s": pace.chips_per_s,
+                            "data_wait": pace.data_wait,
+                        },
+                    )
                     if (record.step + 1) % self.steps_per_epoch == 0:
-                        self.end_epoch(history, board, now)
-                        sums = MetricSums()
-                    shown.append(now)
+                        self.end_epoch(history, board, record, metrics, pace)
+                    notes.append((record.step + 1, self.note(record.step, metrics, pace)))
                 if ended or stop or save:
-                    self.save(step + 1, sums, clock)
-                for now in shown:
-                    on_step(now)
-                if forecast and clock.steps == AFTER_STEPS:
-                    on_note(forecast.compared(clock.steps, now.data_wait))
+                    self.save(step + 1)
+                for taken, note in notes:
+                    progress(taken, self.num_steps, note)
+                if forecast and self.clock.steps == AFTER_STEPS:
+                    say(forecast.compared(self.clock.steps, pace.data_wait))
                 if stop:
                     board.close()
                     raise Stopped(
@@ -405,15 +414,6 @@ class Trainer(Learner):
                         stop,
                     )
         board.close()
-
-    def forecast(self, first: int, on_note: Callable[[str], None]) -> Forecast | None:
-        """The plan of a run that is long enough to be worth some seconds of measuring."""
-        if self.num_steps - first < 3 * AFTER_STEPS:
-            return None
-        bands = self.dataset.sensor.num_bands
-        forecast = Forecast(self.config, bands, self.chips_per_epoch, self.engine)
-        on_note(forecast.planned())
-        return forecast
 
     def step(self, step: int, raw: RawBatch) -> Launched:
         """One optimiser step on this rank's share of the batch.
@@ -453,7 +453,7 @@ class Trainer(Learner):
             self.resume()
         else:
             broken = self.broken()
-        told = {what: str(value), "lr": record.lr, "not_finite_before": broken}
+        found = {what: str(value), "lr": record.lr, "not_finite_before": broken}
         alone = [] if broken else self.not_finite_alone(record.step)
         cause = "The chips of the step are"
         if broken:
@@ -462,7 +462,7 @@ class Trainer(Learner):
             cause = (
                 f"Chips {_some(alone)} of the dataset have no finite loss by themselves; they are"
             )
-        self.give_up(record.step, f"{what} is {value} at step {record.step}", cause, told, alone)
+        self.give_up(record.step, f"{what} is {value} at step {record.step}", cause, found, alone)
 
     def check_weights(self, step: int) -> None:
         """Refuse to keep, or to judge, weights that a step has left without numbers.
@@ -512,11 +512,11 @@ class Trainer(Learner):
         return asked, bool(due)
 
     def note_spikes(
-        self, found: list[dict[str, Any]], events: Log, on_note: Callable[[str], None]
+        self, found: list[dict[str, Any]], events: Log, say: Callable[[str], None]
     ) -> None:
         """Write spikes down with their chips, and say so."""
         for each in found:
-            on_note(
+            say(
                 f"step {each['step']}: {each['spike']} is {each['value']:.4g}, usually "
                 f"{each['usual']:.4g} ({EVENTS_FILE})"
             )
@@ -524,20 +524,28 @@ class Trainer(Learner):
                 chips = self.loader.chips(each["step"]).tolist()
                 events.add({**each, "chips": sorted({*chips})})
 
-    def end_epoch(self, history: Log, board: TensorBoard, now: Progress) -> None:
-        """The epoch's line in the history."""
+    def end_epoch(
+        self,
+        history: Log,
+        board: TensorBoard,
+        record: StepRecord,
+        metrics: Mapping[str, float],
+        pace: Pace,
+    ) -> None:
+        """The epoch's line in the history; the sums begin anew."""
         val = {f"val_{name}": value for name, value in self.validate().items()}
         row = {
-            "epoch": now.epoch,
-            **now.metrics,
-            "lr": now.record.lr,
-            "chips_per_s": round(now.chips_per_s, 1),
-            "data_wait": round(now.data_wait, 4),
+            "epoch": record.step // self.steps_per_epoch + 1,
+            **metrics,
+            "lr": record.lr,
+            "chips_per_s": round(pace.chips_per_s, 1),
+            "data_wait": round(pace.data_wait, 4),
             **val,
         }
         if self.engine.first:
             history.add(row)
-        board.write(now.record.step, val)
+        board.write(record.step, val)
+        self.sums = MetricSums()
 
     def validate(self) -> dict[str, float]:
         """Metrics of the val split on its fixed windows and masks; empty without one.
@@ -573,39 +581,49 @@ class Trainer(Learner):
             whole.add(_by_name(names, sums))
         return whole.means(config.heads)
 
-    def progress(self, record: StepRecord, metrics: Mapping[str, float], clock: Clock) -> Progress:
-        """What to show after a step."""
-        seconds = time.monotonic() - clock.began
-        speed = clock.steps / seconds
-        return Progress(
-            record.step + 1,
-            self.num_steps,
-            record.step // self.steps_per_epoch + 1,
-            self.config.training.epochs,
-            metrics,
-            record,
-            speed * self.config.training.batch_size,
+    def pace(self, step: int) -> Pace:
+        """How fast it goes, after a step."""
+        seconds = time.monotonic() - self.clock.began
+        steps_per_s = self.clock.steps / seconds
+        return Pace(
+            steps_per_s * self.config.training.batch_size,
             self.loader.wait_s / seconds,
-            (self.num_steps - record.step - 1) / speed,
+            (self.num_steps - step - 1) / steps_per_s,
         )
 
-    def weights(self) -> dict[str, Tensor]:
-        """The weights, whole and on the CPU."""
-        return training_state(self.objective, [])
+    def note(self, step: int, metrics: Mapping[str, float], pace: Pace) -> str:
+        """Where training stands after a step, in a few words: loss, and what heads are known by."""
+        epoch, left = step // self.steps_per_epoch + 1, int(pace.seconds_left)
+        heads = [
+            f"{metric.phrase} {metrics[metric.name]:.4f}"
+            for name in self.config.heads
+            for metric in HEADS[name].metrics
+            if metric.phrase and metric.name in metrics
+        ]
+        return "  ".join(
+            [
+                f"epoch {epoch}/{self.config.training.epochs}",
+                f"loss {metrics['loss']:.3f}",
+                *heads,
+                f"{pace.chips_per_s:.0f} chips/s",
+                f"{left // 60}:{left % 60:02d} left",
+            ]
+        )
 
-    def save(self, step: int, sums: MetricSums, clock: Clock) -> None:
+    def save(self, step: int) -> None:
         """Replace the checkpoint by the state after ``step`` steps."""
         began = time.monotonic()
         state = training_state(self.objective, self.optimisers)
-        self.engine.by_first(lambda: save_checkpoint(self.run, Checkpoint(step, sums.sums, state)))
-        clock.saved = time.monotonic()
-        clock.saving_took = clock.saved - began
+        checkpoint = Checkpoint(step, self.sums.sums, state)
+        self.engine.by_first(lambda: save_checkpoint(self.run, checkpoint))
+        self.clock.saved = time.monotonic()
+        self.clock.saving_took = self.clock.saved - began
 
-    def resume(self) -> tuple[int, MetricSums]:
-        """Restore the checkpoint if there is one: steps done, sums of the epoch under way."""
+    def resume(self) -> int:
+        """Restore the checkpoint if there is one; the steps done."""
         checkpoint = load_checkpoint(self.run)
         if checkpoint is None:
-            return 0, MetricSums()
+            return 0
         file = self.run / CHECKPOINT_FILE
         if checkpoint.step > self.num_steps:
             raise RunError(
@@ -613,7 +631,8 @@ class Trainer(Learner):
                 "the start"
             )
         restore_training_state(checkpoint.state, self.objective, self.optimisers, file)
-        return checkpoint.step, MetricSums(checkpoint.sums)
+        self.sums = MetricSums(checkpoint.sums)
+        return checkpoint.step
 
 
 def _by_name(names: Sequence[str], numbers: Sequence[float]) -> dict[str, tuple[float, float]]:
@@ -625,21 +644,3 @@ def _some(found: Sequence[object]) -> str:
     """The first three of a list, and how many more there are."""
     more = f" and {len(found) - 3} more" if len(found) > 3 else ""
     return ", ".join(str(each) for each in found[:3]) + more
-
-
-def _scalars(now: Progress) -> dict[str, float]:
-    return {
-        "loss": now.record.loss,
-        "grad_norm": now.record.grad_norm,
-        "lr": now.record.lr,
-        "chips_per_s": now.chips_per_s,
-        "data_wait": now.data_wait,
-    }
-
-
-def chips_per_epoch(dataset: Dataset, config: Config) -> int:
-    """Chips presented in an epoch: configured, or as many as the squares hold side by side."""
-    if config.training.chips_per_epoch:
-        return config.training.chips_per_epoch
-    per_square = len(fixed_windows([0], dataset.size_px, config.model.chip_px))
-    return len(dataset.indices("train")) * per_square

@@ -303,7 +303,7 @@ class Checkpoint:
     state: dict[str, Tensor]
 
 
-class _Progress(Record):
+class CheckpointHeader(Record):
     """What a checkpoint's header says beside the tensors."""
 
     step: Annotated[int, Field(ge=0, le=2**53)]
@@ -338,7 +338,7 @@ def load_checkpoint(run: Path) -> Checkpoint | None:
     except (SafetensorError, OSError, ValueError) as error:
         raise RunError(f"{path} is damaged ({shortened(str(error))}); {remedy}") from error
     plain = parse_json(header, str(path), RunError, remedy)
-    progress = checked(_Progress, plain, str(path), RunError, remedy)
+    progress = checked(CheckpointHeader, plain, str(path), RunError, remedy)
     return Checkpoint(progress.step, {name: [*sums] for name, sums in progress.sums.items()}, state)
 
 

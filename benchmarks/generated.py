@@ -48,7 +48,7 @@ def generated_dataset(
             "landcover": rng.integers(0, NUM_CLASSES, (num, *shapes["landcover"]), np.uint8),
             "valid": np.full((num, *shapes["valid"]), 255, np.uint8),
         }
-        files = {name: write_array(folder / shard_file(name, shard), arrays[name])
+        files = {name: write_array(folder / shard_file(name, shard), arrays[name]).model_dump()
                  for name in LAYERS}  # fmt: skip
         shards.append({"num_chips": num, **files})
     bands = np.ones(sensor.num_bands)

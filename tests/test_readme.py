@@ -58,10 +58,10 @@ PROMISES = {
             "evaluation/test_intervals.py::"
             "test_too_few_blocks_have_no_interval_and_the_record_says_why"
         ),
-        "report/test_findings.py::test_metrics_without_an_interval_are_named_with_the_reason",
+        "report/test_report_scores.py::test_metrics_without_an_interval_are_named_with_the_reason",
     ),
     "Where the model loses, the report says so.": (
-        "report/test_findings.py::test_a_model_that_loses_is_said_to_lose",
+        "report/test_report_scores.py::test_a_model_that_loses_is_said_to_lose",
     ),
     "Reflectance is harmonised by one function, with its evidence beside every chip, and checked "
     "against the darkest pixels;": (

@@ -156,4 +156,4 @@ def test_an_array_is_written_as_numpy_writes_it(tmp_path, dtype):
     record = write_array(tmp_path / "ours.npy", array)
     np.save(tmp_path / "theirs.npy", np.ascontiguousarray(array))
     assert (tmp_path / "ours.npy").read_bytes() == (tmp_path / "theirs.npy").read_bytes()
-    assert record["bytes"] == (tmp_path / "ours.npy").stat().st_size
+    assert record.bytes == (tmp_path / "ours.npy").stat().st_size

@@ -8,7 +8,6 @@ from synthetic import Labels, two_regions
 
 from bharateo.chips import workers as working
 from bharateo.chips.build import build
-from bharateo.chips.layouts import Unit
 from bharateo.chips.workers import Workers
 from bharateo.config import PlanConfig
 from bharateo.errors import BuildError, ConfigError
@@ -51,7 +50,7 @@ def test_a_worker_that_does_not_see_the_builds_folder_says_so(tmp_path, monkeypa
 
     scratch = Scratch(tmp_path / "elsewhere", "uint16", 2, 40)
     with pytest.raises(BuildError, match="--output must be a folder that all workers share"):
-        scratch.keep(0, None, "west", Unit(0))
+        scratch.keep(None)
     assert not (tmp_path / "elsewhere").exists()
 
 

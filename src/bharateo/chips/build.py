@@ -13,10 +13,9 @@ end, so one process, many and a cluster give the same bytes.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +23,11 @@ import numpy as np
 import shapely
 from jaxtyping import Float64, UInt8
 
-from bharateo.chips import claim, describe
+from bharateo.artefacts import Record
+from bharateo.chips import describe, lock
 from bharateo.chips.budget import budget
-from bharateo.chips.cut import Cutter, Layers, read_windows, thin_step
+from bharateo.chips.cut import Cutter, Job, read_windows
+from bharateo.chips.description import StoredFile
 from bharateo.chips.layouts import (
     LAYOUTS,
     ByPixels,
@@ -37,8 +38,7 @@ from bharateo.chips.layouts import (
     check_splits,
     lay_out,
 )
-from bharateo.chips.progress import Progress, Tally, say_nothing
-from bharateo.chips.scratch import Scratch
+from bharateo.chips.scratch import Layers, Scratch, UnitSummary
 from bharateo.chips.store import (
     BUILD_FOLDER,
     CHIPS_FILE,
@@ -52,7 +52,7 @@ from bharateo.chips.store import (
     shard_file,
     write_array,
 )
-from bharateo.chips.workers import Bench, Job, Workers, run_all
+from bharateo.chips.workers import Progress, Tally, Workers, run_all
 from bharateo.config import PlanConfig
 from bharateo.errors import BuildError, ConfigError, EmptyRegionError, SourceError
 from bharateo.files import write_atomically, write_json, write_text
@@ -78,7 +78,7 @@ def build(
     plan: PlanConfig,
     output: Path,
     seed: int,
-    progress: Progress | None = None,
+    progress: Progress = lambda done, total, message: None,
     workers: Workers | None = None,
     say: Callable[[str], None] = lambda _: None,
     recipe_text: str | None = None,
@@ -100,13 +100,12 @@ def build(
     """
     output = Path(output)
     check(recipe.regions, plan, seed)
-    wanted = claim.identity(recipe, plan, seed)
+    wanted = lock.identity(recipe, plan, seed)
     if not (output / DATASET_FILE).exists():
-        with claim.claimed(output, wanted, say) as scratch:
-            told = progress or say_nothing
-            under_way = _Build(recipe, plan, output, scratch, seed, told, say)
+        with lock.locked(output, wanted, say) as scratch:
+            under_way = _Build(recipe, plan, output, scratch, seed, progress, say)
             under_way.run(wanted, workers, recipe_text)
-    claim.check_same(output, claim.identity_of(read_info(output)), wanted)
+    lock.check_same(output, lock.identity_of(read_info(output)), wanted)
     shutil.rmtree(output / BUILD_FOLDER, ignore_errors=True)
     return Dataset.open(output)
 
@@ -117,8 +116,26 @@ def coarse_look(recipe: Recipe, plan: PlanConfig) -> Look | None:
     return recipe.landcover.overview if balanced else None
 
 
+class _Part(Record):
+    """Some chips of a unit, from the first to before the last, as part of a shard."""
+
+    unit: int
+    first: int
+    last: int
+
+
+class _Shard(Record):
+    """A shard that was written, and of what; beside the units, so that a rerun knows."""
+
+    num_chips: int
+    image: StoredFile
+    landcover: StoredFile
+    valid: StoredFile
+    parts: list[_Part]
+
+
 class _Build:
-    """One build under way."""
+    """One build under way; see the top of this file for its steps."""
 
     def __init__(
         self,
@@ -130,67 +147,67 @@ class _Build:
         progress: Progress,
         say: Callable[[str], None],
     ) -> None:
-        self.recipe, self.plan, self.seed, self.say = recipe, plan, seed, say
-        self.fetched = LAYOUTS[plan.strategy].fetched
+        self.recipe, self.plan, self.seed = recipe, plan, seed
         self.output, self.scratch = output, scratch
+        self.progress, self.say = progress, say
         sensor = recipe.image.sensor
-        self.units = Scratch(self.scratch, sensor.dtype, sensor.num_bands, plan.size_px)
-        self.progress = progress
-        self.scenes = recipe.image.scenes(self.scratch / "items")
+        self.kept = Scratch(scratch, sensor.dtype, sensor.num_bands, plan.size_px)
+        self.scenes = recipe.image.scenes(scratch / "items")
         self.candidates: list[tuple[str, ...]] = []
         """Of every unit, the scenes it may be read from, best first."""
-        self.failed: list[dict[str, str]] = []
+        self.failures: dict[int, SourceError] = {}
+        """Of units that could not be read, the last reason."""
+        self.thin_px: dict[int, int] = {}
+        """The thinning step of every region that gets an overview."""
 
     def run(
-        self, head: Mapping[str, Any], workers: Workers | None, recipe_text: str | None
+        self, identity: Mapping[str, Any], workers: Workers | None, recipe_text: str | None
     ) -> None:
-        """Make the dataset; ``head`` is its identity."""
-        recipe, look = self.recipe, self._kept_look()
-        occasions = recipe.image.occasion_names
-        layout = lay_out(recipe.regions, self.plan, self.seed, occasions, look)
-        self._announce(layout)
-        units = self._with_scenes(layout.units)
-        self._thin = self._overview_steps(units)
-        self._cut_all(layout, units, workers)
-        records = self.units.summaries(len(units))
-        try:
-            self._check(records)
-        except (ConfigError, EmptyRegionError) as error:
-            if self.failed:  # the plan may be good all the same: keep what was read
-                raise BuildError(
-                    f"{error}; but {len(self.failed)} reads failed, the first for this reason: "
-                    f"{self.failed[0]['reason']}: run the same command again to try them anew"
-                ) from error
-            raise
-        regions = self._regions(records)
-        shards = self._write_shards(records)
-        by_name = {region.name: region for region in self.recipe.regions}
-        sizes = [shard["num_chips"] for shard in shards]
-        whole = (self.units.record(record["unit"]) for record in records)
-        write_atomically(
-            self.output / CHIPS_FILE,
-            lambda file: describe.write_table(file, whole, by_name, self.plan.size_px, sizes),
+        """Make the dataset of this identity."""
+        recipe, plan = self.recipe, self.plan
+        layout = lay_out(
+            recipe.regions, plan, self.seed, recipe.image.occasion_names, self._kept_look()
         )
-        if self.scenes:
-            used = {record["scene"] for record in records}
-            write_json(self.output / ITEMS_FILE, self.scenes.to_json(used))
-        description = describe.dataset(
-            self.recipe, head, records, regions, shards, self.plan.size_px
-        )
-        if recipe_text is not None:
-            write_text(self.output / RECIPE_FILE, recipe_text)
-        write_json(self.output / DATASET_FILE, description | {"failed": self.failed})
-
-    def _announce(self, layout: Layout) -> None:
-        """Say what will be read, and what ready-made chips will not."""
         if layout.fetched:
-            self.say(budget(self.recipe, layout).line())
+            self.say(budget(recipe, layout).line())
         if layout.num_left_out:
-            num_files = sum(len(region.squares) for region in self.recipe.regions)
+            num_files = sum(len(region.squares) for region in recipe.regions)
             self.say(
                 f"{layout.num_left_out} of {num_files} chips are left out: they lie nearer "
                 "than plan.split.buffer_px to chips of another split"
             )
+        units = self._with_scenes(layout.units)
+        ground = Counter(unit.region_index for unit in units)
+        for index in sorted(ground, key=lambda index: (-ground[index], index))[:MOST_OVERVIEWS]:
+            self.thin_px[index] = -(-max(recipe.regions[index].geobox.shape) // OVERVIEW_PX)
+        self._cut_all(layout, units, workers)
+        failed = [self._failed(units[index], why) for index, why in sorted(self.failures.items())]
+        kept = self.kept.summaries(len(units))
+        try:
+            self._check(layout, kept)
+        except (ConfigError, EmptyRegionError) as error:
+            if failed:  # the plan may be good all the same: keep what was read
+                raise BuildError(
+                    f"{error}; but {len(failed)} reads failed, the first for this reason: "
+                    f"{failed[0]['reason']}: run the same command again to try them anew"
+                ) from error
+            raise
+        regions = self._regions(kept)
+        shards = self._write_shards(kept)
+        by_name = {region.name: region for region in recipe.regions}
+        sizes = [shard["num_chips"] for shard in shards]
+        records = (self.kept.record(each.unit) for each in kept)
+        write_atomically(
+            self.output / CHIPS_FILE,
+            lambda file: describe.write_table(file, records, by_name, plan.size_px, sizes),
+        )
+        if self.scenes:
+            used = {str(each.scene) for each in kept}
+            write_json(self.output / ITEMS_FILE, self.scenes.to_json(used))
+        if recipe_text is not None:
+            write_text(self.output / RECIPE_FILE, recipe_text)
+        description = describe.dataset(recipe, identity, kept, regions, shards, plan.size_px)
+        write_json(self.output / DATASET_FILE, description | {"failed": failed})
 
     # Step 1: a look at the labels
 
@@ -243,84 +260,75 @@ class _Build:
 
     # Step 3: units
 
-    def _overview_steps(self, units: Sequence[Unit]) -> dict[int, int]:
-        """The thinning step of every region that gets an overview."""
-        ground = Counter(unit.region_index for unit in units)
-        largest = sorted(ground, key=lambda index: (-ground[index], index))[:MOST_OVERVIEWS]
-        regions = self.recipe.regions
-        return {index: thin_step(regions[index], OVERVIEW_PX) for index in largest}
-
     def _cut_all(self, layout: Layout, units: Sequence[Unit], workers: Workers | None) -> None:
         """Cut every unit that has not been, or whose pixels have gone, until its scene will do."""
-        by_pixels = layout if isinstance(layout, ByPixels) else None
-        cutter = Cutter(self.recipe.image, self.recipe.landcover, self.plan, by_pixels)
-        bench, failures = Bench(cutter, self.units), dict[int, SourceError]()
-        num = len(units)
+        cutter = Cutter(
+            self.recipe.image,
+            self.recipe.landcover,
+            self.plan,
+            self.kept,
+            layout if isinstance(layout, ByPixels) else None,
+        )
+        everything = range(len(units))
         while True:
+            wrong: dict[str, str] = {}
             todo = {
                 index: units[index].scene
-                for index in range(num)
-                if index not in failures and not self.units.is_cut(index)
+                for index in everything
+                if index not in self.failures and not self.kept.is_cut(index)
             }
-            wrong: dict[str, str] = {}
             if not todo and self.scenes:
-                todo, wrong = self._other_scenes(self.scenes, num)
+                todo, wrong = self._other_scenes(self.scenes, self.kept.summaries(len(units)))
             if not todo:
-                todo = {index: units[index].scene for index in self._lost_units(num)}
+                kept = self.kept.summaries(len(units))
+                todo = {index: units[index].scene for index in self._lost_units(kept)}
                 for index in todo:
-                    self.units.forget(index)
+                    self.kept.forget(index)
             if not todo:
-                break
-            self._cut_some(bench, units, todo, wrong, workers, failures)
-        regions = self.recipe.regions
-        self.failed = [
-            _failure(units[index], regions[units[index].region_index], error)
-            for index, error in sorted(failures.items())
-        ]
+                return
+            self._cut_some(layout, cutter, units, todo, wrong, workers)
 
     def _other_scenes(
-        self, scenes: Scenes, num_units: int
+        self, scenes: Scenes, kept: Sequence[UnitSummary]
     ) -> tuple[dict[int, str | None], dict[str, str]]:
         """Units to read from another scene as well, and the scenes whose offset is wrong."""
-        records = self.units.summaries(num_units)
-        wrong = scenes.contradicted(_evidence(records))
-        scenes.check(wrong, len({name for r in records for name in r["looks"]}))
+        wrong = scenes.contradicted(_evidence(kept))
+        scenes.check(wrong, len({name for each in kept for name in each.looks}))
         for line in scenes.drop(wrong):
             self.say(line)
-        found = {r["unit"]: self._next_scene(r, wrong) for r in records}
+        found = {each.unit: self._next_scene(each, wrong) for each in kept}
         return {index: scene for index, scene in found.items() if scene}, wrong
 
-    def _next_scene(self, record: Mapping[str, Any], wrong: Mapping[str, str]) -> str | None:
+    def _next_scene(self, kept: UnitSummary, wrong: Mapping[str, str]) -> str | None:
         """The scene that a unit must be read from as well; None if what it has will do.
 
         Raises:
             BuildError: what it has is wrong, and there is no other scene.
         """
-        looks, kept = record["looks"], record["scene"]
-        candidates = self.candidates[record["unit"]]
-        left = [name for name in candidates if name not in looks and name not in wrong]
-        if kept in wrong:
+        candidates, scene = self.candidates[kept.unit], str(kept.scene)
+        left = [name for name in candidates if name not in kept.looks and name not in wrong]
+        if scene in wrong:
             if left:
                 return left[0]
             raise BuildError(
-                f"scene {kept}: {wrong[kept]} (no other scene of the place is left; this setting "
+                f"scene {scene}: {wrong[scene]} (no other scene of the place is left; this setting "
                 "is for all scenes, other dates or another catalogue are the alternative)"
             )
-        best = looks[kept]
-        poor = best["num_valid_sites"] < _POOR * best["num_sites"]
+        best = kept.looks[scene]
+        poor = best.num_valid_sites < _POOR * best.num_sites
         return left[0] if poor and left else None
 
     def _cut_some(
         self,
-        bench: Bench,
+        layout: Layout,
+        cutter: Cutter,
         units: Sequence[Unit],
         todo: Mapping[int, str | None],
         wrong: Mapping[str, str],
         workers: Workers | None,
-        failures: dict[int, SourceError],
     ) -> None:
         """Cut some units, each from its scene; what was cut of those ``wrong`` before goes."""
-        regions, first = self.recipe.regions, self.recipe.image.occasion_names[0]
+        first = self.recipe.image.occasion_names[0]
         of_scene: dict[str, set[int]] = defaultdict(set)
         read_now: dict[str, list[int]] = defaultdict(list)
         seen_wrong, num_seen = dict(wrong), len(wrong)
@@ -328,78 +336,81 @@ class _Build:
         for index, scene in todo.items():
             unit = units[index]
             of_scene[scene or ""].add(index)
-            thin_px = self._thin.get(unit.region_index) if unit.occasion == first else None
-            there = self.units.is_cut(index)
             jobs[index] = Job(
                 index,
                 unit._replace(scene=scene),
-                regions[unit.region_index].bare(),
+                self.recipe.regions[unit.region_index].bare(),
                 self.scenes.by_id[scene] if self.scenes and scene else None,
-                thin_px,
-                instead=there and self.units.record(index)["scene"] in wrong,
+                self.thin_px.get(unit.region_index) if unit.occasion == first else None,
+                instead=self.kept.is_cut(index) and self.kept.summary(index).scene in wrong,
             )
         tally = Tally(len(units), len(units) - len(jobs), self.progress)
-        attempts = 2 if self.fetched else 1
-        for index, outcome in run_all(bench, jobs, workers, attempts):
+        for index, outcome in run_all(cutter, jobs, workers, 2 if layout.fetched else 1):
+            scene = todo[index] or ""
             if not isinstance(outcome, SourceError):
                 tally.add(outcome)
-            elif self.units.is_cut(index) and not jobs[index].instead:
-                self.units.note_failure(index, str(todo[index]))  # what was read before stays
+            elif self.kept.is_cut(index) and not jobs[index].instead:
+                self.kept.note_failure(index, scene)  # what was read before stays
             else:
-                failures[index] = outcome
+                self.failures[index] = outcome
                 if jobs[index].instead:
-                    self.units.forget(index)
-                self._check_failures(failures, units)
-            tally.failed = len(failures)
+                    self.kept.forget(index)
+                self._check_failures(layout, len(units), outcome)
+            tally.failed = len(self.failures)
             tally.say("reading")
-            of_scene[todo[index] or ""].discard(index)
-            read_now[todo[index] or ""].append(index)
-            if self.scenes and not of_scene[todo[index] or ""]:
+            of_scene[scene].discard(index)
+            read_now[scene].append(index)
+            # A scene that was read whole may turn out to be wrong, and nothing to take its place:
+            # then there is no use in going on.
+            if self.scenes and not of_scene[scene]:
                 num_seen += 1
-                seen_wrong |= self._wrong_now(self.scenes, read_now.pop(todo[index] or ""))
+                kept = [self.kept.summary(i) for i in read_now.pop(scene) if self.kept.is_cut(i)]
+                wrong_now = self.scenes.contradicted(_evidence(kept))
+                for each in kept:
+                    self._next_scene(each, wrong_now)
+                seen_wrong |= wrong_now
                 self.scenes.check(seen_wrong, num_seen)
 
-    def _wrong_now(self, scenes: Scenes, indices: Sequence[int]) -> dict[str, str]:
-        """What is wrong with a scene that was just read whole, by the units read from it.
-
-        Raises:
-            BuildError: nothing can take its place, so that there is no use in going on.
-        """
-        records = [self.units.record(index) for index in indices if self.units.is_cut(index)]
-        wrong = scenes.contradicted(_evidence(records))
-        for record in records:
-            self._next_scene(record, wrong)
-        return wrong
-
-    def _check_failures(self, failures: Mapping[int, SourceError], units: Sequence[Unit]) -> None:
-        allowed = int(self.plan.max_failed * len(units)) if self.fetched else 0
-        if len(failures) <= allowed:
+    def _check_failures(self, layout: Layout, num_units: int, last: SourceError) -> None:
+        """Go on where some failures are allowed, and these are not more."""
+        allowed = int(self.plan.max_failed * num_units) if layout.fetched else 0
+        if len(self.failures) <= allowed:
             return
-        last = list(failures.values())[-1]
-        if len(units) == 1 or not self.fetched:
+        if num_units == 1 or not layout.fetched:
             raise last
         raise BuildError(
-            f"{len(failures)} of {len(units)} units could not be read, more than the {allowed} "
-            f"that plan.max_failed {self.plan.max_failed:g} allows; the last reason: {last}. "
-            "What was read is kept: run the same command again to try the others anew"
+            f"{len(self.failures)} of {num_units} units could not be read, more than the "
+            f"{allowed} that plan.max_failed {self.plan.max_failed:g} allows; the last reason: "
+            f"{last}. What was read is kept: run the same command again to try the others anew"
         ) from last
 
-    def _lost_units(self, num_units: int) -> list[int]:
+    def _failed(self, unit: Unit, error: SourceError) -> dict[str, str]:
+        """What ``dataset.json`` says of a unit that is left out."""
+        return {
+            "region": self.recipe.regions[unit.region_index].name,
+            "block": unit.sites[0].block if unit.sites else "",
+            "occasion": unit.occasion or "",
+            "scene": unit.scene or "",
+            "reason": " ".join(str(error).split()),
+        }
+
+    def _lost_units(self, kept: Sequence[UnitSummary]) -> list[int]:
         """Units whose pixels are wanted for a shard that is not whole, but have gone."""
-        records = self.units.summaries(num_units)
         return sorted({
-            part["unit"]
-            for shard, parts in enumerate(self._shard_parts(records))
-            if not self._is_whole(shard, parts)
+            part.unit
+            for number, parts in enumerate(self._shard_parts(kept))
+            if self._whole_shard(number, parts) is None
             for part in parts
-            if not self.units.has_pixels(part["unit"])
+            if not self.kept.has_pixels(part.unit)
         })  # fmt: skip
 
-    def _check(self, records: Sequence[Mapping[str, Any]]) -> None:
-        splits: Counter[str] = sum((Counter(r["splits"]) for r in records), Counter())
-        if not splits and not LAYOUTS[self.plan.strategy].by_pixels:
+    def _check(self, layout: Layout, kept: Sequence[UnitSummary]) -> None:
+        splits = Counter[str]()
+        for each in kept:
+            splits.update(each.splits)
+        if not splits and not layout.by_pixels:
             raise EmptyRegionError(
-                f"no chip is left: none of {sum(r['num_pixels'] for r in records):,} pixels read "
+                f"no chip is left: none of {sum(each.num_pixels for each in kept):,} pixels read "
                 f"from {self.recipe.image.name} makes a square with "
                 f"{self.plan.min_valid_fraction:g} of its ground valid (plan.min_valid_fraction) "
                 f"and {self.plan.min_classes} classes (plan.min_classes): choose clearer dates, "
@@ -409,24 +420,23 @@ class _Build:
 
     # Step 4: what is left in the end
 
-    def _regions(self, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        own: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
-        for record in records:
-            own[record["region"]].append(record)
+    def _regions(self, kept: Sequence[UnitSummary]) -> list[dict[str, Any]]:
+        """The entries in ``dataset.json`` of the regions that something was read of."""
+        own: dict[str, list[UnitSummary]] = defaultdict(list)
+        for each in kept:
+            own[each.region].append(each)
         entries = []
         for index, region in enumerate(self.recipe.regions):
             if region.name in own:
                 entry = describe.region(region, own[region.name])
-                if index in self._thin:
+                if index in self.thin_px:
                     entry["overview"] = self._write_overview(index, own[region.name])
                 entries.append(entry)
         return entries
 
-    def _write_overview(self, index: int, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    def _write_overview(self, index: int, kept: Sequence[UnitSummary]) -> dict[str, Any]:
         """The region thinned by taking every n-th pixel, so that class ids stay class ids."""
-        region, step = self.recipe.regions[index], self._thin[index]
-        record: dict[str, Any] = {"step_px": step}
-        record |= {layer: overview_file(layer, region.name) for layer in LAYERS}
+        region, step = self.recipe.regions[index], self.thin_px[index]
         height, width = (len(range(step // 2, size, step)) for size in region.geobox.shape)
         sensor = self.recipe.image.sensor
         whole = Layers(
@@ -434,95 +444,75 @@ class _Build:
             np.full((height, width), IGNORE, np.uint8),
             np.zeros((height, width), np.bool_),
         )
-        for layer, row, col, part in self.units.overviews(records):
+        for layer, row, col, part in self.kept.overviews(kept):
             rows, cols = part.shape[-2:]
             getattr(whole, layer)[..., row : row + rows, col : col + cols] = part
-        for layer in LAYERS:
-            write_array(self.output / record[layer], getattr(whole, layer))
-        return record
+        files = {layer: overview_file(layer, region.name) for layer in LAYERS}
+        for layer, file in files.items():
+            write_array(self.output / file, getattr(whole, layer))
+        return {"step_px": step, **files}
 
-    def _shard_parts(self, records: Sequence[Mapping[str, Any]]) -> list[list[dict[str, int]]]:
-        """Which chips make up every shard: unit, first and one past the last of its chips."""
+    def _shard_parts(self, kept: Sequence[UnitSummary]) -> list[list[_Part]]:
+        """Which chips make up every shard, in the order of the units."""
         sensor, size_px = self.recipe.image.sensor, self.plan.size_px
         chip_bytes = sensor.num_bands * size_px**2 * np.dtype(sensor.dtype).itemsize
         most = max(SHARD_BYTES // chip_bytes, 1)
-        shards: list[list[dict[str, int]]] = []
+        shards: list[list[_Part]] = []
         space = 0
-        for record in records:
+        for each in kept:
             first = 0
-            while first < record["num_chips"]:
+            while first < each.num_chips:
                 if space == 0:
                     shards.append([])
                     space = most
-                last = min(first + space, record["num_chips"])
-                shards[-1].append({"unit": record["unit"], "first": first, "last": last})
+                last = min(first + space, each.num_chips)
+                shards[-1].append(_Part(unit=each.unit, first=first, last=last))
                 space -= last - first
                 first = last
         return shards
 
-    def _shard_record(self, shard: int) -> Path:
-        return self.scratch / f"shard-{shard:05d}.json"
+    def _shard_record(self, number: int) -> Path:
+        return self.scratch / f"shard-{number:05d}.json"
 
-    def _is_whole(self, shard: int, parts: Sequence[Mapping[str, int]]) -> bool:
-        """Whether a shard was made of these parts and its files are as long as they were."""
-        if not self._shard_record(shard).exists():
-            return False
-        record = _json(self._shard_record(shard))
-        files = [(self.output / record[layer]["file"], record[layer]["bytes"]) for layer in LAYERS]
-        return record["parts"] == parts and all(
-            file.exists() and file.stat().st_size == size for file, size in files
-        )
+    def _whole_shard(self, number: int, parts: Sequence[_Part]) -> _Shard | None:
+        """A shard that was made of these parts, if its files are as long as they were."""
+        if not self._shard_record(number).exists():
+            return None
+        shard = _Shard.model_validate_json(self._shard_record(number).read_bytes())
+        files = [(self.output / each.file, each.bytes) for each in
+                 (shard.image, shard.landcover, shard.valid)]  # fmt: skip
+        there = all(file.exists() and file.stat().st_size == size for file, size in files)
+        return shard if there and shard.parts == parts else None
 
-    def _write_shards(self, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    def _write_shards(self, kept: Sequence[UnitSummary]) -> list[dict[str, Any]]:
         """The shards' entries in ``dataset.json``; a unit's own file goes when its chips are in."""
-        total, done, shards = sum(record["num_chips"] for record in records), 0, []
-        whole = {record["unit"]: record["num_chips"] for record in records}
-        for shard, parts in enumerate(self._shard_parts(records)):
-            if not self._is_whole(shard, parts):
-                self._write_shard(shard, parts, whole)
-            entry = _json(self._shard_record(shard))
-            shards.append({key: value for key, value in entry.items() if key != "parts"})
+        num_of = {each.unit: each.num_chips for each in kept}
+        done, entries = 0, []
+        for number, parts in enumerate(self._shard_parts(kept)):
+            shard = self._whole_shard(number, parts)
+            if shard is None:
+                files = {}
+                for layer in LAYERS:
+                    chips = []
+                    for part in parts:
+                        every = self.kept.pixels(part.unit, layer, num_of[part.unit])
+                        chips.append(every[part.first : part.last])
+                    path = self.output / shard_file(layer, number)
+                    files[layer] = write_array(path, np.concatenate(chips))
+                num_chips = sum(part.last - part.first for part in parts)
+                shard = _Shard(num_chips=num_chips, parts=list(parts), **files)
+                write_json(self._shard_record(number), shard.model_dump())
+            entries.append(shard.model_dump(exclude={"parts"}))
             for part in parts:
-                if part["last"] == whole[part["unit"]]:
-                    self.units.drop_pixels(part["unit"])
-            done += entry["num_chips"]
-            self.progress(done, total, "writing chips")
-        return shards
-
-    def _write_shard(
-        self, shard: int, parts: Sequence[Mapping[str, int]], num_of_unit: Mapping[int, int]
-    ) -> None:
-        files = {}
-        for layer in LAYERS:
-            chips = [
-                self.units.pixels(part["unit"], layer, num_of_unit[part["unit"]])[
-                    part["first"] : part["last"]
-                ]
-                for part in parts
-            ]
-            files[layer] = write_array(
-                self.output / shard_file(layer, shard), np.concatenate(chips)
-            )
-        num_chips = sum(part["last"] - part["first"] for part in parts)
-        write_json(self._shard_record(shard), {"num_chips": num_chips, **files, "parts": parts})
+                if part.last == num_of[part.unit]:
+                    self.kept.drop_pixels(part.unit)
+            done += shard.num_chips
+            self.progress(done, sum(num_of.values()), "writing chips")
+        return entries
 
 
-def _evidence(records: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for record in records:
-        for scene, look in record["looks"].items():
-            yield scene, look["evidence"]
-
-
-def _failure(unit: Unit, region: Any, error: SourceError) -> dict[str, str]:
-    sites = unit.sites or ()
-    return {
-        "region": region.name,
-        "block": sites[0].block if sites else "",
-        "occasion": unit.occasion or "",
-        "scene": unit.scene or "",
-        "reason": " ".join(str(error).split()),
-    }
-
-
-def _json(file: Path) -> Any:
-    return json.loads(file.read_text(encoding="utf-8"))
+def _evidence(kept: Iterable[UnitSummary]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every scene that units were cut from, with what its pixels said."""
+    for each in kept:
+        for scene, look in each.looks.items():
+            yield scene, look.evidence

@@ -1,17 +1,19 @@
-"""From a unit to its chips: read once, cut, measured. What every worker runs, wherever it is."""
+"""From a unit to its chips: read once, cut, measured, kept. What every worker runs, wherever."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int64, Shaped, UInt8
+from jaxtyping import Bool, Int64, UInt8
 
 from bharateo import geography
 from bharateo.chips.ground import Site
 from bharateo.chips.layouts import ByPixels, Unit
+from bharateo.chips.scratch import Chips, Kept, Layers, Piece, Read, SceneLook, Scratch, UnitRecord
 from bharateo.chips.statistics import Sums
 from bharateo.config import PlanConfig
 from bharateo.errors import EmptyRegionError, SourceError
@@ -25,43 +27,26 @@ Window = tuple[slice, slice]
 """Rows and columns of a region."""
 
 
-@dataclass(frozen=True)
-class Layers:
-    """A read window as it is cut into chips."""
+class Job(NamedTuple):
+    """A unit and what it takes to cut it."""
 
-    image: Shaped[np.ndarray, "band row col"]
-    landcover: UInt8[np.ndarray, "row col"]
-    valid: Bool[np.ndarray, "row col"]
+    number: int
+    unit: Unit
+    region: Region
+    scene: Any = None
+    """What the image is read from, where the source has scenes."""
+    thin_px: int | None = None
+    """Step of the region's overview, if that is wanted."""
+    instead: bool = False
+    """Whether what was cut of the unit before must go."""
 
-    def cut(self, rows: slice, cols: slice) -> Layers:
-        """A part of it, as views."""
-        return Layers(self.image[:, rows, cols], self.landcover[rows, cols], self.valid[rows, cols])
 
+class Chip(NamedTuple):
+    """A site that is good enough, its valid pixels, and its labelled pixels of every class."""
 
-@dataclass
-class Piece:
-    """A unit's chips, with what is written about them; ``chips`` are its columns, a row each.
-
-    ``valid`` is packed along columns. ``overviews`` are the read windows thinned, each with its
-    first row and column in the region's overview.
-    """
-
-    image: Shaped[np.ndarray, "chip band row col"]
-    landcover: UInt8[np.ndarray, "chip row col"]
-    valid: UInt8[np.ndarray, "chip row byte"]
-    chips: dict[str, list[Any]]
-    reads: list[dict[str, Any]]
-    """Provenance of every window read; a chip's ``read`` counts into it."""
-    sums: Sums
-    native_counts: dict[int, int]
-    num_pixels: int
-    num_valid_pixels: int
-    num_sites: int = 0
-    """Squares looked at that have labels enough, whatever the image is like."""
-    num_valid_sites: int = 0
-    """Of these, those with enough valid ground: the chips."""
-    overviews: list[tuple[int, int, Layers]] = field(default_factory=list)
-    traffic: Traffic = field(default_factory=Traffic)
+    site: Site
+    num_valid: int
+    class_counts: list[int]
 
 
 @dataclass(frozen=True)
@@ -74,45 +59,101 @@ class Cutter:
     image: ImageSource
     landcover: LabelSource
     plan: PlanConfig
+    scratch: Scratch
     layout: ByPixels | None = None
 
-    def cut(
-        self, unit: Unit, region: Region, scene: Any = None, thin_px: int | None = None
-    ) -> Piece:
-        """The chips of a unit, less those with too little valid ground or too few classes.
+    def do(self, job: Job) -> Kept | SourceError:
+        """Cut a unit and keep it; a source's own error is an outcome too."""
+        try:
+            piece = self.cut(job)
+        except SourceError as error:
+            return error
+        return self.scratch.keep(piece, job.instead)
 
-        ``scene`` is what the image is read from, where the source has scenes; ``thin_px`` the step
-        of the region's overview, if that is wanted.
+    def cut(self, job: Job) -> Piece:
+        """The chips of a unit, less those with too little valid ground or too few classes.
 
         Raises:
             EmptyRegionError: a whole region holds no valid or no labelled pixel.
             SourceError: pixels could not be had.
         """
-        image = self.image.at(scene)
-        before = _traffic(self.image), _traffic(self.landcover)
-        stacks: list[Layers] = []
-        columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
-        piece = _empty(self.image.sensor.num_bands)
+        unit, region, size_px = job.unit, job.region, self.plan.size_px
+        image, sensor = self.image.at(job.scene), self.image.sensor
+        before = self._traffic()
+        chips: dict[str, list[Any]] = {name: [] for name in Chips.model_fields}
+        stack: list[Layers] = []
+        reads: list[Read] = []
+        native_counts: Counter[int] = Counter()
+        num_sites = num_pixels = num_valid_pixels = 0
+        thinned: list[tuple[int, int, Layers]] = []
         for window, sites in read_windows(unit, region):
             layers, raster, labels, native = self._read(image, region, window)
-            self._require_ground(unit, region, layers, raster, labels)
-            _count(piece, layers, native, self.landcover)
-            piece.reads.append(
-                {"image": dict(raster.provenance), "landcover": dict(labels.provenance)}
+            if unit.sites is None:
+                self._require_ground(region, layers, raster, labels)
+            native_counts.update(self.landcover.scheme.native_counts(native))
+            num_pixels += layers.valid.size
+            num_valid_pixels += int(np.count_nonzero(layers.valid))
+            found, num_looked_at = self._usable(unit, sites, layers, window)
+            num_sites += num_looked_at
+            for site, num_valid, class_counts in found:
+                rows, cols = _inside(site, window)
+                x, y = raster.geobox.affine @ (cols.start, rows.start)
+                noted = {
+                    "row": site.row, "col": site.col, "split": site.split, "block": site.block,
+                    "zone": site.zone, "x": x, "y": y, "num_valid": num_valid,
+                    "class_counts": class_counts, "read": len(reads),
+                }  # fmt: skip
+                for name, value in noted.items():
+                    chips[name].append(value)
+                stack.append(layers.cut(rows, cols))
+            reads.append(Read(image=dict(raster.provenance), landcover=dict(labels.provenance)))
+            if job.thin_px:
+                thinned.append(_thinned(layers, window, job.thin_px))
+
+        num = len(stack)
+        pixels = np.empty((num, sensor.num_bands, size_px, size_px), sensor.dtype)
+        landcover = np.empty((num, size_px, size_px), np.uint8)
+        valid = np.empty((num, size_px, size_px), np.bool_)
+        for place, part in enumerate(stack):
+            np.multiply(part.image, part.valid, out=pixels[place])
+            landcover[place], valid[place] = part.landcover, part.valid
+        train = [place for place, split in enumerate(chips["split"]) if split == "train"]
+        sums = (Sums.of(pixels[place], chips["num_valid"][place]) for place in train)
+        looks = {}
+        if unit.scene is not None:
+            evidence = self.image.evidence([read.image for read in reads])
+            looks[unit.scene] = SceneLook(
+                num_sites=num_sites, num_valid_sites=num, evidence=evidence
             )
-            for chip in self._usable(unit, sites, layers, window, piece):
-                stacks.append(layers.cut(*_inside(chip.site, window)))
-                _describe(columns, chip, raster, window, len(piece.reads) - 1)
-            if thin_px:
-                piece.overviews.append(_thinned(layers, window, thin_px))
-        piece.chips = columns
-        _stack(piece, stacks, self.image.sensor.dtype, self.plan.size_px)
-        piece.sums = _train_sums(piece)
-        after = _traffic(self.image), _traffic(self.landcover)
-        piece.traffic = Traffic(*(
-            sum(a[i] - b[i] for a, b in zip(after, before, strict=True)) for i in (0, 1)
-        ))  # fmt: skip
-        return piece
+        record = UnitRecord(
+            unit=job.number,
+            region=region.name,
+            occasion=unit.occasion,
+            scene=unit.scene,
+            num_chips=num,
+            splits=dict(Counter(chips["split"])),
+            chips=Chips(**chips),
+            reads=reads,
+            sums=sum(sums, start=Sums.zero(sensor.num_bands)),
+            native_counts=dict(native_counts),
+            num_pixels=num_pixels,
+            num_valid_pixels=num_valid_pixels,
+            overviews=[(row, col) for row, col, _ in thinned],
+            looks=looks,
+        )
+        after = self._traffic()
+        return Piece(
+            record,
+            pixels,
+            landcover,
+            np.packbits(valid, axis=-1),
+            [layers for _, _, layers in thinned],
+            Traffic(after.requests - before.requests, after.bytes - before.bytes),
+        )
+
+    def _traffic(self) -> Traffic:
+        both = self.image.traffic, self.landcover.traffic
+        return Traffic(sum(each.requests for each in both), sum(each.bytes for each in both))
 
     def _read(
         self, image: Source, region: Region, window: Window
@@ -126,71 +167,56 @@ class Cutter:
         return Layers(raster.values, class_ids, raster.valid), raster, labels, native
 
     def _require_ground(
-        self, unit: Unit, region: Region, layers: Layers, image: Raster, labels: Raster
+        self, region: Region, layers: Layers, image: Raster, labels: Raster
     ) -> None:
         """A region that was asked for by itself must hold something; a scene may be all cloud."""
-        if unit.sites is not None:
-            return
-        _require(layers.valid, "valid", region, self.image, image)
+        asked: list[tuple[str, Bool[np.ndarray, "row col"], Source, Raster]]
+        asked = [("valid", layers.valid, self.image, image)]
         if self.plan.min_classes:
-            _require(layers.landcover != IGNORE, "labelled", region, self.landcover, labels)
+            asked.append(("labelled", layers.landcover != IGNORE, self.landcover, labels))
+        for what, wanted, source, raster in asked:
+            if wanted.any():
+                continue
+            west, south, east, north = geography.bounds_lonlat(region.geobox)
+            root = raster.provenance.get("root")
+            raise EmptyRegionError(
+                f"ROI {region.name!r} (centre LON,LAT {(west + east) / 2:.4f},"
+                f"{(south + north) / 2:.4f}) holds no {what} pixel in {source.name}"
+                f"{f' under {root}' if root else ''}: it lies over open ocean or outside the data; "
+                "check the order LON,LAT, choose another place, or point to other data "
+                "(--worldcover-root, data.geotiff.path)"
+            )
 
     def _usable(
-        self,
-        unit: Unit,
-        sites: tuple[Site, ...] | None,
-        layers: Layers,
-        window: Window,
-        piece: Piece,
-    ) -> list[Chip]:
-        """The chips of a window; what was looked at is counted in ``piece``."""
+        self, unit: Unit, sites: tuple[Site, ...] | None, layers: Layers, window: Window
+    ) -> tuple[list[Chip], int]:
+        """The chips of a window, and how many squares with labels enough were looked at."""
+        num_sites = 0
 
         def measured(site: Site) -> Chip | None:
+            nonlocal num_sites
             part = layers.cut(*_inside(site, window))
             counts = class_counts(part.landcover)
             if np.count_nonzero(counts) < self.plan.min_classes:
                 return None
-            piece.num_sites += 1
+            num_sites += 1
             num_valid = int(np.count_nonzero(part.valid))
             if num_valid == 0 or num_valid < self.plan.min_valid_fraction * site.size_px**2:
                 return None
-            piece.num_valid_sites += 1
             return Chip(site, num_valid, counts.tolist())
 
         if sites is not None:
-            return [chip for site in sites if (chip := measured(site)) is not None]
-        if self.layout is None:
+            found = [chip for site in sites if (chip := measured(site)) is not None]
+        elif self.layout is not None:
+            found = self.layout.select(unit.region_index, measured)
+        else:
             raise ValueError("a unit without sites needs a layout to choose them")
-        return self.layout.select(unit.region_index, measured)
-
-
-class Chip(NamedTuple):
-    """A site that is good enough, its valid pixels, and its labelled pixels of every class."""
-
-    site: Site
-    num_valid: int
-    class_counts: list[int]
-
-
-COLUMNS = (
-    "row", "col", "split", "block", "zone", "x", "y", "num_valid", "class_counts", "read",
-)  # fmt: skip
-"""What is noted of every chip: ``x``, ``y`` are its north-west corner in the region's reference
-system, as the source has it."""
+        return found, num_sites
 
 
 def class_counts(class_ids: UInt8[np.ndarray, "row col"]) -> Int64[np.ndarray, " cls"]:
     """Labelled pixels of every class."""
     return np.bincount(class_ids.reshape(-1), minlength=NUM_CLASSES)[:NUM_CLASSES]
-
-
-def thin_step(region: Region, longest_px: int) -> int:
-    """Every how many pixels a region's overview takes one."""
-    return -(-max(region.geobox.shape) // longest_px)
-
-
-def _traffic(source: Source) -> tuple[int, int]:
-    return source.traffic.requests, source.traffic.bytes
 
 
 def read_windows(unit: Unit, region: Region) -> Iterator[tuple[Window, tuple[Site, ...] | None]]:
@@ -224,79 +250,6 @@ def _read_checked(source: Source, region: Region, grid: Any, num_bands: int, dty
             "keep to its sensor's description"
         )
     return raster
-
-
-def _require(
-    wanted: Bool[np.ndarray, "row col"], what: str, region: Region, source: Source, raster: Raster
-) -> None:
-    if wanted.any():
-        return
-    west, south, east, north = geography.bounds_lonlat(region.geobox)
-    root = raster.provenance.get("root")
-    raise EmptyRegionError(
-        f"ROI {region.name!r} (centre LON,LAT {(west + east) / 2:.4f},{(south + north) / 2:.4f}) "
-        f"holds no {what} pixel in {source.name}{f' under {root}' if root else ''}: it lies over "
-        "open ocean or outside the data; check the order LON,LAT, choose another place, or point "
-        "to other data (--worldcover-root, data.geotiff.path)"
-    )
-
-
-def _empty(num_bands: int) -> Piece:
-    nothing = np.zeros(0, np.uint8)
-    return Piece(nothing, nothing, nothing, {}, [], Sums.zero(num_bands), {}, 0, 0)
-
-
-def _count(
-    piece: Piece, layers: Layers, native: UInt8[np.ndarray, "row col"], labels: LabelSource
-) -> None:
-    for code, num in labels.scheme.native_counts(native).items():
-        piece.native_counts[code] = piece.native_counts.get(code, 0) + num
-    piece.num_pixels += layers.valid.size
-    piece.num_valid_pixels += int(np.count_nonzero(layers.valid))
-
-
-def _describe(
-    columns: dict[str, list[Any]], chip: Chip, raster: Raster, window: Window, read: int
-) -> None:
-    site = chip.site
-    rows, cols = _inside(site, window)
-    x, y = raster.geobox.affine @ (cols.start, rows.start)
-    row: Mapping[str, Any] = {
-        "row": site.row,
-        "col": site.col,
-        "split": site.split,
-        "block": site.block,
-        "zone": site.zone,
-        "x": x,
-        "y": y,
-        "num_valid": chip.num_valid,
-        "class_counts": chip.class_counts,
-        "read": read,
-    }
-    for name, value in row.items():
-        columns[name].append(value)
-
-
-def _stack(piece: Piece, parts: list[Layers], dtype: str, size_px: int) -> None:
-    num_bands = len(piece.sums.total)
-    piece.image = np.empty((len(parts), num_bands, size_px, size_px), dtype)
-    piece.landcover = np.empty((len(parts), size_px, size_px), np.uint8)
-    valid = np.empty((len(parts), size_px, size_px), np.bool_)
-    for place, part in enumerate(parts):
-        np.multiply(part.image, part.valid, out=piece.image[place])
-        piece.landcover[place], valid[place] = part.landcover, part.valid
-    piece.valid = np.packbits(valid, axis=-1)
-
-
-def _train_sums(piece: Piece) -> Sums:
-    train = (
-        Sums.of(image, num_valid)
-        for image, num_valid, split in zip(
-            piece.image, piece.chips["num_valid"], piece.chips["split"], strict=True
-        )
-        if split == "train"
-    )
-    return sum(train, start=piece.sums)
 
 
 def _thinned(layers: Layers, window: Window, step: int) -> tuple[int, int, Layers]:

@@ -12,8 +12,8 @@ import numpy as np
 import pyproj
 import shapely
 
-from bharateo.chips import claim
-from bharateo.chips.cut import Piece
+from bharateo.chips import lock
+from bharateo.chips.scratch import Chips, UnitRecord, UnitSummary
 from bharateo.chips.statistics import Sums
 from bharateo.chips.store import SCHEMA_VERSION, SPLITS
 from bharateo.geography import bounds_lonlat, to_lonlat
@@ -30,38 +30,17 @@ _MOST_VALUES = 12
 """Different values of one fact of a region's reads that are listed; more are counted."""
 
 
-def unit_record(
-    index: int, piece: Piece, region: str, occasion: str | None, scene: str | None = None
-) -> dict[str, Any]:
-    """What is kept of a unit beside its pixels, as plain JSON."""
-    return {
-        "unit": index,
-        "region": region,
-        "occasion": occasion,
-        "scene": scene,
-        "num_chips": len(piece.image),
-        "splits": dict(Counter(piece.chips["split"])),
-        "chips": piece.chips,
-        "reads": piece.reads,
-        "sums": piece.sums.to_json(),
-        "native_counts": piece.native_counts,
-        "num_pixels": piece.num_pixels,
-        "num_valid_pixels": piece.num_valid_pixels,
-        "overviews": [[row, col] for row, col, _ in piece.overviews],
-    }
-
-
 # The table
 
 
 def write_table(
     file: IO[bytes],
-    records: Iterable[Mapping[str, Any]],
+    units: Iterable[UnitRecord],
     regions: Mapping[str, Region],
     size_px: int,
     shard_sizes: Sequence[int],
 ) -> None:
-    """Write the GeoParquet file of the chips of whole unit records; ``store`` lists its columns.
+    """Write the GeoParquet file of the chips of whole units; ``store`` lists its columns.
 
     Written in groups of rows, so that memory does not grow with the number of chips. ``bbox`` lets
     readers pass over groups of rows that lie elsewhere.
@@ -70,14 +49,22 @@ def write_table(
     import pyarrow as pa  # here, since opening a finished dataset has no need of it
     import pyarrow.parquet as pq
 
+    geometry = {
+        "encoding": "WKB",
+        "geometry_types": ["Polygon"],
+        "crs": pyproj.CRS("EPSG:4326").to_json_dict(),
+        "covering": {"bbox": {side: ["bbox", side] for side in _SIDES}},
+    }
+    geo = {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": geometry}}
     ends = np.cumsum(shard_sizes)
     writer, num_rows = None, 0
-    for group in _groups(records):
-        columns = _columns(group, regions, size_px)
+    for group in _groups(units):
+        columns = _columns(group, size_px)
         chip = num_rows + np.arange(len(columns["row"]))
         shard = np.searchsorted(ends, chip, side="right")
         first = ends[shard] - np.asarray(shard_sizes)[shard]
-        outlines = columns.pop("geometry")
+        footprints = [_footprints(each.chips, regions[each.region], size_px) for each in group]
+        outlines = np.concatenate(footprints)
         bounds = dict(zip(_SIDES, shapely.bounds(outlines).T, strict=True))
         rows = pa.table({
             "chip": chip, **columns, "shard": shard, "shard_row": chip - first,
@@ -85,21 +72,21 @@ def write_table(
             "bbox": pa.StructArray.from_arrays([*map(pa.array, bounds.values())], [*bounds]),
         })  # fmt: skip
         if writer is None:
-            writer = pq.ParquetWriter(file, rows.schema.with_metadata({"geo": _geo_metadata()}))
+            writer = pq.ParquetWriter(file, rows.schema.with_metadata({"geo": json.dumps(geo)}))
         writer.write_table(rows)
         num_rows += len(chip)
     if writer is not None:
         writer.close()
 
 
-def _groups(records: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
-    """Records in groups of some ten thousand chips."""
-    group: list[Mapping[str, Any]] = []
+def _groups(units: Iterable[UnitRecord]) -> Iterator[list[UnitRecord]]:
+    """Units in groups of some ten thousand chips."""
+    group: list[UnitRecord] = []
     num_chips = 0
-    for record in records:
-        if record["num_chips"]:
-            group.append(record)
-            num_chips += record["num_chips"]
+    for unit in units:
+        if unit.num_chips:
+            group.append(unit)
+            num_chips += unit.num_chips
         if num_chips >= _ROWS_AT_ONCE:
             yield group
             group, num_chips = [], 0
@@ -107,77 +94,57 @@ def _groups(records: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, 
         yield group
 
 
-def _columns(
-    records: Sequence[Mapping[str, Any]], regions: Mapping[str, Region], size_px: int
-) -> dict[str, Any]:
+def _columns(units: Sequence[UnitRecord], size_px: int) -> dict[str, Any]:
     import pyarrow as pa
 
-    def every(name: str) -> list[Any]:
-        return [value for record in records for value in record["chips"][name]]
+    def every(name: str, kind: pa.DataType | None = None) -> pa.Array:
+        return pa.array([value for unit in units for value in getattr(unit.chips, name)], kind)
 
-    def of_record(name: str) -> list[Any]:
-        return [record[name] for record in records for _ in range(record["num_chips"])]
-
-    def text(values: Sequence[str | None]) -> pa.Array:
-        return pa.array(values, pa.string())
-
-    reads = [r["reads"][place]["image"] for r in records for place in r["chips"]["read"]]
+    text = pa.string()
+    unit_of = [unit for unit in units for _ in range(unit.num_chips)]
+    reads = [unit.reads[place].image for unit in units for place in unit.chips.read]
+    moments = [read.get("datetime") for read in reads]
     offsets = [read.get("offset", {}) for read in reads]
-    num = len(reads)
-    return {
-        "region": text(of_record("region")),
-        "zone": text(every("zone")),
-        "split": text(every("split")),
-        "block": text(every("block")),
-        "row": pa.array(every("row"), pa.int64()),
-        "col": pa.array(every("col"), pa.int64()),
-        "x": pa.array(every("x"), pa.float64()),
-        "y": pa.array(every("y"), pa.float64()),
-        "size_px": np.full(num, size_px),
-        **_shares(np.array(every("class_counts")), np.array(every("num_valid")), size_px**2),
-        "occasion": text(of_record("occasion")),
-        "scene": text([read.get("item") for read in reads]),
-        "datetime": pa.array(
-            [_moment(read.get("datetime")) for read in reads], pa.timestamp("us", "UTC")
-        ),
-        "baseline": text([offset.get("baseline") for offset in offsets]),
-        "offset_dn": pa.array([offset.get("dn") for offset in offsets], pa.int32()),
-        "offset_evidence": text([offset.get("evidence") for offset in offsets]),
-        "offset_pixels": text([offset.get("pixels") for offset in offsets]),
-        "dark_dn": pa.array([read.get("dark_dn") for read in reads], pa.float64()),
-        "geometry": np.concatenate(
-            [_footprints(record["chips"], regions[record["region"]], size_px) for record in records]
-        ),
-    }
-
-
-def _moment(text: str | None) -> datetime | None:
-    return datetime.fromisoformat(text) if text else None
-
-
-def _shares(counts: np.ndarray, num_valid: np.ndarray, area: int) -> dict[str, Any]:
-    """Shares of valid and labelled pixels, and of every class among the labelled."""
-    import pyarrow as pa
-
-    labelled = counts.sum(axis=1)
-    names = [land_class.name for land_class in BHARATEO_CLASSES]
+    # Shares of valid and labelled pixels, and of every class among the labelled.
+    counts = np.array([each for unit in units for each in unit.chips.class_counts])
+    labelled, names = counts.sum(axis=1), [land_class.name for land_class in BHARATEO_CLASSES]
     shares = counts / np.maximum(labelled, 1)[:, None]
     majority = [
         names[most] if num else None
         for most, num in zip(counts.argmax(axis=1), labelled, strict=True)
     ]
     return {
-        "valid_fraction": num_valid / area,
-        "labelled_fraction": labelled / area,
+        "region": pa.array([unit.region for unit in unit_of], text),
+        "zone": every("zone", text),
+        "split": every("split", text),
+        "block": every("block", text),
+        "row": every("row", pa.int64()),
+        "col": every("col", pa.int64()),
+        "x": every("x", pa.float64()),
+        "y": every("y", pa.float64()),
+        "size_px": np.full(len(reads), size_px),
+        "valid_fraction": every("num_valid").to_numpy() / size_px**2,
+        "labelled_fraction": labelled / size_px**2,
         **{f"fraction_{name}": shares[:, place] for place, name in enumerate(names)},
-        "majority_class": pa.array(majority, pa.string()),
+        "majority_class": pa.array(majority, text),
+        "occasion": pa.array([unit.occasion for unit in unit_of], text),
+        "scene": pa.array([read.get("item") for read in reads], text),
+        "datetime": pa.array(
+            [datetime.fromisoformat(each) if each else None for each in moments],
+            pa.timestamp("us", "UTC"),
+        ),
+        "baseline": pa.array([offset.get("baseline") for offset in offsets], text),
+        "offset_dn": pa.array([offset.get("dn") for offset in offsets], pa.int32()),
+        "offset_evidence": pa.array([offset.get("evidence") for offset in offsets], text),
+        "offset_pixels": pa.array([offset.get("pixels") for offset in offsets], text),
+        "dark_dn": pa.array([read.get("dark_dn") for read in reads], pa.float64()),
     }
 
 
-def _footprints(chips: Mapping[str, Any], region: Region, size_px: int) -> np.ndarray:
+def _footprints(chips: Chips, region: Region, size_px: int) -> np.ndarray:
     """The outline of every chip in degrees, its north-west corner in -180..180."""
     a, b, c, d, e, f = (~region.geobox.affine)[:6]
-    x, y = np.array(chips["x"]), np.array(chips["y"])
+    x, y = np.array(chips.x), np.array(chips.y)
     first = np.stack([a * x + b * y + c, d * x + e * y + f], axis=1)
     square = np.array([[0, 0], [0, 1], [1, 1], [1, 0]])  # (col, row), down the west side first
     corners = first[:, None] + size_px * square
@@ -187,35 +154,24 @@ def _footprints(chips: Mapping[str, Any], region: Region, size_px: int) -> np.nd
     return np.asarray(shapely.polygons(corners), dtype=object)
 
 
-def _geo_metadata() -> str:
-    geometry = {
-        "encoding": "WKB",
-        "geometry_types": ["Polygon"],
-        "crs": pyproj.CRS("EPSG:4326").to_json_dict(),
-        "covering": {"bbox": {side: ["bbox", side] for side in _SIDES}},
-    }
-    return json.dumps(
-        {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": geometry}}
-    )
-
-
 # dataset.json
 
 
-def region(region: Region, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def region(region: Region, units: Sequence[UnitSummary]) -> dict[str, Any]:
     """A region's entry: where it is, what was read of it, and from what."""
-    counts: Counter[str] = Counter()
-    for record in records:
-        counts.update({str(code): num for code, num in record["native_counts"].items()})
-    num_pixels = sum(record["num_pixels"] for record in records)
-    reads = [read for record in records for read in record["reads"]]
+    counts: Counter[int] = Counter()
+    for unit in units:
+        counts.update(unit.native_counts)
+    num_valid_pixels = sum(unit.num_valid_pixels for unit in units)
+    reads = [read for unit in units for read in unit.reads]
     return {
-        **claim.grid(region),
+        **lock.grid(region),
         "bounds_lonlat": bounds_lonlat(region.geobox),
-        "valid_fraction": sum(r["num_valid_pixels"] for r in records) / max(num_pixels, 1),
-        "native_counts": {code: counts[code] for code in sorted(counts, key=int)},
+        "valid_fraction": num_valid_pixels / max(sum(unit.num_pixels for unit in units), 1),
+        "native_counts": {str(code): counts[code] for code in sorted(counts)},
         "provenance": {
-            layer: _merged([read[layer] for read in reads]) for layer in ("image", "landcover")
+            "image": _merged([read.image for read in reads]),
+            "landcover": _merged([read.landcover for read in reads]),
         },
     }
 
@@ -239,51 +195,50 @@ def _merged(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def dataset(
     recipe: Recipe,
-    head: Mapping[str, Any],
-    records: Sequence[Mapping[str, Any]],
+    identity: Mapping[str, Any],
+    units: Sequence[UnitSummary],
     regions: Sequence[Mapping[str, Any]],
     shards: Sequence[Mapping[str, Any]],
     size_px: int,
 ) -> dict[str, Any]:
-    """The contents of ``dataset.json``: ``head`` (the build's identity), and what came of it.
-
-    ``records`` may be without their chips.
-    """
+    """The contents of ``dataset.json``: the build's identity, and what came of it."""
     sensor = recipe.image.sensor
-    num: Counter[str] = sum((Counter(record["splits"]) for record in records), Counter())
-    total = sum((Sums.from_json(r["sums"]) for r in records), start=Sums.zero(sensor.num_bands))
+    num: Counter[str] = Counter()
+    for unit in units:
+        num.update(unit.splits)
+    total = sum((unit.sums for unit in units), start=Sums.zero(sensor.num_bands))
     lines = (*recipe.image.attribution, *recipe.landcover.attribution, *sensor.attribution)
-    reads = [read["image"] for record in records for read in record["reads"]]
     said: dict[str, str] = {}
-    for read in reads:
-        if "warning" in read:  # a scene is read in many pieces: the first speaks for it
-            said.setdefault(read["item"], read["warning"])
+    for image in (read.image for unit in units for read in unit.reads):
+        if "warning" in image:  # a scene is read in many pieces: the first speaks for it
+            said.setdefault(image["item"], image["warning"])
+
+    def layer(dtype: str, **shape: int) -> dict[str, Any]:
+        return {"dtype": dtype, "axes": list(shape), "shape_per_chip": list(shape.values())}
+
     return {
         "schema_version": SCHEMA_VERSION,
         "code_version": __version__,
-        **head,
+        **identity,
         "chip": {"size_px": size_px, "num_chips": num.total()},
         "splits": {split: num[split] for split in SPLITS},
-        "layers": _layers(sensor.dtype, sensor.num_bands, size_px),
+        "layers": {
+            "image": layer(sensor.dtype, band=sensor.num_bands, row=size_px, col=size_px),
+            "landcover": layer("uint8", row=size_px, col=size_px),
+            "valid": {
+                **layer("uint8", row=size_px, col=-(-size_px // 8)),
+                "packing": "bits along columns, first column in the highest bit",
+            },
+        },
         "statistics": total.statistics(sensor.scale, sensor.offset).to_json(),
         "attribution": list(dict.fromkeys(lines)),
         "warnings": list(said.values()),
         "regions": list(regions),
         # Where nothing was read of a region (sea, no scene, all failed), what was asked for.
-        **({"planned_regions": head["regions"]} if len(regions) < len(head["regions"]) else {}),
+        **(
+            {"planned_regions": identity["regions"]}
+            if len(regions) < len(identity["regions"])
+            else {}
+        ),
         "shards": list(shards),
-    }
-
-
-def _layers(dtype: str, num_bands: int, size_px: int) -> dict[str, Any]:
-    def layer(dtype: str, **shape: int) -> dict[str, Any]:
-        return {"dtype": dtype, "axes": list(shape), "shape_per_chip": list(shape.values())}
-
-    return {
-        "image": layer(dtype, band=num_bands, row=size_px, col=size_px),
-        "landcover": layer("uint8", row=size_px, col=size_px),
-        "valid": {
-            **layer("uint8", row=size_px, col=-(-size_px // 8)),
-            "packing": "bits along columns, first column in the highest bit",
-        },
     }

@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, FiniteFloat, NonNegativeInt, PositiveInt, StringConstraints
+from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveInt, StringConstraints
 
-from bharateo.artefacts import Record, checked
+from bharateo.artefacts import OpenRecord, Record, checked
 from bharateo.chips.statistics import StatisticsRecord
 from bharateo.errors import DatasetError
 from bharateo.sensor import Sensor
@@ -44,18 +44,12 @@ ClassId = Annotated[int, Field(ge=0, lt=255)]
 Colour = Annotated[int, Field(ge=0, le=255)]
 
 
-class _Open(Record):
-    """A part that a later version may add to."""
-
-    model_config = ConfigDict(extra="allow")
-
-
-class _Chip(_Open):
+class _Chip(OpenRecord):
     size_px: Annotated[int, Field(ge=1, le=MOST_PX)]
     num_chips: PositiveInt
 
 
-class _Layer(_Open):
+class _Layer(OpenRecord):
     dtype: Literal["uint8", "uint16"]
     shape_per_chip: tuple[PositiveInt, ...]
 
@@ -66,23 +60,26 @@ class _Layers(Record):
     valid: _Layer
 
 
-class _ShardFile(_Open):
+class StoredFile(OpenRecord):
+    """A file of an array, and what tells whether it is still the same."""
+
     file: str
     bytes: PositiveInt
+    sha256: Text = ""
 
 
-class _Shard(_Open):
+class _Shard(OpenRecord):
     num_chips: PositiveInt
-    image: _ShardFile
-    landcover: _ShardFile
-    valid: _ShardFile
+    image: StoredFile
+    landcover: StoredFile
+    valid: StoredFile
 
 
-class _Overview(_Open):
+class _Overview(OpenRecord):
     step_px: Side
 
 
-class _Region(_Open):
+class _Region(OpenRecord):
     name: Name
     crs: Text
     transform: tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat]
@@ -94,29 +91,29 @@ class _Region(_Open):
     overview: _Overview = _Overview(step_px=1)
 
 
-class _Class(_Open):
+class _Class(OpenRecord):
     id: ClassId
     name: Text
     colour: tuple[Colour, Colour, Colour]
 
 
-class _ClassScheme(_Open):
+class _ClassScheme(OpenRecord):
     name: Text
     classes: Annotated[tuple[_Class, ...], Field(min_length=1)]
     native: dict[Code, tuple[Text, ClassId]]
     nodata: Colour
 
 
-class _Source(_Open):
+class _Source(OpenRecord):
     image: Text
     landcover: Text
 
 
-class _Failure(_Open):
+class _Failure(OpenRecord):
     reason: Text
 
 
-class Description(_Open):
+class Description(OpenRecord):
     """The contents of ``dataset.json``."""
 
     schema_version: Literal[2]
@@ -175,7 +172,7 @@ def _contradictions(said: Description) -> Iterator[str]:
         record_bytes[name] = math.prod(shape) * (2 if dtype == "uint16" else 1)
     for number, shard in enumerate(said.shards):
         for name, num_bytes in record_bytes.items():
-            stored: _ShardFile = getattr(shard, name)
+            stored: StoredFile = getattr(shard, name)
             if stored.file != shard_file(name, number):
                 yield f"shards.{number}.{name}.file is not {shard_file(name, number)}"
             if not 10 < stored.bytes - shard.num_chips * num_bytes < _MOST_HEADER_BYTES:

@@ -8,21 +8,114 @@ elsewhere: pixels do not travel.
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Shaped, UInt8
+from pydantic import ConfigDict
 
-from bharateo.chips import describe
-from bharateo.chips.cut import Piece
-from bharateo.chips.layouts import Unit
+from bharateo.artefacts import Record
+from bharateo.chips.ground import Split
+from bharateo.chips.statistics import Sums
 from bharateo.chips.store import LAYERS
 from bharateo.errors import BuildError
 from bharateo.files import write_atomically, write_json
 from bharateo.pixels.http import Traffic
+
+
+class SceneLook(Record):
+    """What a scene turned out to be in one unit."""
+
+    num_sites: int
+    """Squares looked at that have labels enough, whatever the image is like."""
+    num_valid_sites: int
+    """Of these, those with enough valid ground: the chips."""
+    evidence: dict[str, Any]
+    """For or against what its item says: ``ImageSource.evidence``."""
+
+
+class Read(Record):
+    """The provenance of a window that was read, as its sources tell it."""
+
+    image: dict[str, Any]
+    landcover: dict[str, Any]
+
+
+class UnitSummary(Record):
+    """What was read and cut of a unit, without its chips, which are many."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    unit: int
+    region: str
+    occasion: str | None
+    scene: str | None
+    num_chips: int
+    splits: dict[Split, int]
+    reads: list[Read]
+    sums: Sums
+    """Of the train split."""
+    native_counts: dict[int, int]
+    num_pixels: int
+    num_valid_pixels: int
+    overviews: list[tuple[int, int]]
+    """First row and column, in the region's overview, of every window read."""
+    looks: dict[str, SceneLook]
+    """At every scene that the unit was cut from, by its name."""
+
+
+class Chips(Record):
+    """What is noted of a unit's chips: a column each, in the order of their pixels."""
+
+    row: list[int]
+    col: list[int]
+    split: list[Split]
+    block: list[str]
+    zone: list[str | None]
+    x: list[float]
+    """``x``, ``y``: north-west corner in the region's reference system, as the source has it."""
+    y: list[float]
+    num_valid: list[int]
+    class_counts: list[list[int]]
+    """Labelled pixels of every class."""
+    read: list[int]
+    """Which of the unit's reads it was cut from."""
+
+
+class UnitRecord(UnitSummary):
+    """A unit's record as it is written."""
+
+    chips: Chips
+
+
+@dataclass(frozen=True)
+class Layers:
+    """A window of the three layers."""
+
+    image: Shaped[np.ndarray, "band row col"]
+    landcover: UInt8[np.ndarray, "row col"]
+    valid: Bool[np.ndarray, "row col"]
+
+    def cut(self, rows: slice, cols: slice) -> Layers:
+        """A part of it, as views."""
+        return Layers(self.image[:, rows, cols], self.landcover[rows, cols], self.valid[rows, cols])
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A unit's chips with their record; ``overviews`` are the windows read, thinned."""
+
+    record: UnitRecord
+    image: Shaped[np.ndarray, "chip band row col"]
+    landcover: UInt8[np.ndarray, "chip row col"]
+    valid: UInt8[np.ndarray, "chip row byte"]
+    """Packed along columns."""
+    overviews: list[Layers]
+    traffic: Traffic = field(default_factory=Traffic)
 
 
 class Kept(NamedTuple):
@@ -43,30 +136,27 @@ class Scratch:
             "valid": (np.dtype(np.uint8), (size_px, -(-size_px // 8))),
         }
 
+    def _file(self, unit: int, ending: str) -> Path:
+        return self.folder / "units" / f"{unit // 1000:04d}" / f"{unit % 1000:03d}.{ending}"
+
     def is_cut(self, unit: int) -> bool:
         """Whether a unit has its record, and so had its pixels."""
         return self._file(unit, "json").exists()
 
-    def record(self, unit: int) -> dict[str, Any]:
+    def record(self, unit: int) -> UnitRecord:
         """A unit's record, chips and all."""
-        record: dict[str, Any] = json.loads(self._file(unit, "json").read_text(encoding="utf-8"))
-        return record
+        return UnitRecord.model_validate_json(self._file(unit, "json").read_bytes())
 
-    def summaries(self, num_units: int) -> list[dict[str, Any]]:
-        """The records of all units that were cut, without their chips: those are many."""
-        whole = (self.record(unit) for unit in range(num_units) if self.is_cut(unit))
-        return [{k: v for k, v in record.items() if k != "chips"} for record in whole]
+    def summary(self, unit: int) -> UnitSummary:
+        """A unit's record without its chips."""
+        return UnitSummary.model_validate_json(self._file(unit, "json").read_bytes())
 
-    def keep(
-        self,
-        unit: int,
-        piece: Piece,
-        region: str,
-        of: Unit,
-        look: Mapping[str, Any] | None = None,
-        instead: bool = False,
-    ) -> Kept:
-        """Write what came of a unit; ``look`` is what its scene turned out to be.
+    def summaries(self, num_units: int) -> list[UnitSummary]:
+        """Those of all units that were cut."""
+        return [self.summary(unit) for unit in range(num_units) if self.is_cut(unit)]
+
+    def keep(self, piece: Piece, instead: bool = False) -> Kept:
+        """Write what came of a unit.
 
         Of what was cut from another scene before the better stays, which is what has more chips;
         ``instead`` says that what is there must go. The record has a look at every scene cut.
@@ -80,40 +170,39 @@ class Scratch:
                 f"{self.folder} is not there for this worker: --output must be a folder that all "
                 "workers share with the machine that builds, under the same path"
             )
-        kept = Kept(len(piece.image), piece.traffic)
-        before = self.record(unit) if self.is_cut(unit) else None
-        looks = dict(before["looks"]) if before else {}
-        if look is not None:
-            looks[str(of.scene)] = look
-        if before and not instead and before["num_chips"] >= len(piece.image):
-            write_json(self._file(unit, "json"), before | {"looks": looks})
-            return kept
-        if before:  # a record without its own pixels must never be seen
-            self.forget(unit)
+        record = piece.record
+        unit, kept = record.unit, Kept(record.num_chips, piece.traffic)
+        if self.is_cut(unit):
+            before = self.record(unit)
+            looks = before.looks | record.looks
+            if not instead and before.num_chips >= record.num_chips:
+                self._write(before.model_copy(update={"looks": looks}))
+                return kept
+            record = record.model_copy(update={"looks": looks})
+            self.forget(unit)  # a record without its own pixels must never be seen
         arrays = [np.ascontiguousarray(getattr(piece, layer)) for layer in LAYERS]
         parts = [array.reshape(-1).view(np.uint8).data for array in arrays]
         write_atomically(
             self._file(unit, "pixels"), lambda file: [file.write(part) for part in parts]
         )
-        thin = {
-            f"{place}-{layer}": getattr(layers, layer)
-            for place, (_, _, layers) in enumerate(piece.overviews)
-            for layer in LAYERS
-        }
-        if thin:
-            write_atomically(
-                self._file(unit, "overview.npz"),
-                lambda file: np.savez(file, **thin),
-            )
-        record = describe.unit_record(unit, piece, region, of.occasion, of.scene)
-        write_json(self._file(unit, "json"), record | {"looks": looks})
+        if piece.overviews:
+            thin = {
+                f"{place}-{layer}": getattr(layers, layer)
+                for place, layers in enumerate(piece.overviews)
+                for layer in LAYERS
+            }
+            write_atomically(self._file(unit, "overview.npz"), lambda file: np.savez(file, **thin))
+        self._write(record)
         return kept
+
+    def _write(self, record: UnitRecord) -> None:
+        write_json(self._file(record.unit, "json"), record.model_dump())
 
     def note_failure(self, unit: int, scene: str) -> None:
         """Note that a unit, cut from another scene, could not be read from this one."""
         record = self.record(unit)
-        record["looks"][scene] = {"num_sites": 0, "num_valid_sites": 0, "evidence": {}}
-        write_json(self._file(unit, "json"), record)
+        nothing = SceneLook(num_sites=0, num_valid_sites=0, evidence={})
+        self._write(record.model_copy(update={"looks": {**record.looks, scene: nothing}}))
 
     def forget(self, unit: int) -> None:
         """Take a unit for not cut."""
@@ -139,17 +228,11 @@ class Scratch:
         """Delete a unit's pixels, which are in a shard now."""
         self._file(unit, "pixels").unlink(missing_ok=True)
 
-    def overviews(
-        self, records: Sequence[Mapping[str, Any]]
-    ) -> Iterator[tuple[str, int, int, np.ndarray]]:
+    def overviews(self, units: Sequence[UnitSummary]) -> Iterator[tuple[str, int, int, np.ndarray]]:
         """The parts of an overview in some units: layer, first row and column, and values."""
-        for record in records:
-            if not record["overviews"]:
-                continue
-            with np.load(self._file(record["unit"], "overview.npz")) as kept:
-                for place, (row, col) in enumerate(record["overviews"]):
-                    for layer in LAYERS:
-                        yield layer, row, col, kept[f"{place}-{layer}"]
-
-    def _file(self, unit: int, ending: str) -> Path:
-        return self.folder / "units" / f"{unit // 1000:04d}" / f"{unit % 1000:03d}.{ending}"
+        for each in units:
+            if each.overviews:
+                with np.load(self._file(each.unit, "overview.npz")) as kept:
+                    for place, (row, col) in enumerate(each.overviews):
+                        for layer in LAYERS:
+                            yield layer, row, col, kept[f"{place}-{layer}"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
@@ -141,12 +141,3 @@ class Sums:
             ]
         )
         return Statistics(mean * scale + offset, np.sqrt(variance) * abs(scale), self.num_pixels)
-
-    def to_json(self) -> dict[str, Any]:
-        """The sums as plain JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> Sums:
-        """The sums that ``to_json`` wrote."""
-        return cls(record["num_pixels"], tuple(record["total"]), tuple(record["squares"]))

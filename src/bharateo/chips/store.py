@@ -48,6 +48,7 @@ from bharateo.chips.description import (
     LAYERS,
     SCHEMA_VERSION,
     SPLITS,
+    StoredFile,
     check_description,
     shard_file,
 )
@@ -81,8 +82,8 @@ def overview_file(layer: str, region: str) -> str:
     return f"overviews/{region}-{layer}.npy"
 
 
-def write_array(path: Path, array: np.ndarray) -> dict[str, Any]:
-    """Write an ``.npy`` file atomically; its record in ``dataset.json`` (file, bytes, sha256).
+def write_array(path: Path, array: np.ndarray) -> StoredFile:
+    """Write an ``.npy`` file atomically; its entry in ``dataset.json``.
 
     Raises:
         StorageError: the disk is full or refuses.
@@ -96,11 +97,8 @@ def write_array(path: Path, array: np.ndarray) -> dict[str, Any]:
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part)
-    return {
-        "file": path.name,
-        "bytes": sum(part.nbytes for part in parts),
-        "sha256": digest.hexdigest(),
-    }
+    num_bytes = sum(part.nbytes for part in parts)
+    return StoredFile(file=path.name, bytes=num_bytes, sha256=digest.hexdigest())
 
 
 @dataclass(frozen=True)

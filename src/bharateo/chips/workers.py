@@ -15,22 +15,25 @@ import pickle
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from bharateo.chips.cut import Cutter
-from bharateo.chips.layouts import Unit
+from bharateo.chips.cut import Cutter, Job
 from bharateo.chips.scratch import Kept, Scratch
 from bharateo.errors import BuildError, ConfigError, SourceError, UnreachableError
 from bharateo.machine import num_cores
 from bharateo.memory import return_freed_memory
-from bharateo.pixels.http import web_address
-from bharateo.regions import Region
+from bharateo.pixels.http import Traffic, web_address
+
+Progress = Callable[[int, int, str], None]
+"""Told ``(done, total, message)``; ``done`` starts again with every message."""
+
+Outcome = Kept | SourceError
 
 _JOBS_AHEAD = 2
 """Jobs under way for every worker: one that it does, one that waits for it."""
@@ -56,78 +59,74 @@ class Workers:
     scheduler: str | None = None
 
 
-class Job(NamedTuple):
-    """A unit and what it takes to cut it."""
-
-    number: int
-    unit: Unit
-    region: Region
-    scene: Any
-    thin_px: int | None
-    instead: bool = False
-    """Whether what was cut of the unit before must go."""
-
-
-Outcome = Kept | SourceError
-
-
-@dataclass(frozen=True)
-class Bench:
-    """Where units are cut and what becomes of them is kept. It travels to other processes."""
-
-    cutter: Cutter
-    scratch: Scratch
-
-    def do(self, job: Job) -> Outcome:
-        """Cut a unit and keep it; a source's own error is an outcome too."""
-        try:
-            piece = self.cutter.cut(job.unit, job.region, job.scene, job.thin_px)
-        except SourceError as error:
-            return error
-        look = None
-        if job.unit.scene is not None:
-            seen = self.cutter.image.evidence([read["image"] for read in piece.reads])
-            look = {
-                "num_sites": piece.num_sites,
-                "num_valid_sites": piece.num_valid_sites,
-                "evidence": seen,
-            }
-        return self.scratch.keep(job.number, piece, job.region.name, job.unit, look, job.instead)
-
-
 def run_all(
-    bench: Bench, jobs: Mapping[int, Job], workers: Workers | None, attempts: int
+    cutter: Cutter, jobs: Mapping[int, Job], workers: Workers | None, attempts: int
 ) -> Iterator[tuple[int, Outcome]]:
     """Every job's number with what was kept, or with the error of its last attempt.
 
     Without ``workers`` this process does it all: other processes import the program that started
     them again, which scripts and notebooks are seldom made for. Errors other than a source's own
     come out as they are.
+
+    Raises:
+        ConfigError: a cluster's workers would look for the root of a source, or for a scene's
+            file, below whatever folder they have been started in.
     """
     workers = workers or Workers(processes=1)
     if workers.scheduler:
-        _check_places(bench.cutter, jobs)
-        return _with_dask(bench, jobs, workers.scheduler, attempts)
+        places = [*cutter.landcover.places()]
+        places += [each for job in jobs.values() for each in cutter.image.places(job.scene)]
+        for place in dict.fromkeys(places):
+            if web_address(place) is None and not Path(place).is_absolute():
+                raise ConfigError(
+                    f"{place} is a relative path, which the workers of a scheduler would look for "
+                    "in folders of their own: give the whole path, e.g. "
+                    f"{Path(place).absolute()}, of a folder that all workers share"
+                )
+        return _with_dask(cutter, jobs, workers.scheduler, attempts)
     num = workers.processes or min(num_cores(), len(jobs) // _UNITS_FOR_ONE)
     if num <= 1 or len(jobs) <= 1:
-        return _one_by_one(bench, jobs, attempts)
-    return _with_pool(bench, jobs, num, attempts)
+        return _one_by_one(cutter, jobs, attempts)
+    return _with_pool(cutter, jobs, num, attempts)
 
 
-def _check_places(cutter: Cutter, jobs: Mapping[int, Job]) -> None:
-    """Refuse what a worker would look for below the folder it happens to have been started in.
+class Tally:
+    """Counts what units bring in, and says so: chips a second, bytes and requests, time left."""
 
-    Raises:
-        ConfigError: the root of a source, or a scene's file, is a relative path.
-    """
-    places = [place for job in jobs.values() for place in cutter.image.places(job.scene)]
-    for place in dict.fromkeys((*cutter.landcover.places(), *places)):
-        if web_address(place) is None and not Path(place).is_absolute():
-            raise ConfigError(
-                f"{place} is a relative path, which the workers of a scheduler would look for in "
-                f"folders of their own: give the whole path, e.g. {Path(place).absolute()}, of a "
-                "folder that all workers share"
+    def __init__(self, num_units: int, num_done: int, progress: Progress) -> None:
+        self.num_units, self.num_done = num_units, num_done
+        self.failed = 0
+        self._progress = progress
+        self._start, self._first_done = time.monotonic(), num_done
+        self._chips = 0
+        self._traffic = Traffic()
+
+    def add(self, kept: Kept) -> None:
+        """Count a unit that is done."""
+        self.num_done += 1
+        self._chips += kept.num_chips
+        self._traffic.requests += kept.traffic.requests
+        self._traffic.bytes += kept.traffic.bytes
+
+    def say(self, what: str) -> None:
+        """Tell how far it has come."""
+        seconds = max(time.monotonic() - self._start, 1e-6)
+        parts = [what]
+        if self._chips:
+            parts = [f"{what}, {self._chips:,} chips, {self._chips / seconds:.0f} chips/s"]
+        if self._traffic.requests:
+            megabytes = self._traffic.bytes / 1e6
+            parts.append(
+                f"{megabytes:,.1f} MB in {self._traffic.requests:,} requests, "
+                f"{megabytes / seconds:.1f} MB/s"
             )
+        done = self.num_done - self._first_done
+        if done and self.num_done < self.num_units:
+            left = int(seconds / done * (self.num_units - self.num_done))
+            parts.append(f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left")
+        if self.failed:
+            parts.append(f"{self.failed} failed")
+        self._progress(self.num_done, self.num_units, ", ".join(parts))
 
 
 class _Queue:
@@ -148,27 +147,27 @@ class _Queue:
 
 
 def _one_by_one(
-    bench: Bench, jobs: Mapping[int, Job], attempts: int
+    cutter: Cutter, jobs: Mapping[int, Job], attempts: int
 ) -> Iterator[tuple[int, Outcome]]:
     queue = _Queue(jobs, attempts)
     while queue.waiting:
         index = queue.waiting.popleft()
-        outcome = queue.outcome(index, bench.do(jobs[index]))
+        outcome = queue.outcome(index, cutter.do(jobs[index]))
         if outcome is not None:
             yield index, outcome
 
 
-# Other processes get the bench as bytes, once unpickled by each.
+# Other processes get the cutter as bytes, once unpickled by each.
 
 
 @lru_cache(maxsize=2)
-def _unpickled(bench: bytes) -> Bench:
-    opened: Bench = pickle.loads(bench)
+def _unpickled(cutter: bytes) -> Cutter:
+    opened: Cutter = pickle.loads(cutter)
     return opened
 
 
-def _remote(bench: bytes, job: Job) -> Outcome:
-    return _unpickled(bench).do(job)
+def _remote(cutter: bytes, job: Job) -> Outcome:
+    return _unpickled(cutter).do(job)
 
 
 def _start_worker() -> None:
@@ -190,9 +189,9 @@ def _new_pool(num: int) -> ProcessPoolExecutor:
 
 
 def _with_pool(
-    bench: Bench, jobs: Mapping[int, Job], num: int, attempts: int
+    cutter: Cutter, jobs: Mapping[int, Job], num: int, attempts: int
 ) -> Iterator[tuple[int, Outcome]]:
-    queue, packed = _Queue(jobs, attempts), pickle.dumps(bench)
+    queue, packed = _Queue(jobs, attempts), pickle.dumps(cutter)
     pool, deaths = _new_pool(num), 0
     under_way: dict[Future[Outcome], int] = {}
     try:
@@ -223,7 +222,7 @@ def _with_pool(
 
 
 def _with_dask(
-    bench: Bench, jobs: Mapping[int, Job], scheduler: str, attempts: int
+    cutter: Cutter, jobs: Mapping[int, Job], scheduler: str, attempts: int
 ) -> Iterator[tuple[int, Outcome]]:
     try:
         from distributed import Client
@@ -241,7 +240,7 @@ def _with_dask(
             "`dask scheduler` prints it, e.g. tcp://10.0.0.1:8786"
         ) from error
     try:
-        yield from _on_cluster(client, bench, jobs, attempts)
+        yield from _on_cluster(client, cutter, jobs, attempts)
     except (FutureCancelledError, CommClosedError) as error:
         raise BuildError(
             f"the Dask scheduler {scheduler} does not answer any more "
@@ -251,12 +250,12 @@ def _with_dask(
 
 
 def _on_cluster(
-    client: Any, bench: Bench, jobs: Mapping[int, Job], attempts: int
+    client: Any, cutter: Cutter, jobs: Mapping[int, Job], attempts: int
 ) -> Iterator[tuple[int, Outcome]]:
     from distributed import as_completed
     from distributed.scheduler import KilledWorker
 
-    queue, packed = _Queue(jobs, attempts), pickle.dumps(bench)
+    queue, packed = _Queue(jobs, attempts), pickle.dumps(cutter)
     with client:
         under_way: dict[Any, int] = {}
         completed = as_completed(loop=client.loop)
@@ -303,7 +302,7 @@ def _on_cluster(
             future.release()
             give_out()
             if isinstance(outcome, Kept):
-                _wait_until_seen(bench.scratch, index)
+                _wait_until_seen(cutter.scratch, index)
             if outcome is not None:
                 yield index, outcome
 

@@ -86,7 +86,7 @@ def grid(region: Region) -> dict[str, Any]:
 
 
 @contextmanager
-def claimed(
+def locked(
     output: Path, wanted: Mapping[str, Any], say: Callable[[str], None] = lambda _: None
 ) -> Iterator[Path]:
     """Hold ``output`` for a build of ``wanted`` and keep others out; its working folder.

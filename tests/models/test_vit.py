@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bharateo.errors import ConfigError
-from bharateo.models.vit import Attention, Block, attend, blocks, sincos_positions
+from bharateo.models.vit import Attention, TransformerBlock, attend, blocks, sincos_positions
 
 
 def attention_by_loops(query, key, value):
@@ -67,7 +67,7 @@ def test_a_width_that_heads_do_not_divide_is_refused():
 
 def test_a_block_adds_attention_and_mlp_to_its_input():
     torch.manual_seed(0)
-    block = Block(8, 2, 4)
+    block = TransformerBlock(8, 2, 4)
     x = torch.randn(2, 5, 8)
     after = x + block.attention(block.norm1(x))
     torch.testing.assert_close(block(x), after + block.mlp(block.norm2(after)))

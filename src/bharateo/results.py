@@ -8,6 +8,7 @@ keys that nobody knows may be added freely.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -71,15 +72,24 @@ class Versioned(Part):
 
 
 class Metric(Part):
-    """A number that predictions are judged by: ``name`` is its key in files, ``title`` heads a
-    column, ``phrase`` names it in a sentence.
+    """A number that a head's predictions are judged by, as the head declares it.
+
+    ``name`` is its key in files, ``title`` heads a column, ``phrase`` names it in a sentence;
+    ``subject`` is what it is of, and ``sentence`` says in two places, ``{}``, what the model
+    reaches and what the nearest-visible copy does.
     """
 
     name: Name
+    head: Name = ""
+    """In a file: the head it is of."""
+    weight: Number | None = None
+    """In a file: that of the head, if this is what its training minimises."""
     title: Text
     better: Literal["lower", "higher"]
     meaning: Text = ""
     phrase: Text = ""
+    subject: Text = ""
+    sentence: Text = ""
     unit: Text = ""
     """``%`` of a share, which is kept as 0 to 1; nothing where it is that of the input, or none."""
     baselines: Literal["ranked", "told", "none"] = "ranked"
@@ -89,57 +99,55 @@ class Metric(Part):
     """How the model is set against the nearest-visible copy: by their ratio, their difference."""
     mean_over_classes: Literal["balanced_accuracy", "macro_f1"] | None = None
     """Taken from the head's confusion matrix."""
+    shown: bool = True
+    """Whether tables have it: a loss in model units is for curves alone."""
 
     def show(self, value: float) -> str:
         """A value as printed."""
         return f"{100 * value:.1f} %" if self.unit == "%" else f"{value:.4f}"
 
+    def span(self, interval: tuple[float, float]) -> str:
+        """An interval as printed, e.g. ``71.0 to 78.2 %``."""
+        low, high = (self.show(bound) for bound in interval)
+        return f"{low.removesuffix(' %')} to {high}"
 
-class Scores(Part):
-    """Metrics of the model or of a baseline, null where nothing was measured."""
+    def best(self, values: Iterable[float]) -> float:
+        """The best of some values."""
+        return max(values) if self.better == "higher" else min(values)
 
-    loss: Number | None = None
-    loss_ci95: Interval = None
-    rec_smooth_l1: Number | None = None
-    rec_smooth_l1_ci95: Interval = None
-    esa_ce: Number | None = None
-    esa_ce_ci95: Interval = None
-    masked_mae: Number | None = None
-    masked_mae_ci95: Interval = None
-    esa_acc: Number | None = None
-    esa_acc_ci95: Interval = None
-    esa_acc_masked: Number | None = None
-    esa_acc_masked_ci95: Interval = None
-    esa_acc_visible: Number | None = None
-    esa_acc_visible_ci95: Interval = None
-    esa_balanced_acc_masked: Number | None = None
-    esa_balanced_acc_masked_ci95: Interval = None
-    esa_macro_f1_masked: Number | None = None
-    esa_macro_f1_masked_ci95: Interval = None
+
+Figure = Number | Interval | list[list[Whole]] | None
+"""A metric, its interval, or the confusion matrix of a head that tells classes apart."""
+
+
+class Figures(Part):
+    """Figures by name: those of a metric stand under its own, ``NAME`` and ``NAME_ci95``."""
+
     no_interval: dict[Name, Text] = Field(default_factory=dict)
     """Metrics without an interval, and why."""
 
-    confusion_masked: Confusion | None = None
+    __pydantic_extra__: dict[str, Figure] = Field(init=False)
 
     def value(self, metric: str) -> float | None:
-        """A metric by its name."""
-        found: float | None = getattr(self, metric)
-        return found
+        """A metric by its name, None where nothing was measured."""
+        found = (self.model_extra or {}).get(metric)
+        return found if isinstance(found, int | float) else None
 
     def interval(self, metric: str) -> tuple[float, float] | None:
         """The 95 % interval of a metric by its name."""
-        found: tuple[float, float] | None = getattr(self, f"{metric}_ci95")
-        return found
+        found = (self.model_extra or {}).get(f"{metric}_ci95")
+        return found if isinstance(found, tuple) else None
 
 
-class Against(Part):
-    """The model beside the copy on the same chips."""
+class Scores(Figures):
+    """``loss``, every metric of every head, and confusion matrices: of the model, or a baseline."""
 
-    masked_mae_ratio: Number | None = None
-    masked_mae_ratio_ci95: Interval = None
-    esa_acc_masked_gain: Number | None = None
-    esa_acc_masked_gain_ci95: Interval = None
-    no_interval: dict[Name, Text] = Field(default_factory=dict)
+    confusion_masked: Confusion | None = None
+    """Of the land-cover classes."""
+
+
+class Against(Figures):
+    """The model beside the copy on the same chips, ``NAME_ratio`` or ``NAME_gain`` of a metric."""
 
 
 class GroundScores(Part):
@@ -183,8 +191,14 @@ class Evaluation(Versioned):
     chip_px: Whole | None = None
     patch_px: Whole | None = None
     mask_ratio: Number | None = None
+    metrics: list[Metric] = Field(default_factory=list)
+    """Of the run's heads; empty in files of earlier versions."""
     bootstrap: Bootstrap = Bootstrap()
     splits: Annotated[dict[Name, SplitScores], Field(min_length=1)]
+
+    def with_metrics(self, declared: Sequence[Metric]) -> Evaluation:
+        """Itself, with what its heads declare where a file of an earlier version does not say."""
+        return self if self.metrics else self.model_copy(update={"metrics": [*declared]})
 
 
 # probes.json

@@ -9,10 +9,8 @@ from bharateo.chips.store import Dataset
 from bharateo.config import HeadConfig, ModelConfig
 from bharateo.errors import ContractError
 from bharateo.evaluation import evaluate as evaluating
-from bharateo.evaluation.baselines import BASELINES, look
-from bharateo.evaluation.evaluate import evaluate, predict
+from bharateo.evaluation.evaluate import evaluate, predictions
 from bharateo.models.heads import patch_mode
-from bharateo.models.patches import take_tokens
 from bharateo.training.data import fixed_batches, fixed_windows
 from bharateo.training.loop import pretrain
 from bharateo.training.run import Run
@@ -151,24 +149,20 @@ def test_the_scores_are_those_of_a_slow_count(run, reflectance_dataset, record):
     config = ModelConfig(**run.contract.model.model_dump())
     errors = {name: [] for name in ("model", *PREDICTORS)}
     right = {name: {True: [], False: []} for name in ("model", *PREDICTORS)}
-    train_mean = model.normalise.model_units(torch.tensor(run.contract.statistics.mean))
     for _, batch, mask in fixed_batches(reflectance_dataset, "test", config, 1):
-        seen = look(batch, mask, model, train_mean, run.contract.majority_class)
-        made = {"model": predict(run, batch, mask)[0]}
-        made |= {name: baseline(seen) for name, baseline in BASELINES.items()}
-        true = patch_mode(take_tokens(batch.class_counts, mask.order))[0]
-        for name, prediction in made.items():
-            for place, token in enumerate(mask.masked[0].tolist()):
+        true = patch_mode(batch.class_counts)[0]
+        for name, made in predictions(run, batch, mask).items():
+            for token in mask.masked[0].tolist():
                 row, col = token // 4 * 8, token % 4 * 8
                 part = np.s_[0, :, row : row + 8, col : col + 8]
-                guess = prediction.pixels[0, place].view(2, 8, 8) * std[:, None, None]
+                guess = made["pixels"][0, token].view(2, 8, 8) * std[:, None, None]
                 guess = guess + model.normalise.mean[:, None, None]
                 valid = batch.valid[0, row : row + 8, col : col + 8]
                 errors[name] += (guess - batch.image[part]).abs()[:, valid].flatten().tolist()
-            for place in range(16):
-                if true[place] < 8:
-                    hit = bool(prediction.classes[0, place] == true[place])
-                    right[name][place < mask.num_visible].append(hit)
+            for token in range(16):
+                if true[token] < 8:
+                    hit = bool(made["landcover"][0, token].argmax() == true[token])
+                    right[name][not mask.hidden[0, token]].append(hit)
     scores = record["splits"]["test"]
     for name in errors:
         got = scores["model"] if name == "model" else scores["baselines"][name]

@@ -2,23 +2,15 @@
 
 import numpy as np
 import pytest
+from made_up_sums import table_of, tasks
 from sklearn.metrics import f1_score
 
 from bharateo.evaluation import scores
 from bharateo.evaluation.comparison import compared
-from bharateo.evaluation.scores import BlockSums, metrics, report, resample
+from bharateo.evaluation.scores import metrics, report, resample
 from bharateo.inference.labels import Against
 
-NOTHING = np.zeros((8, 8), np.int64)
-SUMS = {"smooth_l1": 3.0, "absolute": 4.0, "scalars": 8.0, "cross_entropy": 5.0, "labelled": 10.0}
-
-
-def table_of(by_block):
-    """Rows of sums with these confusion matrices of masked tokens."""
-    sums = BlockSums()
-    for number, cells in enumerate(by_block):
-        sums.add(str(number), SUMS, cells, NOTHING)
-    return sums.table([str(number) for number in range(len(by_block))])
+TASKS = tasks()
 
 
 def ground(num_blocks, seed=0):
@@ -45,7 +37,7 @@ def test_macro_f1_is_over_the_classes_of_the_reference_wherever_it_is_computed()
     cells[0, 6] = 30  # taken for a class that does not occur
     true, predicted = (each.repeat(cells.reshape(-1)) for each in np.indices((8, 8)).reshape(2, -1))
     expected = f1_score(true, predicted, labels=[0, 1], average="macro")
-    assert report(table_of([cells]), {}, "key").esa_macro_f1_masked == pytest.approx(expected)
+    assert report(table_of([cells]), TASKS, "key").esa_macro_f1_masked == pytest.approx(expected)
     assert compared({"a": cells[None, None]}, "a")["a"].macro_f1.mean == pytest.approx(expected)
     assert Against.of("labels", cells, NOTHING[0]).macro_f1 == pytest.approx(expected)
     assert scores.macro_f1(true, predicted) == pytest.approx(expected)
@@ -55,25 +47,25 @@ def test_macro_f1_is_over_the_classes_of_the_reference_wherever_it_is_computed()
 def test_resamples_that_lack_a_class_still_measure_the_same_mean(recognised):
     """A third of them lack the one block with water; the other classes are easier, or harder."""
     table = table_of(with_a_rare_class(9, [4], recognised))
-    whole = table.sum(0)
-    drawn = metrics(resample(table, "key"), {}, whole)
+    whole = {name: sums.sum(0) for name, sums in table.items()}
+    drawn = metrics(resample(table, "key"), TASKS, whole)
     for name in ("esa_macro_f1_masked", "esa_balanced_acc_masked"):
-        assert drawn[name].mean() == pytest.approx(metrics(whole, {})[name], abs=0.005), name
+        assert drawn[name].mean() == pytest.approx(metrics(whole, TASKS)[name], abs=0.005), name
 
 
 def test_a_mean_over_classes_of_which_one_lies_in_one_block_has_no_interval():
-    record = report(table_of(with_a_rare_class(9, [4])), {}, "key")
+    record = report(table_of(with_a_rare_class(9, [4])), TASKS, "key")
     for name in ("esa_macro_f1_masked", "esa_balanced_acc_masked"):
         assert record.value(name) is not None
         assert record.interval(name) is None
         assert record.no_interval[name] == "water lies in one block only"
     assert record.esa_acc_masked_ci95
-    assert report(table_of(with_a_rare_class(9, [4, 6])), {}, "key").esa_macro_f1_masked_ci95
+    assert report(table_of(with_a_rare_class(9, [4, 6])), TASKS, "key").esa_macro_f1_masked_ci95
 
 
 @pytest.mark.parametrize("num_blocks", [1, 2, 4])
 def test_too_few_blocks_have_no_interval_and_the_record_says_why(num_blocks):
-    record = report(table_of(ground(num_blocks)), {"pixels": 1.0}, "key")
+    record = report(table_of(ground(num_blocks)), TASKS, "key")
     assert all(value is None for name, value in record if name.endswith("_ci95"))
     assert f"too few blocks: {num_blocks} of them" in record.no_interval["masked_mae"]
     assert "needs 5" in record.no_interval["esa_acc_masked"]
@@ -82,7 +74,7 @@ def test_too_few_blocks_have_no_interval_and_the_record_says_why(num_blocks):
 def test_blocks_without_a_label_are_no_evidence_of_classes():
     cells = ground(7)
     cells[2:] = 0
-    record = report(table_of(cells), {}, "key")
+    record = report(table_of(cells), TASKS, "key")
     assert record.esa_acc_masked_ci95 is None
     assert record.no_interval["esa_acc_masked"].startswith("too few blocks: 2")
     assert record.masked_mae_ci95
@@ -93,7 +85,7 @@ def test_intervals_of_few_blocks_hold_the_truth_about_as_often_as_they_say(num_b
     """A plain percentile bootstrap covers 0.83 from five blocks and 0.87 from nine."""
     covered = 0
     for seed in range(300):
-        record = report(table_of(ground(num_blocks, seed)), {}, str(seed))
+        record = report(table_of(ground(num_blocks, seed)), TASKS, str(seed))
         low, high = record.esa_acc_masked_ci95
         covered += low <= 0.7 <= high
     assert covered / 300 >= 0.90

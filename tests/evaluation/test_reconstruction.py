@@ -3,9 +3,9 @@ import pytest
 import torch
 
 from bharateo.config import ModelConfig
-from bharateo.evaluation.evaluate import predict
+from bharateo.evaluation.evaluate import predictions
 from bharateo.evaluation.reconstruction import examples
-from bharateo.landcover import IGNORE, patch_class_counts, patch_mode
+from bharateo.landcover import BHARATEO_CLASSES, IGNORE, patch_class_counts, patch_mode
 from bharateo.training.data import cut, evaluation_mask, fixed_windows, window_ids
 from bharateo.training.loop import pretrain
 from small_datasets import small_config
@@ -76,16 +76,18 @@ def test_masked_patches_are_the_models_prediction_in_physical_units(case):
     for example in made:
         batch = cut(dataset, [by_id[example.chip]], config.chip_px, config.patch_px)
         mask = evaluation_mask([example.chip], 16, 12)
-        prediction, _ = predict(run, batch, mask)
+        made_of = predictions(run, batch, mask)["model"]
         bands = batch.image.shape[1]
-        for place, token in enumerate(mask.masked[0].tolist()):
-            patch = prediction.pixels[0, place].view(bands, 8, 8)
+        for token in mask.masked[0].tolist():
+            patch = made_of["pixels"][0, token].view(bands, 8, 8)
             physical = patch * normalise.std[:, None, None] + normalise.mean[:, None, None]
             shown = patches_of(example.reconstruction)[token // 4, token % 4]
             np.testing.assert_allclose(shown, physical, rtol=1e-4, atol=1e-5)
-        for place, token in enumerate(mask.order[0].tolist()):
-            cls = example.predicted_class[token // 4, token % 4]
-            assert cls == prediction.classes[0, place]
+        (classes,) = example.layers
+        assert classes.layer.classes == BHARATEO_CLASSES
+        expected = made_of["landcover"][0].argmax(1).view(4, 4)
+        assert np.array_equal(classes.predicted, expected)
+        assert np.array_equal(classes.true, example.true_class)
 
 
 def test_the_copy_is_made_of_visible_patches(case):
@@ -104,16 +106,20 @@ def test_classes_of_the_copy_are_visible_ones(case):
     _, _, made = case
     for example in made:
         labelled = ~example.hidden & (example.true_class != IGNORE)
-        assert np.array_equal(example.nearest_class[labelled], example.true_class[labelled])
-        assert set(example.nearest_class.flat) <= set(example.true_class[labelled])
+        (classes,) = example.layers
+        assert np.array_equal(classes.nearest[labelled], example.true_class[labelled])
+        assert set(classes.nearest.flat) <= set(example.true_class[labelled])
 
 
 def test_examples_repeat_themselves(case):
     run, dataset, made = case
     torch.manual_seed(1)
     for expected, got in zip(made, examples(run, dataset, "test", 4), strict=True):
-        for name in expected.__dataclass_fields__:
+        for name in expected.__dataclass_fields__.keys() - {"layers"}:
             assert np.array_equal(getattr(expected, name), getattr(got, name))
+        for one, other in zip(expected.layers, got.layers, strict=True):
+            assert one.layer == other.layer
+            assert np.array_equal(one.predicted, other.predicted)
 
 
 def test_a_split_gives_no_more_examples_than_it_has_squares(case):

@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from bharateo.evaluation.baselines import nearest_visible
-from bharateo.evaluation.evaluate import predict, seen_by_baselines
+from bharateo.evaluation.evaluate import predictions
 from bharateo.explorer.chips import chips_of_dataset
 from bharateo.models.heads import Batch
-from bharateo.models.patches import Mask, unpatchify
+from bharateo.models.patches import Mask, take_tokens, unpatchify
 from explorer.page_records import array, record
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium")
@@ -237,14 +236,15 @@ def by_pytorch(run, chip, hidden):
     mask = Mask(order, hidden.count(0))
     counts = torch.zeros(1, run.model.num_tokens, 8, dtype=torch.int64)
     batch = Batch(image, valid, counts, torch.zeros(1, dtype=torch.int64))
-    prediction, logits = predict(run, batch, mask)
+    made = predictions(run, batch, mask)
     given, _ = run.model.patches(image, valid, mask.visible)
     pictures = []
-    for made in (prediction, nearest_visible(seen_by_baselines(run, batch, mask))):
-        patches = mask.restore(torch.cat([given, made.pixels], 1))
+    for name in ("model", "nearest_visible"):
+        guessed = take_tokens(made[name]["pixels"], mask.masked)
+        patches = mask.restore(torch.cat([given, guessed], 1))
         normalised = unpatchify(patches, run.model.config.patch_px, run.model.grid)
         pictures.append(run.model.normalise.physical_units(normalised)[0].numpy())
-    classes = mask.restore(logits.softmax(2))[0].numpy()
+    classes = made["model"]["landcover"].softmax(2)[0].numpy()
     return {"image": image[0].numpy(), "model": pictures[0], "copy": pictures[1],
             "classes": classes}  # fmt: skip
 

@@ -11,7 +11,6 @@ import torch
 from affine import Affine
 
 from bharateo.cli import main
-from bharateo.evaluation.baselines import Prediction
 from bharateo.explorer import area, runtime, write
 from bharateo.explorer.area import (
     area_of_raster,
@@ -61,12 +60,12 @@ def test_errors_are_in_physical_units_over_valid_pixels(explored_run, monkeypatc
     valid[0, :8, :8] = False
     valid[1, :8, :3] = False
 
-    def off_by_half(run, batch, mask):
-        target, _ = model.patches(batch.image, batch.valid, mask.masked)
+    def off_by_half(run, batch, mask, baselines):
+        target = run.heads["pixels"].target(batch, model)
         by_band = target.unflatten(2, (model.num_bands, -1)) + 0.5 / model.normalise.std[:, None]
-        return Prediction(by_band.flatten(2), mask.order), None
+        return {name: {"pixels": by_band.flatten(2)} for name in ("model", *baselines)}
 
-    monkeypatch.setattr(area, "predict", off_by_half)
+    monkeypatch.setattr(area, "predictions", off_by_half)
     expected = torch.full((2, 16), 0.5)
     expected[0, 0] = 0  # without a valid pixel
     torch.testing.assert_close(masked_errors(explored_run, image, valid)[..., 0], expected)

@@ -6,13 +6,14 @@ from dataclasses import asdict, dataclass, field, replace
 import numpy as np
 import pytest
 from affine import Affine
-from made_up_run import fingerprint, history_row, split_scores
+from made_up_run import DECLARED, fingerprint, history_row, split_scores
 from odc.geo.geobox import GeoBox
 
 from bharateo.chips.build import build
 from bharateo.config import Config, PlanConfig, SplitConfig, to_yaml
-from bharateo.evaluation.reconstruction import Example
-from bharateo.landcover import WORLDCOVER, palette
+from bharateo.evaluation.reconstruction import Example, Made
+from bharateo.landcover import BHARATEO_CLASSES, WORLDCOVER, palette
+from bharateo.models.heads import Layer
 from bharateo.pixels.raster import Raster
 from bharateo.regions import Region
 from bharateo.report.html import RunFiles
@@ -128,6 +129,7 @@ def make_run():
             "mask_ratio": 0.75,
             "chip_px": CHIP_PX,
             "patch_px": PATCH_PX,
+            "metrics": [metric.model_dump() for metric in DECLARED],
             "bootstrap": {"unit": "block", "resamples": 1000, "level": 0.95},
             "splits": splits or default,
         }
@@ -170,8 +172,14 @@ def make_example():
             true,
             image * np.float32(0.9),
             image[:, ::-1],
-            predicted.astype(np.uint8),
-            np.full((GRID, GRID), 3, np.uint8),
+            (
+                Made(
+                    Layer("land cover", 8, classes=BHARATEO_CLASSES),
+                    true,
+                    predicted.astype(np.uint8),
+                    np.full((GRID, GRID), 3, np.uint8),
+                ),
+            ),
         )
 
     return make

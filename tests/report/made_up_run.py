@@ -5,7 +5,12 @@ import json
 
 import numpy as np
 
+from bharateo.config import HeadConfig
+from bharateo.models.heads import declared_metrics
 from bharateo.results import SplitScores
+
+DECLARED = declared_metrics({"pixels": HeadConfig(1.0), "landcover": HeadConfig(0.2)})
+METRICS = sorted((m for m in DECLARED if m.shown), key=lambda m: m.baselines != "ranked")
 
 
 def fingerprint(dataset):

@@ -51,7 +51,7 @@ def test_only_labelled_masked_patches_are_judged_and_crossed_out(dataset, make_e
     example = make_example(dataset)
     true, predicted, _ = panels.class_panels(example)
     judged = example.hidden & (example.true_class != 255)
-    right = (judged & (example.predicted_class == example.true_class)).sum()
+    right = (judged & (example.layers[0].predicted == example.true_class)).sum()
     assert predicted.label == f"predicted, {right} of {judged.sum()} right"
     crosses = next(path for style, _, path in predicted.paths if style == "cross")
     assert crosses.count("l.44") == judged.sum() - right

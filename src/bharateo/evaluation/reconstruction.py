@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Real, Shaped, UInt8
 from torch import Tensor
 
 from bharateo.chips.store import Dataset
 from bharateo.config import ModelConfig
-from bharateo.evaluation.baselines import Prediction, nearest_visible
-from bharateo.evaluation.evaluate import predict, seen_by_baselines
-from bharateo.models.heads import Batch, patch_mode
+from bharateo.evaluation.evaluate import MODEL, predictions
+from bharateo.landcover import IGNORE
+from bharateo.models.heads import Batch, Layer, patch_mode
 from bharateo.models.patches import Mask, unpatchify
 from bharateo.training.data import Window, fixed_batch, fixed_windows, window_ids
 from bharateo.training.run import Run
@@ -40,16 +40,29 @@ class Chip:
 
 
 @dataclass(frozen=True)
+class Made:
+    """A layer of a head on one chip: class ids of the patches (255 without a label), or values of
+    patches or pixels (NaN where nothing is known). The model's and the copy's are whole, and
+    only hidden patches of them are judged.
+    """
+
+    layer: Layer
+    true: Real[np.ndarray, "row col"]
+    predicted: Real[np.ndarray, "row col"]
+    nearest: Real[np.ndarray, "row col"]
+
+
+@dataclass(frozen=True)
 class Example(Chip):
     """A chip beside what a run and a copy make of its masked patches.
 
-    ``reconstruction`` and ``nearest`` hold the visible patches as given.
+    ``reconstruction`` and ``nearest`` hold the visible patches as given; None of a run that does
+    not rebuild the image. ``layers`` are what its heads say besides.
     """
 
-    reconstruction: Float[np.ndarray, "band row col"]
-    nearest: Float[np.ndarray, "band row col"]
-    predicted_class: UInt8[np.ndarray, "token_row token_col"]
-    nearest_class: UInt8[np.ndarray, "token_row token_col"]
+    reconstruction: Float[np.ndarray, "band row col"] | None
+    nearest: Float[np.ndarray, "band row col"] | None
+    layers: tuple[Made, ...] = ()
 
 
 def examples(run: Run, dataset: Dataset, split: str, count: int) -> list[Example]:
@@ -59,20 +72,44 @@ def examples(run: Run, dataset: Dataset, split: str, count: int) -> list[Example
     if not windows:
         return []
     batch, mask = fixed_batch(dataset, windows, config)
-    prediction, _ = predict(run, batch, mask)
-    copied = nearest_visible(seen_by_baselines(run, batch, mask))
-    rebuilt, copy = (_picture(run, batch, mask, made) for made in (prediction, copied))
-    grid = run.model.grid
+    made = predictions(run, batch, mask, ("nearest_visible",))
+    pictures: dict[str, np.ndarray] = {}
+    layers: list[list[Made]] = [[] for _ in windows]
+    for name, head in run.heads.by_name().items():
+        three = (head.target(batch, run.model), made[MODEL][name], made["nearest_visible"][name])
+        if head.rebuilds_image:
+            pictures = {
+                "reconstruction": _picture(run, batch, mask, three[1]),
+                "nearest": _picture(run, batch, mask, three[2]),
+            }
+        first = 0
+        for layer in head.layers():
+            values = slice(first, first + layer.num_values)
+            first = values.stop
+            drawn = [_drawn(layer, each[..., values], run.model.grid) for each in three]
+            for own, *some in zip(layers, *drawn, strict=True):
+                own.append(Made(layer, *some))
     return [
         Example(
             **vars(chip),
-            reconstruction=rebuilt[i],
-            nearest=copy[i],
-            predicted_class=_grid(mask.restore(prediction.classes)[i], grid),
-            nearest_class=_grid(mask.restore(copied.classes)[i], grid),
+            reconstruction=pictures["reconstruction"][i] if pictures else None,
+            nearest=pictures["nearest"][i] if pictures else None,
+            layers=tuple(layers[i]),
         )
         for i, chip in enumerate(_chips(dataset, split, windows, batch, mask))
     ]
+
+
+def _drawn(
+    layer: Layer, values: Shaped[Tensor, "batch token value"], grid: int
+) -> Real[np.ndarray, "batch row col"]:
+    """A layer's values as rows and columns of patches or of pixels; classes by their ids."""
+    if layer.classes:
+        unknown = values.nan_to_num().eq(0).all(2)  # a target without a label
+        ids = torch.tensor([each.id for each in layer.classes], dtype=torch.uint8)
+        values = ids[values.argmax(2)].masked_fill(unknown, IGNORE)[..., None]
+    drawn: np.ndarray = unpatchify(values, math.isqrt(values.shape[2]), grid)[:, 0].numpy()
+    return drawn
 
 
 def chips(dataset: Dataset, split: str, model: ModelConfig, count: int) -> list[Chip]:
@@ -118,12 +155,13 @@ def _varied(dataset: Dataset, split: str, chip_px: int, count: int) -> list[Wind
 
 
 def _picture(
-    run: Run, batch: Batch, mask: Mask, prediction: Prediction
+    run: Run, batch: Batch, mask: Mask, predicted: Float[Tensor, "batch token value"]
 ) -> Float[np.ndarray, "batch band row col"]:
-    """The chips with predicted pixels in the masked patches, in physical units."""
+    """The chips with predicted pixels (model units) in the masked patches, in physical units."""
     model = run.model
-    given, _ = model.patches(batch.image, batch.valid, mask.visible)
-    patches = mask.restore(torch.cat([given, prediction.pixels], 1))
+    every = torch.arange(model.num_tokens).expand_as(mask.order)
+    given, _ = model.patches(batch.image, batch.valid, every)
+    patches = torch.where(mask.hidden[..., None], predicted, given)
     image = unpatchify(patches, model.config.patch_px, model.grid)
     picture: np.ndarray = model.normalise.physical_units(image).numpy()
     return picture

@@ -9,51 +9,52 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float, Int64, Shaped
 
 from bharateo.evaluation.intervals import interval, resampled_blocks
-from bharateo.landcover import BHARATEO_CLASSES, NUM_CLASSES
+from bharateo.landcover import NUM_CLASSES
 from bharateo.results import Against, Scores
 
-CLASS_MEANS = ("balanced_accuracy", "macro_f1", "esa_balanced_acc_masked", "esa_macro_f1_masked")
+if TYPE_CHECKING:
+    from bharateo.models.heads import Head
+
+CLASS_MEANS = ("balanced_accuracy", "macro_f1")
 """Metrics that are means over classes."""
 
-_FIELDS = ("smooth_l1", "absolute", "scalars", "cross_entropy", "labelled")
-_CELLS = NUM_CLASSES**2
-_WIDTH = len(_FIELDS) + 2 * _CELLS
-Table = Float[np.ndarray, "block sum"]
+Sums = dict[str, np.ndarray]
+"""Of some ground, or of much at once: metric -> (sum, count), and the key of a confusion matrix ->
+counts of (true class, predicted class)."""
 Numbers = np.ndarray | np.number
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a head's predictions are scored by, and its weight in the loss."""
+
+    weight: float
+    head: type[Head]
 
 
 @dataclass
 class BlockSums:
-    """The sums of one predictor, by block.
+    """The sums of one predictor, by block."""
 
-    A row holds: summed SmoothL1 and absolute error of masked scalars and their number, summed
-    cross-entropy and number of labelled tokens, then the confusion matrices (true class, then
-    predicted) of masked and of visible tokens.
-    """
+    rows: dict[str, Sums] = field(default_factory=dict)
 
-    rows: dict[str, Float[np.ndarray, " sum"]] = field(default_factory=dict)
+    def add(self, block: str, sums: Mapping[str, Shaped[np.ndarray, "*shape"]]) -> None:
+        """Add one chip's sums to its block."""
+        row = self.rows.setdefault(block, {})
+        for name, values in sums.items():
+            row[name] = row.get(name, 0.0) + values.astype(np.float64)
 
-    def add(
-        self,
-        block: str,
-        sums: Mapping[str, float],
-        masked: Int64[np.ndarray, "true predicted"],
-        visible: Int64[np.ndarray, "true predicted"],
-    ) -> None:
-        """Add one chip's sums (named as in the class's docstring) to its block."""
-        row = self.rows.setdefault(block, np.zeros(_WIDTH))
-        row[: len(_FIELDS)] += [sums.get(name, np.nan) for name in _FIELDS]
-        row[len(_FIELDS) :] += np.concatenate([masked.reshape(-1), visible.reshape(-1)])
-
-    def table(self, blocks: list[str]) -> Table:
-        """The rows of these blocks."""
-        return np.stack([self.rows[block] for block in blocks])
+    def table(self, blocks: Sequence[str]) -> Sums:
+        """The sums of these blocks, (block, ...)."""
+        first = self.rows[blocks[0]]
+        return {name: np.stack([self.rows[block][name] for block in blocks]) for name in first}
 
 
 def confusion(
@@ -62,7 +63,7 @@ def confusion(
     """Counts of (true, predicted) class pairs, tokens without a label left out."""
     labelled = true < NUM_CLASSES
     pairs = true[labelled] * NUM_CLASSES + predicted[labelled]
-    return np.bincount(pairs, minlength=_CELLS).reshape(NUM_CLASSES, NUM_CLASSES)
+    return np.bincount(pairs, minlength=NUM_CLASSES**2).reshape(NUM_CLASSES, NUM_CLASSES)
 
 
 def class_metrics(
@@ -83,8 +84,8 @@ def class_metrics(
     f1 = np.where(here, _f1(cells), _f1(whole))
     return {
         "accuracy": _accuracy(cells),
-        "balanced_accuracy": _ratio(np.where(present, recall, 0).sum(-1), present.sum(-1)),
-        "macro_f1": _ratio(np.where(present, f1, 0).sum(-1), present.sum(-1)),
+        "balanced_accuracy": _divided(np.where(present, recall, 0).sum(-1), present.sum(-1)),
+        "macro_f1": _divided(np.where(present, f1, 0).sum(-1), present.sum(-1)),
     }
 
 
@@ -106,115 +107,116 @@ def one_block_classes(
 
 
 def metrics(
-    sums: Float[np.ndarray, "*lead sum"],
-    weights: Mapping[str, float],
-    whole: Float[np.ndarray, " sum"] | None = None,
+    sums: Sums, tasks: Mapping[str, Task], whole: Sums | None = None
 ) -> dict[str, Float[np.ndarray, "*lead"]]:
-    """Every metric of one row of sums, or of many at once; NaN where there is nothing to measure.
+    """``loss`` and every metric of sums; NaN where there is nothing to measure.
 
-    ``weights`` are the heads' weights in ``loss``; ``whole`` is the row of all ground, for means
-    over classes of resampled ground (see ``class_metrics``).
+    ``whole`` are the sums of all ground, for means over classes of resampled ground (see
+    ``class_metrics``). The parts of the loss stand first.
     """
-    named = {name: sums[..., i] for i, name in enumerate(_FIELDS)}
-    masked, visible = _cells(sums)
-    smooth_l1 = _ratio(named["smooth_l1"], named["scalars"])
-    cross_entropy = _ratio(named["cross_entropy"], named["labelled"])
-    loss = np.zeros_like(smooth_l1)
-    for head, value in (("pixels", smooth_l1), ("landcover", cross_entropy)):
-        loss += weights[head] * value if head in weights else 0.0
-    by_class = class_metrics(masked, None if whole is None else _cells(whole)[0])
-    return {
-        "loss": loss,
-        "rec_smooth_l1": smooth_l1,
-        "esa_ce": cross_entropy,
-        "masked_mae": _ratio(named["absolute"], named["scalars"]),
-        "esa_acc": _accuracy(masked + visible),
-        "esa_acc_masked": by_class["accuracy"],
-        "esa_acc_visible": _accuracy(visible),
-        "esa_balanced_acc_masked": by_class["balanced_accuracy"],
-        "esa_macro_f1_masked": by_class["macro_f1"],
-    }
+    losses = {task.head.loss_metric: ratio(sums[task.head.loss_metric]) for task in tasks.values()}
+    total = sum(task.weight * losses[task.head.loss_metric] for task in tasks.values())
+    found = {"loss": np.asarray(total), **losses}
+    for task in tasks.values():
+        key = task.head.confusion_key
+        by_class = class_metrics(sums[key], None if whole is None else whole[key]) if key else {}
+        for metric in task.head.metrics:
+            mean = metric.mean_over_classes
+            found[metric.name] = by_class[mean] if mean else ratio(sums[metric.name])
+    return found
 
 
-def report(table: Table, weights: Mapping[str, float], key: str) -> Scores:
+def report(table: Sums, tasks: Mapping[str, Task], key: str) -> Scores:
     """Metrics of a set of blocks with 95 % intervals over the blocks.
 
     ``key`` seeds the resampling, so that the same blocks give the same intervals and all
     predictors are resampled alike. ``no_interval`` says which measured metrics have none, and why.
     """
-    whole = table.sum(0)
-    measured = _with_intervals(
-        metrics(whole, weights),
-        metrics(resample(table, key), weights, whole),
-        metrics(table, weights),
-        one_block_classes(_cells(table)[0], [each.name for each in BHARATEO_CLASSES]),
+    whole = {name: sums.sum(0) for name, sums in table.items()}
+    one_block: dict[str, Sequence[str]] = {}
+    counts: dict[str, Any] = {}
+    for task in tasks.values():
+        if not task.head.confusion_key:
+            continue
+        cells = table[task.head.confusion_key]
+        alone = one_block_classes(cells, [each.name for each in task.head.classes])
+        one_block |= {each.name: alone for each in task.head.metrics if each.mean_over_classes}
+        counts[task.head.confusion_key] = cells.sum(0).astype(int).tolist()
+    figures = _with_intervals(
+        metrics(whole, tasks),
+        metrics(resample(table, key), tasks, whole),
+        metrics(table, tasks),
+        one_block,
     )
-    return Scores(**measured, confusion_masked=_cells(whole)[0].astype(int).tolist())
+    return Scores(**figures, **counts)
 
 
-def against(model: Table, baseline: Table, key: str) -> Against:
-    """The model beside a baseline on the same blocks: ratio of masked MAE, gain in accuracy."""
+def against(model: Sums, baseline: Sums, tasks: Mapping[str, Task], key: str) -> Against:
+    """The model beside a baseline on the same blocks, by the metrics that are set against it."""
+    compared = [each for task in tasks.values() for each in task.head.metrics if each.against]
 
-    def compare(ours: np.ndarray, theirs: np.ndarray) -> dict[str, np.ndarray]:
-        mine, other = metrics(ours, {}), metrics(theirs, {})
-        return {
-            "masked_mae_ratio": _ratio(mine["masked_mae"], other["masked_mae"]),
-            "esa_acc_masked_gain": mine["esa_acc_masked"] - other["esa_acc_masked"],
-        }
+    def compare(ours: Sums, theirs: Sums) -> dict[str, np.ndarray]:
+        found = {}
+        for metric in compared:
+            mine, other = ratio(ours[metric.name]), ratio(theirs[metric.name])
+            name = f"{metric.name}_{metric.against}"
+            set_off = _divided(mine, other) if metric.against == "ratio" else mine - other
+            found[name] = np.asarray(set_off)
+        return found
 
-    measured = metrics(model, {})
+    wholes = ({name: sums.sum(0) for name, sums in table.items()} for table in (model, baseline))
     return Against(**_with_intervals(
-        compare(model.sum(0), baseline.sum(0)),
+        compare(*wholes),
         compare(resample(model, key), resample(baseline, key)),
-        {"masked_mae_ratio": measured["masked_mae"],
-         "esa_acc_masked_gain": measured["esa_acc_masked"]},
+        {f"{each.name}_{each.against}": ratio(model[each.name]) for each in compared},
     ))  # fmt: skip
 
 
-def resample(table: Table, key: str) -> Float[np.ndarray, "resample sum"]:
+def resample(table: Sums, key: str) -> Sums:
     """Sums of as many blocks drawn with replacement, once a resample."""
-    return resampled_blocks(len(table), key) @ table
+    draws = resampled_blocks(len(next(iter(table.values()))), key)
+    return {name: np.tensordot(draws, sums, 1) for name, sums in table.items()}
 
 
 def _with_intervals(
     values: Mapping[str, np.ndarray],
     resampled: Mapping[str, Float[np.ndarray, " resample"]],
     by_block: Mapping[str, Float[np.ndarray, " block"]],
-    one_block: Sequence[str] = (),
+    one_block: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    record: dict[str, Any] = {}
+    """Figures with their intervals, and why others have none; ``one_block`` are a metric's classes
+    that lie in a single block.
+    """
+    figures: dict[str, Any] = {}
     reasons = {}
     for name, value in values.items():
         num_blocks = int((~np.isnan(by_block[name])).sum())
         measured = not np.isnan(value)
-        alone = one_block if name in CLASS_MEANS else ()
-        bounds, reason = interval(value, resampled[name], num_blocks, alone)
-        record[name] = float(value) if measured else None
-        record[f"{name}_ci95"] = bounds
+        bounds, reason = interval(value, resampled[name], num_blocks, one_block.get(name, ()))
+        figures[name] = float(value) if measured else None
+        figures[f"{name}_ci95"] = bounds
         if measured and reason:
             reasons[name] = reason
-    return record | {"no_interval": reasons}
+    return {"no_interval": reasons, **figures}
 
 
-def _cells(sums: Float[np.ndarray, "*lead sum"]) -> tuple[np.ndarray, np.ndarray]:
-    """The confusion matrices of masked and of visible tokens."""
-    shape = (*sums.shape[:-1], 2, NUM_CLASSES, NUM_CLASSES)
-    cells = sums[..., len(_FIELDS) :].reshape(shape)
-    return cells[..., 0, :, :], cells[..., 1, :, :]
+def ratio(sums: Float[np.ndarray, "*lead sum"]) -> Float[np.ndarray, "*lead"]:
+    """A metric of its (sum, count), NaN where there is nothing to measure."""
+    return _divided(sums[..., 0], sums[..., 1])
 
 
-def _ratio(total: Numbers, count: Numbers) -> np.ndarray:
+def _divided(total: Numbers, count: Numbers) -> np.ndarray:
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(count > 0, total / count, np.nan)
 
 
 def _accuracy(cells: np.ndarray) -> np.ndarray:
-    return _ratio(np.trace(cells, axis1=-2, axis2=-1), cells.sum((-2, -1)))
+    return _divided(np.trace(cells, axis1=-2, axis2=-1), cells.sum((-2, -1)))
 
 
 def _recall(cells: np.ndarray) -> np.ndarray:
-    return _ratio(np.diagonal(cells, axis1=-2, axis2=-1), cells.sum(-1))
+    return _divided(np.diagonal(cells, axis1=-2, axis2=-1), cells.sum(-1))
 
 
 def _f1(cells: np.ndarray) -> np.ndarray:
-    return _ratio(2 * np.diagonal(cells, axis1=-2, axis2=-1), cells.sum(-1) + cells.sum(-2))
+    return _divided(2 * np.diagonal(cells, axis1=-2, axis2=-1), cells.sum(-1) + cells.sum(-2))

@@ -20,14 +20,13 @@ from odc.geo.geobox import GeoBox
 from torch import Tensor
 
 from bharateo.chips.store import SPLITS, Dataset
-from bharateo.evaluation.baselines import nearest_visible
-from bharateo.evaluation.evaluate import predict, seen_by_baselines
+from bharateo.evaluation.evaluate import MODEL, predictions
 from bharateo.geography import to_lonlat
 from bharateo.inference.encoder import CHIPS_AT_ONCE, FrozenEncoder
 from bharateo.inference.inputs import RasterInput
 from bharateo.inference.tiles import CellGrid, TokenGrid, blended_squares
 from bharateo.landcover import NUM_CLASSES, patch_class_counts
-from bharateo.models.heads import Batch, LandCoverHead
+from bharateo.models.heads import Batch
 from bharateo.models.patches import Mask, num_masked
 from bharateo.report.ground import outlines
 from bharateo.report.panels import Outline
@@ -114,9 +113,8 @@ class PatchModel:
 
     def __init__(self, run: Run) -> None:
         self.run, self._encoder = run, FrozenEncoder.of_run(run)
-        heads = list(run.heads.values())
-        self._has_classes = any(isinstance(head, LandCoverHead) for head in heads)
-        self._has_pixels = any(head.rebuilds_image for head in heads)
+        self._has_classes = run.heads.land_cover is not None
+        self._has_pixels = run.heads.rebuilding is not None
         self.chip_px, self.patch_px = run.model.config.chip_px, run.model.config.patch_px
         # A pass, and the distance of its windows in tokens: half a chip, or a whole one.
         self.passes = ((self.visible, None), (self.hidden, self.chip_px // self.patch_px))
@@ -177,16 +175,19 @@ def masked_errors(
     times = torch.zeros(model.num_tokens)
     counts = torch.zeros(num_chips, model.num_tokens, NUM_CLASSES, dtype=torch.int64)
     batch = Batch(image, valid, counts, torch.arange(num_chips))
+    found = [(name, head) for name, head in run.heads.by_name().items() if head.rebuilds_image]
+    if not found:
+        return total
+    name, head = found[0]
+    target = head.target(batch, model)  # in model units, NaN where a pixel is invalid
     for one in covering_masks(model.num_tokens, model.config.mask_ratio):
-        mask = Mask(one.order.expand(num_chips, -1), one.num_visible)
-        target, known = model.patches(image, valid, mask.masked)
-        copy = nearest_visible(seen_by_baselines(run, batch, mask))
-        for column, prediction in enumerate((predict(run, batch, mask)[0], copy)):
-            off = (prediction.pixels - target).abs().unflatten(2, (model.num_bands, -1))
-            off = off * model.normalise.std[:, None] * known[:, :, None]
-            mean = off.mean(2).sum(2) / known.sum(2).clamp(min=1)
-            total[:, one.masked[0], column] += mean
-        times[one.masked[0]] += 1
+        mask, hidden = Mask(one.order.expand(num_chips, -1), one.num_visible), one.masked[0]
+        made = predictions(run, batch, mask, ("nearest_visible",))
+        for column, predicted in enumerate((made[MODEL][name], made["nearest_visible"][name])):
+            off = (predicted - target)[:, hidden].abs().unflatten(2, (model.num_bands, -1))
+            off = (off * model.normalise.std[:, None]).mean(2)
+            total[:, hidden, column] += off.nansum(2) / off.isfinite().sum(2).clamp(min=1)
+        times[hidden] += 1
     return total / times[:, None]
 
 

@@ -117,7 +117,7 @@ def _made(
             "worker": zipped(worker),
         }),
     }  # fmt: skip
-    rebuilds = any(head.rebuilds_image for head in run.heads.values())
+    rebuilds = run.heads.rebuilding is not None
     if rebuilds:
         model = folder / "model.onnx"
         if not model.exists():

@@ -11,6 +11,7 @@ from typing import Any
 import jinja2
 import yaml
 
+from bharateo.models.heads import declared_metrics
 from bharateo.results import EVALUATION_FILE, PROBES_FILE, Evaluation, Probes, read_result
 from bharateo.training.run import Run
 
@@ -23,12 +24,6 @@ _PREDICTORS = {
     "mean_colour": "mean of the visible tokens",
     "majority": "majority class, mean colour",
 }
-_METRICS = {
-    "masked_mae": "mean absolute error (input's unit)",
-    "esa_acc_masked": "class accuracy",
-    "esa_macro_f1_masked": "class macro-F1",
-}
-
 _PROBE_METRICS = {
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
@@ -58,7 +53,7 @@ def model_card(run: Run, licence: str | None = None) -> str:
         dataset=Path(run.contract.dataset.path).name,
         tokens_per_chip=account.tokens_per_chip,
         account=account.rows(),
-        scores=list(map(_Markdown, (*_reconstruction_tables(run.path), *_probe_tables(run.path)))),
+        scores=list(map(_Markdown, (*_reconstruction_tables(run), *_probe_tables(run.path)))),
     )
     return f"---\n{yaml.safe_dump(header, sort_keys=False)}---\n{body}"
 
@@ -108,27 +103,29 @@ def _bands(run: Run) -> list[Mapping[str, Any]]:
     ]
 
 
-def _reconstruction_tables(folder: Path) -> list[str]:
+def _reconstruction_tables(run: Run) -> list[str]:
     """Masked patches rebuilt and classified, the model beside its baselines."""
-    if not (folder / EVALUATION_FILE).exists():
+    if not (run.path / EVALUATION_FILE).exists():
         return []
     tables = []
-    evaluation = read_result(Evaluation, folder / EVALUATION_FILE, "bharateo evaluate")
+    evaluation = read_result(Evaluation, run.path / EVALUATION_FILE, "bharateo evaluate")
+    declared = evaluation.with_metrics(declared_metrics(run.contract.heads)).metrics
+    metrics = [each for each in declared if each.shown and each.baselines == "ranked"]
     for split, scores in evaluation.splits.items():
         rows = {"model": scores.model, **scores.baselines}
         table = _table(
-            ["masked patches", *_METRICS.values()],
+            ["masked patches", *(markdown_text(each.title) for each in metrics)],
             [
                 [shown, *(_with_interval(rows[name].value(metric), rows[name].interval(metric))
-                          for metric in _METRICS)]
+                          for metric in (each.name for each in metrics))]
                 for name, shown in _PREDICTORS.items()
                 if name in rows
             ],
         )  # fmt: skip
         model = scores.model
         intervals = _said_of_intervals(
-            any(model.interval(metric) for metric in _METRICS),
-            [model.no_interval.get(metric) for metric in _METRICS],
+            any(model.interval(each.name) for each in metrics),
+            [model.no_interval.get(each.name) for each in metrics],
         )
         tables.append(
             f"Masked patches of the {markdown_text(split)} split ({scores.num_chips} chips on "

@@ -8,7 +8,8 @@ Two graphs, both fp32, of any number of chips, in physical units:
 ``autoencoder``: also ``visible`` (batch, num_visible) and ``masked`` (batch, num_masked) int64 in,
 which together hold every token's index once. Out come ``reconstruction`` (batch, band, row, col),
 the image with its masked patches predicted and its missing pixels filled, and ``classes``
-(batch, token, cls), probabilities, tokens row-major; each only if the run has that head.
+(batch, token, cls), probabilities, tokens row-major; each only if the run has that head. Any other
+layer of a head comes out under its name, (batch, token, value).
 
 The file's metadata say what it may be fed: bands, unit, statistics, sizes, classes, attribution.
 """
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,7 +29,8 @@ from torch import Tensor, nn
 
 from bharateo.errors import ConfigError, RunError
 from bharateo.files import write_bytes
-from bharateo.models.heads import LandCoverHead, PixelHead
+from bharateo.landcover import BHARATEO_CLASSES
+from bharateo.models.heads import Layer
 from bharateo.models.patches import Mask, unpatchify
 from bharateo.outputs import beginning_with, check_outputs
 from bharateo.training.run import Run
@@ -65,11 +68,10 @@ class AutoencoderGraph(nn.Module):
     def __init__(self, run: Run) -> None:
         super().__init__()
         self.model = run.model
-        heads = {type(head): head for head in run.heads.values()}
-        self.pixels: Any = heads.get(PixelHead)
-        self.landcover: Any = heads.get(LandCoverHead)
-        named = {"reconstruction": self.pixels, "classes": self.landcover}
-        self.outputs = tuple(output for output, head in named.items() if head)
+        self.heads = run.heads
+        layers = (layer for head in self.heads.by_name().values() for layer in head.layers())
+        rebuilt = ["reconstruction"] if self.heads.rebuilding else []
+        self.outputs = (*rebuilt, *map(layer_name, layers))
 
     def forward(
         self, image: Tensor, valid: Tensor, visible: Tensor, masked: Tensor
@@ -78,17 +80,28 @@ class AutoencoderGraph(nn.Module):
         mask = Mask(torch.cat([visible, masked], 1), visible.shape[1])
         tokens = self.model(image, valid, mask)
         outputs = []
-        if self.pixels:
-            predicted = self.pixels.predict(tokens.masked)
+        if self.heads.rebuilding:
+            predicted = self.heads.rebuilding.predict(tokens.masked)
             patches = torch.cat([tokens.patches[:, : mask.num_visible], predicted], 1)
             normalised = unpatchify(
                 mask.restore(patches), self.model.config.patch_px, self.model.grid
             )
             outputs.append(self.model.normalise.physical_units(normalised))
-        if self.landcover:
-            logits = self.landcover.predict(tokens.values)
-            outputs.append(mask.restore(logits).softmax(2))
+        for head in self.heads.by_name().values():
+            if not (layers := head.layers()):
+                continue
+            predicted = mask.restore(head.predict(tokens.values))
+            parts = predicted.split([layer.num_values for layer in layers], 2)
+            for layer, values in zip(layers, parts, strict=True):
+                outputs.append(values.softmax(2) if layer.classes else values)
         return tuple(outputs)
+
+
+def layer_name(layer: Layer) -> str:
+    """The output of a head's layer, e.g. ``ndvi``; ``classes`` of the land-cover classes."""
+    if layer.classes == BHARATEO_CLASSES:
+        return "classes"
+    return re.sub(r"\W+", "_", layer.name.lower())
 
 
 def write_onnx(run: Run, path: Path, what: What = "encoder") -> float:

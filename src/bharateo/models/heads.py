@@ -8,7 +8,16 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, ClassVar, Literal, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    Protocol,
+    cast,
+    get_type_hints,
+    runtime_checkable,
+)
 
 import torch
 from jaxtyping import Bool, Float, Int64, Shaped
@@ -80,6 +89,8 @@ class Head(nn.Module):
 
     loss_metric: ClassVar[str]
     metrics: ClassVar[tuple[Metric, ...]]
+    classes: ClassVar[tuple[LandCoverClass, ...]] = ()
+    """Those that it tells apart, if it does; ``confusion`` counts them."""
     confusion_key: ClassVar[str] = ""
     """The key of the confusion matrix in files, of a head that tells classes apart."""
     rebuilds_image: ClassVar[bool] = False
@@ -165,6 +176,7 @@ class PixelHead(Head):
             title="SmoothL1",
             better="lower",
             meaning="SmoothL1 over pixels and bands of masked patches, in model units",
+            shown=False,
         ),
         Metric(
             name="masked_mae",
@@ -173,6 +185,9 @@ class PixelHead(Head):
             meaning="mean absolute error over pixels and bands of masked patches, in the unit of "
             "the input",
             phrase="masked MAE",
+            subject="pixels",
+            sentence="rebuilds hidden pixels with a mean absolute error of {}, against {} for the "
+            "copy",
             against="ratio",
         ),
     )
@@ -249,6 +264,7 @@ class LandCoverHead(Head):
             better="lower",
             meaning="cross-entropy of the patch class, masked and visible patches together",
             baselines="none",
+            shown=False,
         ),
         Metric(
             name="esa_acc",
@@ -265,6 +281,9 @@ class LandCoverHead(Head):
             unit="%",
             meaning="masked patches whose most frequent class is named right",
             phrase="masked class accuracy",
+            subject="patch classes",
+            sentence="names the land cover of {} of the hidden patches, against {} for copying the "
+            "nearest visible patch",
             against="gain",
         ),
         Metric(
@@ -293,6 +312,7 @@ class LandCoverHead(Head):
             mean_over_classes="macro_f1",
         ),
     )
+    classes = BHARATEO_CLASSES
     confusion_key = "confusion_masked"
 
     def __init__(
@@ -305,7 +325,7 @@ class LandCoverHead(Head):
 
     def layers(self) -> tuple[Layer, ...]:
         """The land-cover classes."""
-        return (Layer("land cover", NUM_CLASSES, classes=BHARATEO_CLASSES),)
+        return (Layer("land cover", NUM_CLASSES, classes=self.classes),)
 
     def target(self, batch: Batch, model: MaskedAutoencoder) -> Int64[Tensor, "batch token cls"]:
         """Labelled pixels of every class, none where nothing is labelled."""
@@ -380,7 +400,46 @@ def patch_mode(counts: Int64[Tensor, "batch token cls"]) -> Int64[Tensor, "batch
 HEADS: dict[str, type[Head]] = {"pixels": PixelHead, "landcover": LandCoverHead}
 
 
-def build_heads(heads: Mapping[str, HeadConfig], model: MaskedAutoencoder) -> nn.ModuleDict:
+@runtime_checkable
+class Weighted(Protocol):
+    """What is known of a head in a configuration and in a contract."""
+
+    @property
+    def weight(self) -> float:
+        """Its weight in the loss."""
+        ...
+
+
+def declared_metrics(heads: Mapping[str, Weighted]) -> list[Metric]:
+    """The metrics of configured heads, as they stand in files of scores."""
+    found = []
+    for name in (each for each in heads if each in HEADS):
+        for metric in HEADS[name].metrics:
+            weight = heads[name].weight if metric.name == HEADS[name].loss_metric else None
+            found.append(metric.model_copy(update={"head": name, "weight": weight}))
+    return found
+
+
+class Heads(nn.ModuleDict):
+    """Heads of one model by name."""
+
+    def by_name(self) -> dict[str, Head]:
+        """Every head, in the order of the configuration."""
+        return cast(dict[str, Head], dict(self.items()))
+
+    @property
+    def rebuilding(self) -> Head | None:
+        """The one that rebuilds the image, if any does."""
+        return next((head for head in self.by_name().values() if head.rebuilds_image), None)
+
+    @property
+    def land_cover(self) -> Head | None:
+        """The one that tells the land-cover classes apart, if any does."""
+        every = self.by_name().values()
+        return next((head for head in every if head.classes == BHARATEO_CLASSES), None)
+
+
+def build_heads(heads: Mapping[str, HeadConfig], model: MaskedAutoencoder) -> Heads:
     """The configured heads.
 
     Raises:
@@ -394,7 +453,7 @@ def build_heads(heads: Mapping[str, HeadConfig], model: MaskedAutoencoder) -> nn
             )
         options = checked_options(HEADS[name], config.options, f"heads.{name}.options")
         built[name] = HEADS[name](model, **options).apply(model.init_weights)
-    return nn.ModuleDict(built)
+    return Heads(built)
 
 
 def checked_options(head: type[Head], options: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from bharateo.config import HeadConfig
-from bharateo.models.heads import HEADS, Batch, Head, Sums
+from bharateo.models.heads import HEADS, Batch, Heads, Sums
 from bharateo.models.mae import MaskedAutoencoder
 from bharateo.models.patches import Mask
 
@@ -21,7 +20,7 @@ class Objective(nn.Module):
     """
 
     def __init__(
-        self, model: MaskedAutoencoder, heads: nn.ModuleDict, weights: Mapping[str, HeadConfig]
+        self, model: MaskedAutoencoder, heads: Heads, weights: Mapping[str, HeadConfig]
     ) -> None:
         super().__init__()
         self.model, self.heads = model, heads
@@ -29,7 +28,7 @@ class Objective(nn.Module):
 
     def counts(self, batch: Batch, mask: Mask) -> Tensor:
         """The heads' numbers of targets in a batch, float64 (head,)."""
-        heads = map(self._head, self.heads)
+        heads = self.heads.by_name().values()
         return torch.stack([head.count(batch, mask, self.model) for head in heads]).double()
 
     def forward(self, batch: Batch, mask: Mask, counts: Tensor) -> tuple[Tensor, Sums]:
@@ -40,15 +39,12 @@ class Objective(nn.Module):
         tokens = self.model(batch.image, batch.valid, mask)
         loss = torch.zeros((), device=counts.device)
         sums: Sums = {}
-        for name, count in zip(self.heads, counts.clamp(min=1).float(), strict=True):
-            head = self._head(name)
+        heads = self.heads.by_name().items()
+        for (name, head), count in zip(heads, counts.clamp(min=1).float(), strict=True):
             metrics = head(tokens, batch, self.model)
             loss = loss + self.weights[name] * metrics[head.loss_metric][0] / count
             sums |= {key: (total.detach(), n) for key, (total, n) in metrics.items()}
         return loss, sums
-
-    def _head(self, name: str) -> Head:
-        return cast(Head, self.heads[name])
 
 
 def weighted_loss(means: Mapping[str, float], weights: Mapping[str, HeadConfig]) -> float:

@@ -41,7 +41,7 @@ def shown(dataset: Dataset) -> dict[str, Any]:
         "several": len(sensor.composites) > 1,
         "stretches": "; ".join(render.stretch_note(sensor, name) for name in sensor.composites),
         "scheme": dataset.info["class_scheme"],
-        "legend": [(panels.class_name(c.id), panels.class_css(c.id)) for c in BHARATEO_CLASSES],
+        "legend": panels.class_legend(BHARATEO_CLASSES),
     }
 
 

@@ -19,6 +19,7 @@ from markupsafe import Markup
 from bharateo.chips.store import RECIPE_FILE, Dataset
 from bharateo.errors import ConfigError, RunError
 from bharateo.files import read_bytes, write_text
+from bharateo.landcover import BHARATEO_CLASSES
 from bharateo.outputs import beginning_with, check_outputs
 from bharateo.plain_yaml import parse_yaml, write_yaml
 from bharateo.report import ground, panels, probes, render, scores
@@ -103,6 +104,7 @@ def read_run(run: Path) -> RunFiles:
     Raises:
         RunError: one is missing or unreadable; the message says what makes it.
     """
+    from bharateo.models.heads import declared_metrics
     from bharateo.training.contract import Epoch, read_rows
 
     for name, verb in (
@@ -114,10 +116,12 @@ def read_run(run: Path) -> RunFiles:
         if not (run / name).exists():
             raise RunError(f"{run / name} is missing: run `bharateo {verb}` first")
     provenance, probed = run / PROVENANCE_FILE, run / PROBES_FILE
+    contract = read_contract(run)
+    evaluation = read_result(Evaluation, run / EVALUATION_FILE, "bharateo evaluate")
     return RunFiles(
-        read_contract(run),
+        contract,
         read_rows(run / HISTORY_FILE, Epoch),
-        read_result(Evaluation, run / EVALUATION_FILE, "bharateo evaluate"),
+        evaluation.with_metrics(declared_metrics(contract.heads)),
         _text(run / CONFIG_FILE),
         read_result(Provenance, provenance, "bharateo demo")
         if provenance.exists()
@@ -147,7 +151,8 @@ def article(
         **ground.regions(dataset),
         **chips(dataset, examples),
         **reconstructions(dataset, examples),
-        curves=scores.curves(files.history, files.contract, files.evaluation),
+        curves=scores.curves(files.history, files.evaluation),
+        minimised=scores.minimised(files.evaluation),
         probes=probes.section(files.probes) if files.probes else None,
         **scores.all_numbers(files.evaluation),
         accounting=list(files.contract.accounting.rows()),
@@ -203,8 +208,8 @@ def _opening(files: RunFiles, dataset: Dataset, why: str | None) -> dict[str, An
             f"was trained for {scores.plural(len(files.history), 'epoch')} on "
             f"{contract.sensor.title}{over}."
         ),
-        "headline": f"On {on} {scores.headline(of_split)}.",
-        "verdict": scores.verdict(of_split),
+        "headline": f"On {on} {scores.headline(of_split, scores.metrics_of(evaluation))}.",
+        "verdict": scores.verdict(of_split, scores.metrics_of(evaluation)),
         "only_train": list(evaluation.splits) == ["train"] and own,
         "other_dataset": not own,
         "source": pixels,
@@ -231,12 +236,16 @@ def chips(dataset: Dataset, examples: Sequence[Chip]) -> dict[str, Any]:
 
 
 def reconstructions(dataset: Dataset, examples: Sequence[Example]) -> dict[str, Any]:
-    """What a run makes of chips: pixels, errors and classes."""
+    """What a run makes of chips: pixels and their errors, classes, and its heads' other layers."""
     sensor = dataset.sensor
     errors = [
-        panels.absolute_error(e, made) for e in examples for made in (e.reconstruction, e.nearest)
+        panels.absolute_error(example, made)
+        for example in examples
+        for made in (example.reconstruction, example.nearest)
+        if made is not None
     ]
     top = panels.error_top(errors)
+    layers = [made.layer for made in examples[0].layers] if examples else []
     return {
         "examples": [
             {
@@ -249,6 +258,20 @@ def reconstructions(dataset: Dataset, examples: Sequence[Example]) -> dict[str, 
                 "classes": panels.class_panels(example),
             }
             for example in examples
+        ],
+        "layers": [
+            {
+                "name": layer.name,
+                "legend": panels.class_legend(layer.classes),
+                "unit": layer.unit,
+                "low_high": layer.range,
+                "chips": [
+                    (example.chip, panels.layer_panels(example, example.layers[number]))
+                    for example in examples
+                ],
+            }
+            for number, layer in enumerate(layers)
+            if layer.classes != BHARATEO_CLASSES  # which have their own place
         ],
         "ramp": Markup(render.ramp_css()),
         "error_top": f"{top:g}",

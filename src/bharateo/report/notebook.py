@@ -102,8 +102,11 @@ def show_curves(run: Run) -> Figure:
         RunError: the run has not been evaluated.
     """
     files = html.read_run(run.path)
-    charts = scores.curves(files.history, files.contract, files.evaluation)
-    return _block("learning curves", "curves", curves=charts, sensor=run.sensor)
+    charts = scores.curves(files.history, files.evaluation)
+    minimised = scores.minimised(files.evaluation)
+    return _block(
+        "learning curves", "curves", curves=charts, minimised=minimised, sensor=run.sensor
+    )
 
 
 def show_reconstructions(run: Run, dataset: Dataset, count: int = 3) -> Figure:

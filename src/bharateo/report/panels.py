@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Bool, Float, Float32, UInt8
 
-from bharateo.landcover import BHARATEO_CLASSES, IGNORE, NUM_CLASSES
+from bharateo.landcover import BHARATEO_CLASSES, IGNORE, LandCoverClass
 from bharateo.report import render
 from bharateo.sensor import Sensor
 
 if TYPE_CHECKING:
-    from bharateo.evaluation.reconstruction import Chip, Example
+    from bharateo.evaluation.reconstruction import Chip, Example, Made
 
 
 @dataclass(frozen=True)
@@ -54,18 +54,28 @@ def class_name(class_id: int) -> str:
     return BHARATEO_CLASSES[class_id].name.replace("_", " ")
 
 
-def class_css(class_id: int) -> str:
+def css(each: LandCoverClass) -> str:
     """A class's colour in CSS."""
-    return "#{:02x}{:02x}{:02x}".format(*BHARATEO_CLASSES[class_id].colour)
+    return "#{:02x}{:02x}{:02x}".format(*each.colour)
 
 
-def shares(class_ids: UInt8[np.ndarray, "*shape"], most: int = 3) -> str:
+def class_css(class_id: int) -> str:
+    """A BharatEO class's colour in CSS."""
+    return css(BHARATEO_CLASSES[class_id])
+
+
+def shares(
+    class_ids: UInt8[np.ndarray, "*shape"],
+    most: int = 3,
+    classes: Sequence[LandCoverClass] = BHARATEO_CLASSES,
+) -> str:
     """The commonest classes in words, e.g. ``62 % built up, 20 % tree``."""
-    counts = np.bincount(class_ids.reshape(-1), minlength=256)[:NUM_CLASSES]
+    names = {each.id: each.name.replace("_", " ") for each in classes}
+    counts = np.bincount(class_ids.reshape(-1), minlength=256)[:IGNORE]
     if not counts.any():
         return "no labelled pixel"
     top = [int(i) for i in np.argsort(-counts, kind="stable")[:most] if counts[i]]
-    return ", ".join(f"{100 * counts[i] / counts.sum():.0f} % {class_name(i)}" for i in top)
+    return ", ".join(f"{100 * counts[i] / counts.sum():.0f} % {names[i]}" for i in top)
 
 
 def picture(
@@ -87,21 +97,22 @@ def token_lines(rows: int, cols: int, patch_px: int) -> tuple[str, str, str]:
 
 
 def class_grid(
-    classes: UInt8[np.ndarray, "token_row token_col"],
+    class_ids: UInt8[np.ndarray, "token_row token_col"],
     label: str,
     alt: str,
     hidden: Bool[np.ndarray, "token_row token_col"] | None = None,
     wrong: Bool[np.ndarray, "token_row token_col"] | None = None,
+    classes: Sequence[LandCoverClass] = BHARATEO_CLASSES,
 ) -> Panel:
     """Patch classes as coloured squares; visible ones small, wrong ones crossed out."""
-    paths = []
-    for class_id in np.unique(classes):
+    paths, colours = [], {each.id: css(each) for each in classes}
+    for class_id in np.unique(class_ids):
         squares = ""
-        for row, col in zip(*np.nonzero(classes == class_id), strict=True):
+        for row, col in zip(*np.nonzero(class_ids == class_id), strict=True):
             margin = 0.03 if hidden is None or hidden[row, col] else 0.31
             side = 1 - 2 * margin
             squares += f"M{col + margin:g} {row + margin:g}h{side:g}v{side:g}h-{side:g}z"
-        fill = "url(#no-label)" if class_id == IGNORE else class_css(int(class_id))
+        fill = "url(#no-label)" if class_id == IGNORE else colours[int(class_id)]
         paths.append(("", fill, squares))
     if wrong is not None and wrong.any():
         crosses = "".join(
@@ -109,7 +120,7 @@ def class_grid(
             for row, col in zip(*np.nonzero(wrong), strict=True)
         )
         paths += [("cross-halo", "", crosses), ("cross", "", crosses)]
-    rows, cols = classes.shape
+    rows, cols = class_ids.shape
     return Panel(label, alt, rows, cols, paths=paths, style="panel tokens")
 
 
@@ -251,6 +262,8 @@ def reconstruction_panels(example: Example, sensor: Sensor, composite: str) -> l
         (example.reconstruction, "reconstruction"),
         (example.nearest, "nearest-visible copy"),
     ):
+        if made is None:
+            continue
         mae = _mean(absolute_error(example, made))
         alt = f"The {name}: mean absolute error {mae} in the masked patches{note}"
         rgb = render.composite_rgb(made, sensor, example.valid, composite)
@@ -262,6 +275,8 @@ def error_panels(example: Example, top: float) -> list[Panel]:
     """Absolute error of the reconstruction and of the copy over all bands, ``top`` brightest."""
     found = []
     for made, name in ((example.reconstruction, "error"), (example.nearest, "copy's error")):
+        if made is None:
+            continue
         error = absolute_error(example, made)
         judged, mean = np.isfinite(error), _mean(error)
         worst = f"largest {error[judged].max():.3g}" if judged.any() else "no valid pixel"
@@ -277,13 +292,50 @@ def _mean(error: Float[np.ndarray, "row col"]) -> str:
 
 
 def class_panels(example: Example) -> list[Panel]:
-    """True, predicted and copied patch classes under one mask; wrong masked ones crossed out."""
-    judged = example.hidden & (example.true_class != IGNORE)
-    alt = f"True patch classes of chip {example.chip}: {shares(example.true_class)}"
-    found = [class_grid(example.true_class, "true", alt, example.hidden)]
-    for classes, name in ((example.predicted_class, "predicted"), (example.nearest_class, "copy")):
-        wrong = judged & (classes != example.true_class)
+    """True, predicted and copied patch classes under one mask; none where a run tells none."""
+    found = (made for made in example.layers if made.layer.classes == BHARATEO_CLASSES)
+    return [panel for made in found for panel in layer_panels(example, made)]
+
+
+def layer_panels(example: Example, made: Made) -> list[Panel]:
+    """A layer of a head on one chip in truth, as predicted, and copied: classes under one mask with
+    wrong masked ones crossed out, or values on a ramp.
+    """
+    if made.layer.classes:
+        return _panels_of_classes(example, made)
+    low, high = made.layer.range or (np.nanmin(made.true), np.nanmax(made.true))
+    judged = render.upscale(example.hidden, len(made.true) // len(example.hidden))
+    found = []
+    for values, name in (
+        (made.true, "true"),
+        (made.predicted, "predicted"),
+        (made.nearest, "copy"),
+    ):
+        off = np.where(judged, np.abs(values - made.true), np.nan)
+        mean = "" if name == "true" else f", off by {_mean(off)}"
+        rgb = render.ramp_rgb(values - low, high - low)
+        rgb = render.upscale(
+            render.hatch(rgb, np.isnan(values)), example.image.shape[1] // len(values)
+        )
+        alt = f"{made.layer.name} of chip {example.chip}, {name}"
+        alt += f"{mean} on average in the masked patches" if mean else ""
+        found.append(picture(rgb, f"{name}{mean}", alt))
+    return found
+
+
+def _panels_of_classes(example: Example, made: Made) -> list[Panel]:
+    judged, classes = example.hidden & (made.true != IGNORE), made.layer.classes
+    alt = f"True patch classes of chip {example.chip}: {shares(made.true, classes=classes)}"
+    found = [class_grid(made.true, "true", alt, example.hidden, classes=classes)]
+    for ids, name in ((made.predicted, "predicted"), (made.nearest, "copy")):
+        wrong = judged & (ids != made.true)
         score = f"{int(judged.sum() - wrong.sum())} of {int(judged.sum())}"
         alt = f"Patch classes, {name}: {score} masked patches right"
-        found.append(class_grid(classes, f"{name}, {score} right", alt, example.hidden, wrong))
+        label = f"{name}, {score} right"
+        found.append(class_grid(ids, label, alt, example.hidden, wrong, classes))
     return found
+
+
+def class_legend(classes: Sequence[LandCoverClass]) -> list[tuple[str, str]]:
+    """Names and colours of classes."""
+    return [(each.name.replace("_", " "), css(each)) for each in classes]

@@ -16,8 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from bharateo.landcover import NUM_CLASSES
 from bharateo.report import charts, panels
 from bharateo.report.charts import MUTED, SERIES, Chart, Line
-from bharateo.results import Evaluation, GroundScores, Scores
-from bharateo.training.contract import Contract
+from bharateo.results import Evaluation, GroundScores, Metric, Scores
 
 SPLIT_ORDER = ("test", "val", "train")
 """From the most to the least telling."""
@@ -35,65 +34,6 @@ METHOD_NAMES = {
 }
 
 
-@dataclass(frozen=True)
-class Metric:
-    """A quantity of the evaluation: its key, heading, whether more is better, and its meaning.
-
-    ``ranked`` is False where baselines are told what the model has to find out: visible classes.
-    """
-
-    key: str
-    title: str
-    higher_is_better: bool
-    percent: bool
-    meaning: str
-    ranked: bool = True
-
-    def show(self, value: float) -> str:
-        """A value as printed."""
-        return f"{100 * value:.1f} %" if self.percent else f"{value:.4f}"
-
-    def span(self, interval: Sequence[float]) -> str:
-        """An interval as printed, e.g. ``71.0 to 78.2 %``."""
-        low, high = (self.show(bound) for bound in interval)
-        return f"{low.removesuffix(' %')} to {high}"
-
-    def best(self, values: Sequence[float]) -> float:
-        """The best of some values."""
-        return max(values) if self.higher_is_better else min(values)
-
-
-MASKED_MAE = Metric(
-    "masked_mae", "Masked MAE", False, False,
-    "mean absolute error over pixels and bands of masked patches, in the unit of the input",
-)  # fmt: skip
-MASKED_ACCURACY = Metric(
-    "esa_acc_masked", "Accuracy, masked", True, True,
-    "masked patches whose most frequent class is named right",
-)  # fmt: skip
-BALANCED_ACCURACY = Metric(
-    "esa_balanced_acc_masked", "Balanced accuracy, masked", True, True,
-    "the same for each class by itself, then averaged over the classes that occur",
-)  # fmt: skip
-METRICS = (
-    MASKED_MAE,
-    MASKED_ACCURACY,
-    BALANCED_ACCURACY,
-    Metric(
-        "esa_macro_f1_masked", "Macro F1, masked", True, True,
-        "harmonic mean of precision and recall of each class, averaged over the classes that occur",
-    ),
-    Metric(
-        "esa_acc_visible", "Accuracy, visible", True, True,
-        "the same for patches the model was shown: reading, not inference", ranked=False,
-    ),
-    Metric(
-        "esa_acc", "Accuracy, all", True, True,
-        "masked and visible together, the number usually quoted; it flatters", ranked=False,
-    ),
-)  # fmt: skip
-
-
 # What was measured
 
 
@@ -101,6 +41,22 @@ def splits(evaluation: Evaluation) -> list[str]:
     """The evaluated splits, the most telling first."""
     there = evaluation.splits
     return [s for s in SPLIT_ORDER if s in there] + [s for s in there if s not in SPLIT_ORDER]
+
+
+def metrics_of(evaluation: Evaluation) -> list[Metric]:
+    """The metrics that tables have: ranked ones, then those that baselines are told."""
+    shown = [metric for metric in evaluation.metrics if metric.shown]
+    return sorted(shown, key=lambda metric: metric.baselines != "ranked")
+
+
+def minimised(evaluation: Evaluation) -> list[Metric]:
+    """The parts of the loss."""
+    return [metric for metric in evaluation.metrics if metric.weight is not None]
+
+
+def set_against(metrics: Sequence[Metric]) -> list[Metric]:
+    """Those in which the model is set against the copy, gains before ratios of errors."""
+    return sorted((m for m in metrics if m.against), key=lambda metric: metric.against != "gain")
 
 
 def methods(scores: GroundScores) -> dict[str, Scores]:
@@ -112,7 +68,7 @@ def methods(scores: GroundScores) -> dict[str, Scores]:
 
 def measured(scores: GroundScores, metric: Metric) -> dict[str, float]:
     """A metric of every method that it was measured of."""
-    values = {method: own.value(metric.key) for method, own in methods(scores).items()}
+    values = {method: own.value(metric.name) for method, own in methods(scores).items()}
     return {method: value for method, value in values.items() if value is not None}
 
 
@@ -121,14 +77,14 @@ def method_name(method: str) -> str:
     return METHOD_NAMES.get(method, method.replace("_", " "))
 
 
-def no_intervals(scores: GroundScores) -> list[str]:
+def no_intervals(scores: GroundScores, metrics: Sequence[Metric]) -> list[str]:
     """Which metrics of the model have no interval, and why, a phrase a reason."""
     model = scores.model
     names: dict[str, list[str]] = {}
-    for metric in METRICS:
-        if reason := model.no_interval.get(metric.key):
+    for metric in metrics:
+        if reason := model.no_interval.get(metric.name):
             names.setdefault(reason, []).append(metric.title)
-    num_measured = sum(model.value(metric.key) is not None for metric in METRICS)
+    num_measured = sum(model.value(metric.name) is not None for metric in metrics)
     return [
         f"no interval ({why})" if len(some) == num_measured
         else f"no interval of {', '.join(some)} ({why})"
@@ -138,11 +94,9 @@ def no_intervals(scores: GroundScores) -> list[str]:
 
 def size(scores: GroundScores) -> str:
     """How much was measured, e.g. ``96 chips in 9 blocks, 4,608 labelled masked patches``."""
-    num_patches = int(np.sum(scores.model.confusion_masked or 0))
-    return (
-        f"{plural(scores.num_chips, 'chip')} in {plural(scores.num_blocks, 'block')}, "
-        f"{num_patches:,} labelled masked patches"
-    )
+    ground = f"{plural(scores.num_chips, 'chip')} in {plural(scores.num_blocks, 'block')}"
+    counts = scores.model.confusion_masked
+    return f"{ground}, {np.sum(counts):,} labelled masked patches" if counts else ground
 
 
 def plural(count: int, noun: str) -> str:
@@ -175,72 +129,78 @@ class Comparison:
         """Judged on the values as printed, so that words and table agree."""
         if self.metric.show(self.model) == self.metric.show(self.bar):
             return "equal"
-        return "better" if (self.model > self.bar) == self.metric.higher_is_better else "worse"
+        return "better" if (self.model > self.bar) == (self.metric.better == "higher") else "worse"
 
 
-def comparisons(scores: GroundScores) -> list[Comparison]:
-    """The model against the copy, on masked accuracy and masked MAE where both were measured."""
+def comparisons(scores: GroundScores, metrics: Sequence[Metric]) -> list[Comparison]:
+    """The model against the copy, on what is set against it and was measured of both."""
     paired = scores.model_against_nearest_visible
     found = []
-    for metric, subject, sentence, value, ci95, neutral in (
-        (
-            MASKED_ACCURACY, "patch classes",
-            ("names the land cover of {} of the hidden patches, against {} for copying the nearest "
-            "visible patch"), paired.esa_acc_masked_gain, paired.esa_acc_masked_gain_ci95, 0.0,
-        ),
-        (
-            MASKED_MAE, "pixels",
-            "rebuilds hidden pixels with a mean absolute error of {}, against {} for the copy",
-            paired.masked_mae_ratio, paired.masked_mae_ratio_ci95, 1.0,
-        ),
-    ):  # fmt: skip
+    for metric in set_against(metrics):
         values = measured(scores, metric)
         if not {MODEL, BAR} <= values.keys():
             continue
-        bounds = ci95 or ()
+        name = f"{metric.name}_{metric.against}"
+        value, bounds = paired.value(name), paired.interval(name) or ()
+        neutral = 1.0 if metric.against == "ratio" else 0.0
         if value is None:
             difference = ""
-        elif neutral:
+        elif metric.against == "ratio":
             difference = f"{value:.3f} times the copy's error"
             difference += " (95 % interval {:.3f} to {:.3f})".format(*bounds) if bounds else ""
         else:
-            percent = [f"{100 * each:+.1f}".replace("-", "−") for each in (value, *bounds)]
-            difference = f"{percent[0]} percentage points"
-            difference += " (95 % interval {} to {})".format(*percent[1:]) if bounds else ""
+            scale, digits = (100, 1) if metric.unit == "%" else (1, 4)
+            signed = [f"{scale * each:+.{digits}f}".replace("-", "−") for each in (value, *bounds)]
+            difference = signed[0] + (" percentage points" if metric.unit == "%" else "")
+            difference += " (95 % interval {} to {})".format(*signed[1:]) if bounds else ""
         certain = not bounds[0] <= neutral <= bounds[1] if bounds else None
-        said = sentence.format(metric.show(values[MODEL]), metric.show(values[BAR]))
+        said = (
+            metric.sentence
+            or f"has a {metric.phrase or metric.title} of {{}}, against {{}} for the copy"
+        )
+        for method in (MODEL, BAR):
+            said = said.replace("{}", metric.show(values[method]), 1)
+        subject = metric.subject or metric.title
         found.append(
             Comparison(metric, subject, said, values[MODEL], values[BAR], difference, certain)
         )
     return found
 
 
-def headline(scores: GroundScores) -> str:
-    """The model's and the copy's masked accuracy and error in one sentence."""
-    said = "; it ".join(comparison.sentence for comparison in comparisons(scores))
+def headline(scores: GroundScores, metrics: Sequence[Metric]) -> str:
+    """What the model and the copy reach, in one sentence."""
+    said = "; it ".join(comparison.sentence for comparison in comparisons(scores, metrics))
     return f"it {said}" if said else "no masked patch could be scored"
 
 
-def verdict(scores: GroundScores) -> str:
+def verdict(scores: GroundScores, metrics: Sequence[Metric]) -> str:
     """The outcome against the nearest-visible copy in a few plain sentences."""
-    found = comparisons(scores)
+    found = comparisons(scores, metrics)
     if not found:
         return "It cannot be compared with the nearest-visible copy: nothing was measured for both."
     outcomes = {comparison.outcome for comparison in found}
     each = ", ".join(f"{one.outcome} on {one.subject}" for one in found)
-    on_both = " on both" if len(found) == 2 else ""
+    on_both = {1: "", 2: " on both"}.get(len(found), " on all")
     apart = [comparison for comparison in found if comparison.outcome != "equal"]
     close = " and for ".join(one.subject for one in apart if not one.certain)
 
-    # where accuracy is won on common classes and lost on rare ones
-    balanced = measured(scores, BALANCED_ACCURACY)
-    ours, theirs = balanced.get(MODEL, 0), balanced.get(BAR, 0)
-    won = any(one.metric is MASKED_ACCURACY and one.outcome == "better" for one in found)
+    common_only = ""  # where accuracy is won on common classes and lost on rare ones
+    for metric in metrics:
+        heads_own = (one for one in found if one.metric.head == metric.head)
+        won = any(one.metric.unit == "%" and one.outcome == "better" for one in heads_own)
+        if metric.mean_over_classes == "balanced_accuracy" and won:
+            balanced = measured(scores, metric)
+            ours, theirs = balanced.get(MODEL, 0), balanced.get(BAR, 0)
+            if MODEL in balanced and ours < theirs:
+                common_only = (
+                    "It wins on common classes only: with every class counted alike, the copy is "
+                    f"ahead ({metric.show(theirs)} against {metric.show(ours)})."
+                )
 
     rules: dict[str, list[str]] = {}
     for comparison in found:
         metric, values = comparison.metric, measured(scores, comparison.metric)
-        best = metric.show(metric.best([*values.values()]))
+        best = metric.show(metric.best(values.values()))
         shown = {method: metric.show(value) for method, value in values.items()}
         if best not in (shown[MODEL], shown[BAR]):
             name = method_name(next(method for method in shown if shown[method] == best))
@@ -269,16 +229,13 @@ def verdict(scores: GroundScores) -> str:
                 f"For {close} the 95 % interval of the difference spans zero: it may be chance.",
             ),
             (
-                len(apart) == 2,
-                "Both differences are beyond chance: their 95 % intervals leave out zero.",
+                len(apart) > 1,
+                (f"{'Both' if len(apart) == 2 else 'All'} differences are beyond chance: their "
+                "95 % intervals leave out zero."),
             ),
             (bool(apart), "The 95 % interval of the difference leaves out zero."),
         ),
-        _first((
-            won and ours < theirs and MODEL in balanced,
-            ("It wins on common classes only: with every class counted alike, the copy is ahead "
-            f"({BALANCED_ACCURACY.show(theirs)} against {BALANCED_ACCURACY.show(ours)})."),
-        )),
+        common_only,
         _first((bool(better), f"A rule without learning does better than both: {better}.")),
     )  # fmt: skip
     return " ".join(filter(None, said))
@@ -310,17 +267,17 @@ class MethodRow:
     cells: tuple[Cell | None, ...]
 
 
-def metric_rows(scores: GroundScores, metrics: Sequence[Metric] = METRICS) -> list[MethodRow]:
+def metric_rows(scores: GroundScores, metrics: Sequence[Metric]) -> list[MethodRow]:
     """A table of one split, or one region of it: a row for every method, best values marked."""
     cells: dict[str, list[Cell | None]] = {method: [] for method in methods(scores)}
     for metric in metrics:
         values = measured(scores, metric)
-        ranked = len(values) > 1 and metric.ranked
-        best = metric.show(metric.best([*values.values()])) if ranked else None
+        ranked = len(values) > 1 and metric.baselines == "ranked"
+        best = metric.show(metric.best(values.values())) if ranked else None
         for method, own in methods(scores).items():
             cell = None
             if method in values:
-                bounds, shown = own.interval(metric.key), metric.show(values[method])
+                bounds, shown = own.interval(metric.name), metric.show(values[method])
                 cell = Cell(shown, metric.span(bounds) if bounds else "", shown == best)
             cells[method].append(cell)
     return [MethodRow(method, method_name(method), tuple(own)) for method, own in cells.items()]
@@ -328,22 +285,23 @@ def metric_rows(scores: GroundScores, metrics: Sequence[Metric] = METRICS) -> li
 
 def all_numbers(evaluation: Evaluation) -> dict[str, Any]:
     """The tables of every split, and where the masked patches of each class went."""
-    parts = [("total", "loss"), ("SmoothL1", "rec_smooth_l1"), ("cross-entropy", "esa_ce")]
-    order = splits(evaluation)
+    order, metrics = splits(evaluation), metrics_of(evaluation)
+    parts = [("total", "loss")]
+    parts += [(each.title, each.name) for each in evaluation.metrics if not each.shown]
     return {
         "tables": [
             {
                 "split": split,
                 "size": size(own),
-                "no_intervals": no_intervals(own),
-                "rows": metric_rows(own),
+                "no_intervals": no_intervals(own, metrics),
+                "rows": metric_rows(own, metrics),
                 "losses": [
                     (name, f"{value:.4f}")
                     for name, key in parts
                     if (value := own.model.value(key)) is not None
                 ],
                 "per_roi": [
-                    {"name": name, "size": size(ground), "rows": metric_rows(ground)}
+                    {"name": name, "size": size(ground), "rows": metric_rows(ground, metrics)}
                     for name, ground in own.per_roi.items()
                 ],
             }
@@ -388,17 +346,20 @@ def confusion(scores: GroundScores) -> dict[str, Any]:
 def result(evaluation: Evaluation) -> dict[str, Any]:
     """The charts of the most telling split, and what they say."""
     split = splits(evaluation)[0]
-    scores = evaluation.splits[split]
-    drawn = [m for m in (MASKED_ACCURACY, MASKED_MAE) if MODEL in measured(scores, m)]
+    scores, metrics = evaluation.splits[split], metrics_of(evaluation)
+    drawn = [m for m in set_against(metrics) if MODEL in measured(scores, m)]
     return {
         "split": split,
         "result_charts": [interval_chart(scores, metric) for metric in drawn],
-        "bars_drawn": any(scores.model.interval(metric.key) for metric in drawn),
-        "comparisons": comparisons(scores),
+        "bars_drawn": any(scores.model.interval(metric.name) for metric in drawn),
+        "asked": ", ".join(
+            dict.fromkeys(m.subject or m.title for m in evaluation.metrics if m.against)
+        ),
+        "comparisons": comparisons(scores, metrics),
         "result_size": size(scores),
-        "no_intervals": no_intervals(scores),
+        "no_intervals": no_intervals(scores, metrics),
         "bootstrap": evaluation.bootstrap,
-        "metrics": METRICS,
+        "metrics": metrics,
     }
 
 
@@ -409,28 +370,24 @@ def interval_chart(scores: GroundScores, metric: Metric) -> Chart:
     estimates = [
         Line(
             method_name(method), [value], colours.get(method, MUTED),
-            intervals=[own[method].interval(metric.key)],
+            intervals=[own[method].interval(metric.name)],
         )
         for method, value in measured(scores, metric).items()
     ]  # fmt: skip
-    estimates.sort(key=lambda one: one.measured[0], reverse=metric.higher_is_better)
+    estimates.sort(key=lambda one: one.measured[0], reverse=metric.better == "higher")
     alt = ", ".join(
         f"{one.label} {metric.show(one.measured[0])}"
         + (f" (95 % interval {metric.span(bounds)})" if (bounds := one.intervals[0]) else "")
         for one in estimates
     )
-    better = f"further {'right' if metric.higher_is_better else 'left'} is better"
+    better = f"further {'right' if metric.better == 'higher' else 'left'} is better"
     return charts.interval_chart(
         f"{metric.title}: {better}", f"{metric.title}: {alt}", estimates, metric.show
     )
 
 
-def curves(
-    history: Sequence[Mapping[str, Any]],
-    contract: Contract,
-    evaluation: Evaluation,
-) -> list[Chart]:
-    """The charts of a run's history, with the heads of its contract."""
+def curves(history: Sequence[Mapping[str, Any]], evaluation: Evaluation) -> list[Chart]:
+    """The charts of a run's history, by the metrics of its heads."""
     if not history:
         return []
     val = any(key.startswith("val_") for key in history[0])
@@ -448,45 +405,48 @@ def curves(
         value = measured(scores, metric).get(BAR) if scores else None
         return [] if value is None else [Line("copy", [value], style="level")]
 
-    heads = contract.heads
-    weights = [heads[name].weight if name in heads else 0.0 for name in ("pixels", "landcover")]
+    metrics = [m for m in evaluation.metrics if any(m.name in row for row in history)]
     parts = [("total", "loss", 1.0)] + [
-        (name if weight == 1 else f"{weight:g} × {name}", key, weight)
-        for name, key, weight in zip(
-            ("SmoothL1", "CE"), ("rec_smooth_l1", "esa_ce"), weights, strict=True
-        )
+        (m.title if m.weight == 1 else f"{m.weight:g} × {m.title}", m.name, m.weight)
+        for m in metrics
+        if m.weight is not None
     ]
     totals = [row.get(key) for row in history for key in ("loss", "val_loss")]
     most = max((value for value in totals if value is not None), default=0.0)
-    show_loss: Callable[[float], str] = "{:.3f}".format
     splits_drawn = [("", "training"), ("val_", "validation")][: 1 + val]
+    colours = [*SERIES, *[MUTED] * len(metrics)]
     drawn: list[tuple[str, list[Line], Callable[[float], str], float | None]] = [
         (
             f"Loss, {split}",
             [
                 line(label, prefix + key, colour, weight)
-                for (label, key, weight), colour in zip(parts, SERIES, strict=True)
+                for (label, key, weight), colour in zip(parts, colours, strict=False)
             ],
-            show_loss,
+            "{:.3f}".format,
             most,
         )
         for prefix, split in splits_drawn
     ]
-    for prefix, split in splits_drawn:
-        accuracies = [
-            line(label, prefix + key, colour)
-            for label, key, colour in zip(
-                ("masked", "visible", "all"), ("esa_acc_masked", "esa_acc_visible", "esa_acc"),
-                SERIES, strict=True,
-            )
-        ]  # fmt: skip
-        accuracies += level(MASKED_ACCURACY) if prefix else []
-        drawn.append((f"Patch-class accuracy, {split}", accuracies, MASKED_ACCURACY.show, 1.0))
-    errors = [line("train", "masked_mae", SERIES[0])]
-    if val:
-        errors.append(line("val", "val_masked_mae", SERIES[1], style="dashed"))
-        errors += level(MASKED_MAE)
-    drawn.append(("Masked MAE", errors, MASKED_MAE.show, None))
+    groups: dict[str, list[Metric]] = {}  # e.g. Accuracy, of its parts all, masked and visible
+    for metric in (each for each in metrics if each.shown):
+        groups.setdefault(metric.title.partition(", ")[0], []).append(metric)
+    for title, group in sorted(groups.items(), key=lambda each: len(each[1]) == 1):
+        if len(group) == 1:
+            errors = [line("train", group[0].name, SERIES[0])]
+            if val:
+                errors.append(line("val", f"val_{group[0].name}", SERIES[1], style="dashed"))
+                errors += level(group[0])
+            top = 1.0 if group[0].unit == "%" else None
+            drawn.append((group[0].title, errors, group[0].show, top))
+            continue
+        for prefix, split in splits_drawn:
+            lines = [
+                line(each.title.partition(", ")[2], prefix + each.name, colour)
+                for each, colour in zip(group, colours, strict=False)
+            ]
+            levels = [level(each) for each in group if prefix and each.against]
+            top = 1.0 if group[0].unit == "%" else None
+            drawn.append((f"{title}, {split}", sum(levels, lines), group[0].show, top))
     drawn.append(("Learning rate", [line("", "lr", MUTED)], "{:.2g}".format, None))
 
     found = []

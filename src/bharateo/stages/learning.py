@@ -137,8 +137,12 @@ def evaluate(
         record = score(opened, ground, output, bar.update)
     for split, scores in record.splits.items():
         model, copy = scores.model, scores.baselines["nearest_visible"]
-        display.say(f"{split}: masked MAE {_beside(model, copy, 'masked_mae')}, masked class "
-                    f"accuracy {_beside(model, copy, 'esa_acc_masked')}")  # fmt: skip
+        beside = (
+            f"{metric.phrase or metric.title} {_beside(model, copy, metric.name)}"
+            for metric in record.metrics
+            if metric.against
+        )
+        display.say(f"{split}: {', '.join(beside)}")
     display.say(f"evaluation: {output}")
     return record
 

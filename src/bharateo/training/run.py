@@ -35,7 +35,7 @@ from bharateo.config import Config, ModelConfig, parse_config
 from bharateo.errors import ConfigError, RunError
 from bharateo.files import open_file, write_atomically, write_json
 from bharateo.landcover import BHARATEO_CLASSES
-from bharateo.models.heads import build_heads
+from bharateo.models.heads import Heads, build_heads
 from bharateo.models.mae import MaskedAutoencoder, build_model, num_parameters
 from bharateo.sensor import Sensor
 from bharateo.training.contract import (
@@ -114,7 +114,7 @@ class Run:
     path: Path
     contract: Contract
     model: MaskedAutoencoder
-    heads: nn.ModuleDict
+    heads: Heads
 
     @classmethod
     def open(cls, path: str | Path) -> Run:

@@ -10,7 +10,7 @@ from bharateo.config import HeadConfig, ModelConfig
 from bharateo.errors import ContractError
 from bharateo.evaluation import evaluate as evaluating
 from bharateo.evaluation.evaluate import evaluate, predictions
-from bharateo.models.heads import patch_mode
+from bharateo.models.heads import HEADS, patch_mode
 from bharateo.training.data import fixed_batches, fixed_windows
 from bharateo.training.loop import pretrain
 from bharateo.training.run import Run
@@ -286,7 +286,12 @@ def test_a_run_of_one_head_is_scored_by_that_head(
 ):
     config = replace(small_config(epochs=1), heads={head: HeadConfig(weight)})
     run = pretrain(reflectance_dataset, config, tmp_path / "run")
-    scores = scored(run, reflectance_dataset, tmp_path / "e.json")["splits"]["test"]["model"]
-    assert scores["loss"] == pytest.approx(weight * scores[loss])
-    if head == "pixels":
-        assert scores["esa_ce"] is None
+    record = evaluate(run, reflectance_dataset, tmp_path / "e.json")
+    scores = record.splits["test"].model
+    assert scores.value("loss") == pytest.approx(weight * scores.value(loss))
+    assert {metric.head for metric in record.metrics} == {head}
+    assert [metric.name for metric in record.metrics if metric.weight] == [loss]
+    (other,) = {"pixels", "landcover"} - {head}
+    others = {metric.name for metric in HEADS[other].metrics}
+    assert not others & {*(scores.model_extra or {})}
+    assert (scores.confusion_masked is None) == (head == "pixels")

@@ -25,7 +25,7 @@ import numpy as np
 import rasterio
 from rasterio.windows import Window
 
-from bharateo import stages
+import bharateo
 from bharateo.config import load_config
 from bharateo.display import Display
 
@@ -37,12 +37,11 @@ SIDE_PX, BLOCK_PX = 20_000, 512
 CHILD = """
 import json, sys, time
 from pathlib import Path
-from bharateo import stages
+import bharateo
 from bharateo.display import Display
-from bharateo.inference.embed import Embedding
 from bharateo.inference.encoder import FrozenEncoder
-from bharateo.inference.inputs import Reading
 from bharateo.training.run import Run
+from bharateo.reading import Reading
 
 run, location, output, precision = sys.argv[1:]
 in_model, features = [0.0], FrozenEncoder.features
@@ -55,9 +54,9 @@ def timed(self, image, valid):
 
 FrozenEncoder.features = timed
 opened, started, busy = Run.open(run), time.perf_counter(), time.process_time()
-how = Embedding(precision=precision)
 reading = Reading(scale=0.001, offset=0.0, allow=frozenset({"statistics"}))
-stages.embed(opened, location, output, how=how, reading=reading, display=Display(quiet=True))
+bharateo.embed(opened, location, output, precision=precision, reading=reading,
+               display=Display(quiet=True))
 seconds = time.perf_counter() - started
 status = Path("/proc/self/status").read_text()  # ru_maxrss would count the parent's memory too
 peak = int(status.split("VmHWM:")[1].split()[0])
@@ -87,8 +86,8 @@ def trained(folder: Path) -> Path:
     """A run of ten bands."""
     few = ["training.epochs=1", "training.chips_per_epoch=256", "training.warmup_epochs=0"]
     config, display = load_config(CONFIG, few), Display(quiet=True)
-    dataset = stages.build(config, folder / "dataset", display)
-    stages.pretrain(config, dataset, folder / "run", display)
+    dataset = bharateo.build(config, folder / "dataset", display)
+    bharateo.pretrain(config, dataset, folder / "run", display)
     return folder / "run"
 
 

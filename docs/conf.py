@@ -50,7 +50,6 @@ napoleon_numpy_docstring = False
 napoleon_custom_sections = [("Raises", "Raises")]
 
 
-bharateo.PlanRequest.__name__ = "PlanRequest"  # else autodoc calls it an alias
 gather_notebooks()
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from bharateo.evaluation.reconstruction import Example, examples
+from bharateo.evaluation.reconstruction import Example, reconstruct
 from bharateo.report.render import composite_rgb, upscale
 from bharateo.sensor import Sensor
 from bharateo.training.run import Run
@@ -44,7 +44,7 @@ def main(run_folder: Path) -> None:
     split = "test" if len(dataset.indices("test")) else "train"
     rows = [
         row(example, run.sensor, composite)
-        for example in examples(run, dataset, split, 3)
+        for example in reconstruct(run, dataset, split, 3)
         for composite in run.sensor.composites
     ]
     gap = np.full((GAP_PX, rows[0].shape[1], 3), 255, np.uint8)

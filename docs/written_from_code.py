@@ -6,7 +6,6 @@ comes in its place.
 
 from __future__ import annotations
 
-import argparse
 import inspect
 import re
 import textwrap
@@ -18,10 +17,11 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 import docstring_parser
 import jupytext
+from cyclopts.help import HelpEntry, create_parameter_help_panel
 from pydantic.fields import FieldInfo
 
 from bharateo import config
-from bharateo.cli import build_parser
+from bharateo.verbs.cli import VERBS, arguments_of, panel_text
 
 ROOT = Path(__file__).parents[1]
 
@@ -45,56 +45,72 @@ def gather_notebooks() -> None:
             page.write_text(content)
 
 
-# The command line
+# The verbs
 
 
 def command_line() -> str:
     """Every verb with its description, examples and options."""
-    parser = build_parser()
-    return "\n".join(_page_of(name, verb) for name, verb in verbs(parser).items())
+    return "\n".join(map(_page_of, VERBS))
 
 
-def verbs(parser: argparse.ArgumentParser) -> Mapping[str, argparse.ArgumentParser]:
-    """The parsers of the verbs, by name, in the order of ``--help``."""
-    (action,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
-    return action.choices
+def told(name: str) -> docstring_parser.Docstring:
+    """What a verb's function says of itself."""
+    return docstring_parser.parse(inspect.getdoc(VERBS[name][0]) or "")
 
 
-def examples(parser: argparse.ArgumentParser) -> Iterator[str]:
+def examples(name: str) -> Iterator[str]:
     """The commands that a verb's own help shows."""
-    texts = [parser.description, *(group.description for group in parser._action_groups)]
-    for text in texts:
-        for command in re.findall(r"^  (bharateo (?:.*\\\n)*.*)$", text or "", flags=re.MULTILINE):
-            yield command.replace("\\\n", " ")
+    text = told(name).long_description or ""
+    for command in re.findall(r"^  (bharateo (?:.*\\\n)*.*)$", text, flags=re.MULTILINE):
+        yield command.replace("\\\n", " ")
 
 
-def _page_of(name: str, parser: argparse.ArgumentParser) -> str:
-    parts = [f"## bharateo {name}", _prose(parser.description or "")]
-    for group in parser._action_groups:
-        actions = [a for a in group._group_actions if a.help != argparse.SUPPRESS]
-        actions = [a for a in actions if not isinstance(a, argparse._HelpAction)]
-        if not actions:
-            continue
-        if group.description:
-            parts += [f"**{(group.title or '').capitalize()}**", _prose(group.description)]
-        parts += [_option(action) for action in actions]
+def _page_of(name: str) -> str:
+    said = told(name)
+    parts = [f"## bharateo {name}", _prose(f"{said.short_description}\n\n{said.long_description}")]
+    arguments = arguments_of(name)
+    for group in sorted(arguments.groups, key=lambda group: group.sort_key):
+        panel = create_parameter_help_panel(group, arguments.filter_by(group=group), "plaintext")
+        if group.help:
+            parts += [f"**{group.name}**", _prose(group.help)]
+        parts += [_option(entry) for entry in panel.entries]
     return "\n\n".join(parts) + "\n"
 
 
-def _option(action: argparse.Action) -> str:
+def _option(entry: HelpEntry) -> str:
     """An option as an item of a definition list."""
-    value = action.metavar or action.dest.upper()
-    if action.choices is not None and action.metavar is None:
-        value = "{" + ",".join(map(str, action.choices)) + "}"
-    if not action.option_strings:
-        term = str(value)
-    elif action.nargs == 0:
-        term = ", ".join(action.option_strings)
-    else:
-        term = f"{', '.join(action.option_strings)} {value}"
-        term += " ..." if action.nargs == "+" else ""
-    needed = " *(required)*" if action.required and action.option_strings else ""
-    return f"`{term}`{needed}\n: {_escaped(' '.join((action.help or '').split()))}"
+    needed = " *(required)*" if entry.required and not entry.positional_label else ""
+    text = " ".join(panel_text(entry.description).split())
+    words = _escaped(text)
+    if entry.choices:
+        words += f"; one of {', '.join(f'`{choice}`' for choice in entry.choices)}"
+    if entry.default:
+        words += f" (default: `{entry.default}`)"
+    return f"`{', '.join(entry.display_labels_with_metavar)}`{needed}\n: {words}"
+
+
+def verbs_in_python() -> str:
+    """Every verb's function: its signature, what it takes, gives and raises."""
+    return "\n".join(_function(name) for name in VERBS if name != "completion")
+
+
+def _function(name: str) -> str:
+    function, said = VERBS[name][0], told(name)
+    parameters = inspect.signature(function).parameters.values()
+    signature = inspect.Signature([each.replace(annotation=each.empty) for each in parameters])
+    called = f"bharateo.{function.__name__}"
+    summary = _markdown(said.short_description or "")
+    parts = [f"### `{called}`", f"```text\n{called}{signature}\n```",
+             f"{summary} On the command line `bharateo {name}`."]  # fmt: skip
+    parts += [
+        f"`{each.arg_name}`\n: {_markdown(' '.join((each.description or '').split()))}"
+        for each in said.params
+    ]
+    if said.returns:
+        parts.append(f"Returns: {_markdown(said.returns.description or '')}")
+    parts += [f"Raises `{each.type_name}`: {_markdown(' '.join((each.description or '').split()))}"
+              for each in said.raises]  # fmt: skip
+    return "\n\n".join(parts) + "\n"
 
 
 def _prose(text: str) -> str:
@@ -259,5 +275,6 @@ def _markdown(text: str) -> str:
 
 WRITTEN: Mapping[str, Callable[[], str]] = {
     "<!-- written from the code: command line -->": command_line,
+    "<!-- written from the code: verbs in Python -->": verbs_in_python,
     "<!-- written from the code: configuration -->": configuration,
 }

@@ -210,7 +210,7 @@ bharateo.show_probes(probes)
 # With more blocks there are bars, and overlapping bars would not settle it either, since both
 # features are tested on the same ground, and when it is hard, it is hard for both. What counts
 # then is the interval of the *difference*, on the same blocks and the same draws of labels, and
-# `bharateo evaluate --probe` prints it.
+# `bharateo probe` prints it.
 #
 # </details>
 
@@ -258,7 +258,7 @@ bharateo.show_picture(products / "forest" / "sheet.png", "The forest, and the pl
 # It does not. It knows that these patches are alike in the numbers that turned out useful for
 # filling in gaps. Water is dark in the infrared, smooth, and goes on into the next patch, so it
 # gets numbers of its own. Whether *alike* means what you mean by it, you see on the sheet, and
-# `bharateo search --score` measures it on test ground.
+# `bharateo score-search` measures it on test ground.
 #
 # </details>
 
@@ -307,6 +307,6 @@ bharateo.show_map(products / "map.tif")
 # bharateo map runs/pune district.tif --output map.tif --against worldcover
 # ```
 #
-# And with twenty points of your own classes, `bharateo probe runs/pune district.tif --points
+# And with twenty points of your own classes, `bharateo teach runs/pune district.tif --points
 # my_points.gpkg --output my-map` draws your own map, says how good it will be on other ground,
 # and names the places to label next.

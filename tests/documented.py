@@ -26,11 +26,12 @@ import rasterio
 from affine import Affine
 from pyproj import Transformer
 
-from bharateo import cli, config, regions
+from bharateo import config, regions
 from bharateo.evaluation.features import extract
 from bharateo.evaluation.probes import fit_linear
 from bharateo.regions import NAMED_ROIS, Roi, tile_windows, worldcover_window
 from bharateo.sensor import SENTINEL2_L2A
+from bharateo.verbs.cli import main
 from l2a_scenes import made_up_scene, made_up_scl, write_scene
 from range_server import RangeServer
 from stac_server import StacServer
@@ -134,7 +135,7 @@ class Reader:
         words, _, into = split_at(words, ">")
         self.capsys.readouterr()
         if words[0] == "bharateo":
-            status = cli.main(words[1:])
+            status = main(words[1:])
         elif words[0] == "source":  # an environment, which this process is in
             status = 0
         elif words[0] == "make":
@@ -244,7 +245,7 @@ def make_small(patch: pytest.MonkeyPatch, scenes: str) -> None:
         return replace(roi, size_px=min(roi.size_px, SIDE_PX))
 
     # The package first: its names are looked up in the modules, and come back as they were.
-    for where in ("bharateo", "bharateo.config", "bharateo.demo"):
+    for where in ("bharateo", "bharateo.config"):
         patch.setattr(f"{where}.load_config", load_small)
     for where in ("bharateo", "bharateo.regions"):
         patch.setattr(f"{where}.parse_roi", parse_small)

@@ -21,9 +21,9 @@ from rasterio.warp import reproject
 from rasterio.windows import Window
 
 from bharateo.chips.store import Dataset
-from bharateo.cli import main
 from bharateo.landcover import WORLDCOVER
 from bharateo.sources.sentinel2 import VALID_SCL
+from bharateo.verbs.cli import main
 from l2a_scenes import (
     BANDS,
     BANDS_20M,

@@ -34,7 +34,7 @@ def test_a_room_is_drawn_on_what_it_imports():
 @pytest.mark.parametrize(
     ("module", "kept_out"),
     [
-        ("bharateo.cli", ("torch", "numpy", "rasterio", "matplotlib")),
+        ("bharateo.verbs.cli", ("torch", "numpy", "rasterio", "matplotlib")),
         ("bharateo.chips.build", ("torch", "matplotlib")),
         ("bharateo.sources.worldcover", ("torch", "matplotlib")),
         ("bharateo.training.loop", ("rasterio", "matplotlib")),

@@ -7,9 +7,9 @@ from functools import partial
 
 import pytest
 
-from bharateo.cli import main
 from bharateo.pixels.http import Web
 from bharateo.sources import worldcover
+from bharateo.verbs.cli import main
 from range_server import RangeServer
 from small_datasets import contents, many_bands, small_dataset
 from tiny_mirror import CODES, CONFIG, write_config, write_mirror

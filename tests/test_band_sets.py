@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from bharateo.chips.store import Dataset
-from bharateo.cli import main
 from bharateo.report.html import REPORT_FILE
 from bharateo.training.run import Run
+from bharateo.verbs.cli import main
 
 SMALL = [
     "model.width=16", "model.depth=1", "model.decoder_width=16", "model.decoder_depth=1",

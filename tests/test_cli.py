@@ -1,158 +1,49 @@
+import inspect
 import json
 import re
 import shlex
 import subprocess
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import yaml
 
-from bharateo import cli, demo
-from bharateo.cli import build_parser, main
 from bharateo.config import SIZES
 from bharateo.errors import ConfigError
+from bharateo.reading import Reading
 from bharateo.sources import worldcover
 from bharateo.training import planning
 from bharateo.training.planning import MACHINES, THIS, measured_machine
+from bharateo.verbs import pipeline
+from bharateo.verbs.cli import VERBS, app, arguments_of, main
+from bharateo.verbs.demo import choose_pixels
 from small_datasets import contents
 from tiny_mirror import AWAY, CONFIG, HOME, write_config, write_mirror
 
+READING = "--bands --scale --offset --nodata --allow"
 OPTIONS = {
-    "demo": ["--preset", "--output", "--worldcover-root", "--roi", "--epochs", "--seed"],
-    "build": [
-        "config",
-        "--output",
-        "--dry-run",
-        "--workers",
-        "--scheduler",
-        "--mbit",
-        "--aoi",
-        "--worldcover-root",
-        "--roi",
-        "--set",
-    ],
-    "pretrain": ["config", "--dataset", "--output", "--epochs", "--seed", "--set"],
-    "evaluate": [
-        "run",
-        "--dataset",
-        "--output",
-        "--probe",
-        "--levels",
-        "--budgets",
-        "--features",
-        "--zones",
-        "--zone-field",
-        "--seed",
-        "--task",
-        "--layout",
-        "--resize",
-        "--split-file",
-        "--bands",
-        "--scale",
-        "--offset",
-        "--nodata",
-        "--allow",
-    ],
-    "ablate": [
-        "config",
-        "--dataset",
-        "--output",
-        "--vary",
-        "--full",
-        "--seeds",
-        "--quick",
-        "--set",
-    ],
-    "embed": [
-        "run",
-        "input",
-        "--output",
-        "--dtype",
-        "--stride",
-        "--step",
-        "--precision",
-        "--level",
-        "--bands",
-        "--scale",
-        "--offset",
-        "--nodata",
-        "--allow",
-    ],
-    "report": ["run"],
-    "search": [
-        "paths",
-        "--like",
-        "--count",
-        "--away",
-        "--score",
-        "--output",
-        "--bands",
-        "--scale",
-        "--offset",
-        "--nodata",
-        "--allow",
-    ],
-    "explore": [
-        "run",
-        "--raster",
-        "--dataset",
-        "--output",
-        "--megabytes",
-        "--bands",
-        "--scale",
-        "--offset",
-        "--nodata",
-        "--allow",
-    ],
-    "doctor": ["--json"],
-    "completion": ["shell"],
-    "export": ["run", "--to", "--output", "--what", "--license"],
-    "map": [
-        "run",
-        "raster",
-        "--output",
-        "--probe",
-        "--against",
-        "--stride",
-        "--precision",
-        "--bands",
-        "--scale",
-        "--offset",
-        "--nodata",
-        "--allow",
-    ],
-    "probe": [
-        "run",
-        "raster",
-        "--points",
-        "--class-field",
-        "--output",
-        "--stride",
-        "--precision",
-        "--bands",
-        "--scale",
-        "--offset",
-        "--nodata",
-        "--allow",
-    ],
-    "tokens": [
-        "run",
-        "--chips",
-        "--epochs",
-        "--bands",
-        "--chip-px",
-        "--patch-px",
-        "--mask-ratio",
-        "--model",
-        "--machine",
-        "--num-machines",
-        "--watts",
-        "--grid",
-        "--masks-per-chip",
-        "--batch-size",
-        "--precision",
-    ],
+    "demo": "--output --preset --worldcover-root --roi --epochs --seed",
+    "build": "CONFIG --output --dry-run --workers --scheduler --mbit --aoi --worldcover-root --roi "
+    "--set",
+    "pretrain": "CONFIG --dataset --output --epochs --seed --set",
+    "evaluate": "RUN --dataset --output",
+    "report": "RUN",
+    "probe": "RUN --dataset --output --levels --budgets --features --zones --zone-field --seed",
+    "probe-task": f"RUN FOLDER --output --layout --resize --split-file {READING}",
+    "ablate": "CONFIG --dataset --output --vary --full --seeds --quick --set",
+    "tokens": "RUN --chips --epochs --bands --chip-px --patch-px --mask-ratio --model --machine "
+    "--num-machines --watts --grid --masks-per-chip --batch-size --precision",
+    "embed": f"RUN INPUT --output --dtype --stride --step --precision --level {READING}",
+    "map": f"RUN RASTER --output --probe --against --stride --precision {READING}",
+    "teach": f"RUN RASTER --points --output --class-field --stride --precision {READING}",
+    "search": f"EMBEDDING INPUT --like --output --count --away {READING}",
+    "score-search": "RUN DATASET --output --count",
+    "explore": f"RUN --output --dataset --raster --megabytes {READING}",
+    "export": "RUN --to --output --what --license",
+    "doctor": "--json",
+    "completion": "SHELL",
 }
 
 
@@ -181,101 +72,147 @@ def refused(capsys, *arguments):
 
 
 def test_verbs_and_options_are_frozen():
-    verbs = next(action for action in build_parser()._actions if action.choices)
     found = {
-        name: [
-            action.option_strings[-1] if action.option_strings else action.dest
-            for action in parser._actions
-            if action.dest != "help"
-        ]
-        for name, parser in verbs.choices.items()
+        verb: " ".join(
+            argument.name if argument.index is None else argument.name.upper().replace("-", "_")
+            for argument in arguments_of(verb)
+            if argument.parameter.parse is not False and not argument.children
+        )
+        for verb in VERBS
     }
     assert found == OPTIONS
 
 
 @pytest.mark.parametrize("verb", OPTIONS)
 def test_every_verb_explains_itself(verb, capsys):
-    with pytest.raises(SystemExit) as end:
-        main([verb, "--help"])
-    assert end.value.code == 0
+    assert main([verb, "--help"]) == 0
     text = capsys.readouterr().out
     assert f"bharateo {verb}" in text
-    assert all(option in text for option in OPTIONS[verb] if option.startswith("--"))
+    assert all(word in text for word in OPTIONS[verb].split())
+    assert all(argument.parameter.help for argument in arguments_of(verb) if argument.show)
+
+
+def test_a_page_of_help_is_plain_text(capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    for verb in ([], *([verb] for verb in VERBS)):
+        main([*verb, "--help"])
+        text = capsys.readouterr().out
+        assert "\x1b" not in text
+        assert not re.search("[╭╮│─]", text)
 
 
 def test_help_loads_no_heavy_library():
     program = """
 import sys
-from bharateo.cli import main
-for verb in "demo build pretrain evaluate report tokens doctor completion".split() + [""]:
-    try:
-        main([*verb.split(), "--help"])
-    except SystemExit as end:
-        assert end.code == 0
-heavy = {"torch", "rasterio", "numpy", "matplotlib", "pandas", "rich", "yaml", "shtab"}
+from bharateo.verbs.cli import VERBS, main
+for verb in ["", *VERBS]:
+    assert main([*verb.split(), "--help"]) == 0
+heavy = {"torch", "rasterio", "numpy", "matplotlib", "pandas", "yaml", "pydantic", "sklearn"}
 loaded = heavy & {*sys.modules}
 assert not loaded, loaded
 """
     subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.DEVNULL)
 
 
+def test_from_the_command_line_to_the_work_are_four_calls(way, monkeypatch):
+    """``main``, the verb, and what does the work: nothing in between."""
+    seen = []
+
+    def score(*_):
+        seen.extend(frame.function for frame in inspect.stack()[1:])
+        raise ConfigError("seen enough")
+
+    monkeypatch.setattr("bharateo.evaluation.evaluate.evaluate", score)
+    assert main(["evaluate", str(way / "run")]) == 1
+    assert seen[: seen.index("main") + 1] == ["evaluate", "main"]
+
+
 def test_the_version_is_told(capsys):
-    with pytest.raises(SystemExit) as end:
-        main(["--version"])
-    assert end.value.code == 0
+    assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("bharateo 0.")
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "said"),
     [
-        [],
-        ["predict"],
-        ["build"],
-        ["tokens", "--chips", "x"],
-        ["tokens", "--chips", "9", "--model", "huge"],
-        ["tokens", "--chips", "9", "--model", "base", "--machine", "abacus"],
+        ("", "Which verb?"),
+        ("zebra", "zebra"),
+        ("build", "CONFIG requires an argument"),
+        ("tokens --chips x", 'unable to convert "x" into int'),
+        ("tokens --chips 9 --model huge", '"nano", "tiny", "small", "base"'),
+        ("tokens --chips 9 --model base --machine abacus", '"h100"'),
+        ("search a b c --like 1,2 --output o", "'c'"),
+        ("search a --output o", "--like requires"),
+        ("probe run --levels", "at least 1"),
+        ("pretrain v0 --dataset d --output r --no-quick", "--no-quick"),
+        ("pretrain v0 datasets/d --output r", "--dataset"),
     ],
 )
-def test_a_wrong_call_shows_the_usage(arguments, capsys):
-    with pytest.raises(SystemExit) as end:
-        main(arguments)
-    assert end.value.code == 2
-    assert "usage: bharateo" in capsys.readouterr().err
+def test_a_command_line_that_cannot_be_parsed_is_said_in_one_line(arguments, said, capsys):
+    verb = arguments.partition(" ")[0]
+    assert main(arguments.split()) == 2
+    text = capsys.readouterr().err
+    assert text.startswith(f"bharateo {verb}: " if verb in VERBS else "bharateo: ")
+    assert text.count("\n") == 1
+    assert said in text
 
 
 @pytest.mark.parametrize(
     ("arguments", "suggestion"),
     [
-        ("pretrian v0", "pretrain"),
-        ("export run --to onxx --output x", "onnx"),
-        ("tokens --chips 9 --model smal", "small"),
-        ("pretrain v0 --datset d --output r", "--dataset (not --datset)"),
-        ("pretrain v0 --dataset d --output r --sett=training.epochs=2", "--set (not --sett)"),
-        ("evaluate run --porbe", "--probe (not --porbe)"),
+        ("pretrian v0", '"pretrain"'),
+        ("export run --to onxx --output x", '"onnx"'),
+        ("tokens --chips 9 --model smal", '"small"'),
+        ("pretrain v0 --datset d --output r", "--dataset instead of --datset"),
+        ("pretrain v0 --data d --output r", "--dataset instead of --data"),
+        ("pretrain v0 --dataset d --output r --sett=training.epochs=2", "--set"),
     ],
 )
 def test_a_wrong_word_is_answered_with_the_nearest_right_one(arguments, suggestion, capsys):
-    with pytest.raises(SystemExit) as end:
-        main(arguments.split())
-    assert end.value.code == 2
-    verb = arguments.split()[0]
-    text = capsys.readouterr().err
-    assert text.startswith("usage: bharateo" if verb == "pretrian" else f"usage: bharateo {verb}")
-    assert text.splitlines()[-1] == f"did you mean {suggestion}?"
+    assert main(arguments.split()) == 2
+    assert f"Did you mean {suggestion}?" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", ["zebra", "tokens --zebra 9", "tokens --chip x"])
+@pytest.mark.parametrize("arguments", ["zebra", "tokens --zebra 9"])
 def test_what_is_near_to_nothing_gets_no_suggestion(arguments, capsys):
-    with pytest.raises(SystemExit):
-        main(arguments.split())
-    assert "did you mean" not in capsys.readouterr().err
+    assert main(arguments.split()) == 2
+    assert "Did you mean" not in capsys.readouterr().err
 
 
-def test_a_shortened_option_is_no_wrong_word(capsys):
-    with pytest.raises(SystemExit):
-        main(["pretrain", "v0", "--data", "d"])
-    assert "did you mean" not in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("evaluate runs/v0 --probe --levels patch", "probe runs/v0 --levels patch"),
+        ("evaluate runs/v1 --task 'my chips' --output e.json",
+         "probe-task runs/v1 --output e.json 'my chips'"),
+        ("evaluate --task=chips runs/v1 --output e.json",
+         "probe-task runs/v1 --output e.json chips"),
+        ("search runs/v0 d --score --output s", "score-search runs/v0 d --output s"),
+        ("probe run a.tif --points p.gpkg --output m",
+         "teach run a.tif --points p.gpkg --output m"),
+    ],
+)  # fmt: skip
+def test_words_of_before_are_answered_with_the_command_of_today(old, new, capsys):
+    assert main(shlex.split(old)) == 1
+    text = capsys.readouterr().err
+    assert text.count("\n") == 1
+    assert text.endswith(f": bharateo {new}\n")
+    app.parse_args(shlex.split(new), exit_on_error=False, print_error=False)
+
+
+def test_an_option_is_repeated_or_given_last(capsys):
+    words = "map run a.tif --output x --output y.tif --allow unit --allow bands --offset -0.1"
+    _, given, _ = app.parse_args(words.split(), exit_on_error=False)
+    assert given.arguments["output"] == Path("y.tif")
+    assert given.arguments["reading"] == Reading(offset=-0.1, allow=frozenset({"unit", "bands"}))
+    words = "search v.tif --like -4.05,52.41 --like 4,-1 --output x"
+    _, given, _ = app.parse_args(words.split(), exit_on_error=False)
+    assert given.arguments["like"] == ["-4.05,52.41", "4,-1"]
+    words = "probe --levels patch chip --budgets 5 20 all -- run"
+    _, given, _ = app.parse_args(words.split(), exit_on_error=False)
+    assert (given.arguments["levels"], given.arguments["budgets"]) == (
+        ["patch", "chip"], [5, 20, "all"]
+    )  # fmt: skip
 
 
 def test_errors_are_one_line_without_a_traceback(tmp_path):
@@ -296,19 +233,19 @@ def test_errors_of_many_lines_are_put_on_one(tmp_path, capsys):
 
 
 def test_stopping_it_says_that_it_goes_on(monkeypatch, capsys):
-    def stop(options):
+    def stop():
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli.tokens, "_tokens", stop)
+    monkeypatch.setattr("bharateo.accounting.published", stop)
     assert main(["tokens"]) == 130
     assert capsys.readouterr().err == "bharateo: stopped; the same command goes on from here\n"
 
 
 def test_a_fault_of_our_own_is_not_hidden(monkeypatch):
-    def fail(options):
+    def fail():
         raise ZeroDivisionError
 
-    monkeypatch.setattr(cli.tokens, "_tokens", fail)
+    monkeypatch.setattr("bharateo.accounting.published", fail)
     with pytest.raises(ZeroDivisionError):
         main(["tokens"])
 
@@ -351,10 +288,9 @@ def printed_values(text):
 
 
 def test_tokens_offers_the_sizes_and_machines_there_are():
-    verbs = next(action for action in build_parser()._actions if action.choices)
-    choices = {action.dest: action.choices for action in verbs.choices["tokens"]._actions}
-    assert choices["model"] == tuple(SIZES)
-    assert choices["machine"] == (THIS, *MACHINES)
+    choices = {argument.name: argument.get_choices() for argument in arguments_of("tokens")}
+    assert choices["--model"] == tuple(SIZES)
+    assert choices["--machine"] == (THIS, *MACHINES)
 
 
 def test_tokens_plans_what_its_help_shows(capsys, monkeypatch):
@@ -555,14 +491,14 @@ def tiny_presets(tmp_path, monkeypatch):
     split = {"block_px": 256, "buffer_px": 16, "val": 0.2, "test": 0.25}
     sample["data"] = {"source": "sample", "rois": [], "plan": {"size_px": 96, "split": split}}
     (folder / "sample.yaml").write_text(yaml.safe_dump(sample))
-    monkeypatch.setattr(demo, "preset_path", lambda name: folder / f"{name}.yaml")
+    monkeypatch.setattr("bharateo.config.preset_path", lambda name: folder / f"{name}.yaml")
 
 
 def told_next(lines):
     """The commands that the last lines name; each is one that the parser takes."""
     commands = [shlex.split(line.split(":  ", 1)[1]) for line in lines if line.startswith("next, ")]
     for _, *words in commands:
-        build_parser().parse_args(words)
+        app.parse_args(words, exit_on_error=False, print_error=False)
     return commands
 
 
@@ -585,7 +521,7 @@ def test_the_demo_goes_the_whole_way(tiny_presets, root, tmp_path, capsys):
 
 
 def test_the_demo_takes_places_of_ones_own(tiny_presets, root, tmp_path, capsys):
-    config, why = demo.choose("v0", root, [AWAY])
+    config, why = choose_pixels("v0", root, [AWAY])
     assert why == f"Pixels: ESA WorldCover from {root}, regions away."
     assert config.data.rois == (AWAY,)
     assert config.data.worldcover_root == root
@@ -616,16 +552,16 @@ def test_where_worldcover_does_not_answer_the_demo_runs_on_the_sample(
 
 def test_the_sample_can_be_asked_for(tiny_presets, monkeypatch):
     monkeypatch.setattr(worldcover, "reachable", lambda *_, **__: pytest.fail("nobody asked"))
-    config, why = demo.choose("sample")
+    config, why = choose_pixels("sample")
     assert config.data.source == "sample"
     assert why.endswith("as asked for.")
     with pytest.raises(ConfigError, match="leave --roi"):
-        demo.choose("sample", rois=[HOME])
+        choose_pixels("sample", rois=[HOME])
 
 
 def test_the_seed_preset_falls_back_with_its_own_model(tiny_presets, monkeypatch):
     unreachable(monkeypatch)
-    config, _ = demo.choose("seed", None, [])
+    config, _ = choose_pixels("seed", None, [])
     assert (config.data.source, config.model.name) == ("sample", "seed")
     assert config.training.lr == 0.0004
 
@@ -668,7 +604,7 @@ def test_options_of_the_demo_reach_its_run(tiny_presets, root, tmp_path, monkeyp
         seen.append(config)
         raise Enough
 
-    monkeypatch.setattr(demo.stages, "pretrain", pretrain)
+    monkeypatch.setattr(pipeline, "pretrain", pretrain)
     call = ["demo", "--worldcover-root", root, "--output", str(tmp_path / "demo"), option, "5"]
     with pytest.raises(Enough):
         main(call)

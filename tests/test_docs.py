@@ -13,7 +13,7 @@ import jaxtyping
 import pytest
 
 from bharateo.chips.store import Dataset
-from bharateo.cli import build_parser
+from bharateo.verbs.cli import VERBS, app, arguments_of
 from documented import ROOT, RUN, Reader, blocks, pages, small_world, split_at
 
 DOCS = ROOT / "docs"
@@ -158,20 +158,20 @@ def test_every_key_of_the_configuration_has_a_meaning(written_from_code):
 
 
 def test_every_example_of_the_help_can_be_parsed(written_from_code):
-    parser = build_parser()
-    for name, verb in written_from_code.verbs(parser).items():
-        found = list(written_from_code.examples(verb))
+    for name in VERBS:
+        found = list(written_from_code.examples(name))
         assert found, name
         for example in found:
-            parser.parse_args(split_at(shlex.split(example)[1:], ">")[0])
+            words = split_at(shlex.split(example)[1:], ">")[0]
+            app.parse_args(words, exit_on_error=False, print_error=False)
 
 
 def test_every_option_of_every_verb_is_in_the_reference(written_from_code):
     text = written_from_code.command_line()
-    for name, verb in written_from_code.verbs(build_parser()).items():
+    for name in VERBS:
         part = text.partition(f"## bharateo {name}\n")[2].partition("\n## bharateo ")[0]
-        for action in verb._actions:
-            for option in [each for each in action.option_strings if each not in ("-h", "--help")]:
+        for argument in arguments_of(name):
+            for option in argument.names if argument.show else ():
                 assert option in part, f"{name} {option}"
 
 

@@ -8,11 +8,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bharateo import doctor
-from bharateo.cli import main
 from bharateo.pixels.http import Web
 from bharateo.sources import sample as sample_module
 from bharateo.sources import worldcover
+from bharateo.verbs import doctor
+from bharateo.verbs.cli import main
 
 
 @pytest.fixture

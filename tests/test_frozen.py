@@ -27,7 +27,7 @@ import pytest
 import rasterio
 from affine import Affine
 
-from bharateo.cli import build_parser, main
+from bharateo.verbs.cli import VERBS, main
 from l2a_scenes import BANDS, made_up_scene
 from range_server import RangeServer
 from sentinel2_rig import PRESET, served, two_zone_world
@@ -69,12 +69,10 @@ def verb(*words: str | Path) -> str:
 
 def help_pages() -> Iterator[str]:
     """The page of every verb at 80 columns."""
-    verbs = next(action for action in build_parser()._actions if action.choices).choices
-    for name in ("", *verbs):
+    for name in ("", *VERBS):
         with contextlib.redirect_stdout(io.StringIO()) as page, pytest.MonkeyPatch.context() as env:
             env.setenv("COLUMNS", "80")
-            with contextlib.suppress(SystemExit):
-                main([*name.split(), "--help"])
+            main([*name.split(), "--help"])
         yield f"$ bharateo {name} --help".replace("  ", " ")
         yield page.getvalue()
 
@@ -183,8 +181,8 @@ def products(folder: Path) -> dict[str, list[str]]:
     run = folder / "run"
     verb("pretrain", PRESET, "--dataset", folder / "sentinel2", "--output", run, *SENTINEL2)
     verb("evaluate", run)
-    verb("evaluate", run, "--probe", "--budgets", "5", "all", "--levels", "patch",
-         "--features", "encoder", "band_statistics")  # fmt: skip
+    verb("probe", run, "--budgets", "5", "all", "--levels", "patch", "--features",
+         "encoder", "band_statistics")  # fmt: skip
     history = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
     say("scores", "history.jsonl", numbers_of(history))
     for name in ("evaluation.json", "probes.json"):

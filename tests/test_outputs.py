@@ -8,9 +8,9 @@ import geopandas as gpd
 import pytest
 import rasterio
 
-from bharateo.cli import main
 from bharateo.errors import ConfigError
 from bharateo.outputs import beginning_with, check_outputs, json_of
+from bharateo.verbs.cli import main
 from handover.tiny_run import tiny_run
 from inference.areas import centres, table, vectors
 from inference.ground import AFFINE, write_raster
@@ -77,15 +77,15 @@ def test_a_map_leaves_files_of_others_beside_it_alone(name, run, raster, tmp_pat
     assert other.read_text() == '{"mine": true}'
 
 
-@pytest.mark.parametrize("probe", [(), ("--probe",)])
-def test_figures_replace_figures_and_nothing_else(probe, run, tmp_path, capsys):
+@pytest.mark.parametrize("verb", ["evaluate", "probe"])
+def test_figures_replace_figures_and_nothing_else(verb, run, tmp_path, capsys):
     own = run / "contract.json"
     before = own.read_bytes()
-    assert "which `bharateo" in refused(capsys, "evaluate", run, *probe, "--output", own)
+    assert "which `bharateo" in refused(capsys, verb, run, "--output", own)
     assert own.read_bytes() == before
     other = tmp_path / "notes.json"
     other.write_text('{"mine": true}')
-    assert "another --output" in refused(capsys, "evaluate", run, *probe, "--output", other)
+    assert "another --output" in refused(capsys, verb, run, "--output", other)
     assert other.read_text() == '{"mine": true}'
 
 
@@ -140,7 +140,7 @@ def points(path):
 
 def test_labels_that_a_person_has_set_outlive_a_rerun(run, raster, tmp_path, capsys):
     own = points(tmp_path / "own.geojson")
-    arguments = ["probe", run, raster, "--points", own, "--output", tmp_path / "out"]
+    arguments = ["teach", run, raster, "--points", own, "--output", tmp_path / "out"]
     assert main([str(each) for each in arguments]) == 0
     assert main([str(each) for each in arguments]) == 0
     path = tmp_path / "out" / "label-next.geojson"
@@ -155,7 +155,7 @@ def test_labels_that_a_person_has_set_outlive_a_rerun(run, raster, tmp_path, cap
 def test_a_probe_leaves_a_folder_of_others_alone(run, raster, tmp_path, capsys):
     own = points(tmp_path / "probe.json")  # a GeoJSON, and called like a product
     before = own.read_bytes()
-    error = refused(capsys, "probe", run, raster, "--points", own, "--output", tmp_path)
+    error = refused(capsys, "teach", run, raster, "--points", own, "--output", tmp_path)
     assert "probe.json" in error
     assert own.read_bytes() == before
 

@@ -9,7 +9,7 @@ import pytest
 import rasterio
 from affine import Affine
 
-from bharateo.cli import main
+from bharateo.verbs.cli import main
 from sentinel2_rig import PRESET, done, served, two_zone_world
 from small_datasets import contents, small_dataset
 from stac_server import StacServer

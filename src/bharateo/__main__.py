@@ -2,6 +2,6 @@
 
 import sys
 
-from bharateo.cli import main
+from bharateo.verbs.cli import main
 
 sys.exit(main())

@@ -397,16 +397,21 @@ def load_config(path: str | Path, overrides: Sequence[str] | Mapping[str, Any] =
     """
     file = find_config(path)
     record = read_yaml(file)
-    if isinstance(overrides, Mapping):
-        return parse_config(_overridden(record, overrides.items(), str(file)), str(file))
-    settings = []
-    for override in overrides:
-        key, equals, value = override.partition("=")
-        shown = f"--set {shortened(repr(override))}"
+    return parse_config(_overridden(record, _pairs(overrides), str(file)), str(file))
+
+
+def _pairs(settings: Sequence[str] | Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
+    """Dotted keys and their values, of texts ``section.key=value`` or a mapping."""
+    if isinstance(settings, Mapping):
+        return settings.items()
+    pairs = []
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        shown = f"--set {shortened(repr(setting))}"
         if not equals:
             raise ConfigError(f"{shown} is not KEY=VALUE, e.g. training.epochs=5")
-        settings.append((key.strip(), parse_yaml(value, f"{shown}: the value is no YAML")))
-    return parse_config(_overridden(record, settings, str(file)), str(file))
+        pairs.append((key.strip(), parse_yaml(value, f"{shown}: the value is no YAML")))
+    return pairs
 
 
 def parse_config(record: Mapping[str, Any], where: str = "the configuration") -> Config:
@@ -466,15 +471,16 @@ def _with_size(record: dict[str, Any], where: str) -> dict[str, Any]:
     return {**record, "model": {**SIZES[size], **given}}
 
 
-def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
+def with_settings(config: Config, settings: Sequence[str] | Mapping[str, Any]) -> Config:
     """The configuration with some dotted keys set, e.g. ``heads.landcover.weight``.
 
-    ``model.size`` sets all that it stands for, but for what is set beside it.
+    Settings are given as to ``load_config``. ``model.size`` sets all that it stands for, but for
+    what is set beside it.
 
     Raises:
         ConfigError: a key is unknown or a value does not fit.
     """
-    return parse_config(_overridden(asdict(config), settings.items(), "the configuration"))
+    return parse_config(_overridden(asdict(config), _pairs(settings), "the configuration"))
 
 
 def _overridden(

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bharateo.accounting import Row
+from bharateo.machine import first_rank
 
 LOG_EVERY_S = 10.0
 
@@ -21,7 +22,12 @@ class Display:
     """Where the verbs say what they do."""
 
     def __init__(self, console: Console | None = None, quiet: bool = False) -> None:
-        self.console = console or _console(quiet)
+        self.console = console or Console(
+            highlight=False, soft_wrap=True, quiet=quiet or not first_rank()
+        )
+        if console is None and self.console.is_jupyter:  # where HTML would make every line a cell
+            self.console = Console(highlight=False, soft_wrap=True, quiet=self.console.quiet,
+                                   force_jupyter=False, force_terminal=False)  # fmt: skip
 
     def say(self, text: str) -> None:
         """One line, at once."""
@@ -64,16 +70,6 @@ class Display:
         )
         with Progress(*columns, console=self.console) as progress:
             yield Bar(name, self, progress)
-
-
-def _console(quiet: bool) -> Console:
-    """Standard output; in a notebook plain text, where HTML would make an output of every line."""
-    console = Console(highlight=False, soft_wrap=True, quiet=quiet)
-    if not console.is_jupyter:
-        return console
-    return Console(
-        highlight=False, soft_wrap=True, quiet=quiet, force_jupyter=False, force_terminal=False
-    )
 
 
 class Bar:

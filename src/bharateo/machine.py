@@ -69,3 +69,8 @@ def _number(path: Path, key: str | None = None) -> float | None:
         return float(words[0] if key is None else words[words.index(key) + 1])
     except (OSError, ValueError, IndexError):
         return None
+
+
+def first_rank() -> bool:
+    """Whether this process speaks: under ``torchrun`` every rank runs a verb, and one says so."""
+    return os.environ.get("RANK", "0") == "0"

@@ -25,7 +25,7 @@ from bharateo.evaluation.outside import (
     open_task,
     rows,
 )
-from bharateo.inference.inputs import Reading
+from bharateo.reading import Reading
 from bharateo.sensor import SENTINEL2_L1C
 from bharateo.training.loop import pretrain
 from small_datasets import small_config, small_dataset

@@ -4,7 +4,7 @@ import torch
 
 from bharateo.config import ModelConfig
 from bharateo.evaluation.evaluate import predictions
-from bharateo.evaluation.reconstruction import examples
+from bharateo.evaluation.reconstruction import reconstruct
 from bharateo.landcover import BHARATEO_CLASSES, IGNORE, patch_class_counts, patch_mode
 from bharateo.training.data import cut, evaluation_mask, fixed_windows, window_ids
 from bharateo.training.loop import pretrain
@@ -15,7 +15,7 @@ from small_datasets import small_config
 def case(request, palette_dataset, reflectance_dataset, tmp_path_factory):
     dataset = palette_dataset if request.param == "palette" else reflectance_dataset
     run = pretrain(dataset, small_config(epochs=1), tmp_path_factory.mktemp("run") / "run")
-    return run, dataset, examples(run, dataset, "test", 4)
+    return run, dataset, reconstruct(run, dataset, "test", 4)
 
 
 def patches_of(image):
@@ -114,7 +114,7 @@ def test_classes_of_the_copy_are_visible_ones(case):
 def test_examples_repeat_themselves(case):
     run, dataset, made = case
     torch.manual_seed(1)
-    for expected, got in zip(made, examples(run, dataset, "test", 4), strict=True):
+    for expected, got in zip(made, reconstruct(run, dataset, "test", 4), strict=True):
         for name in expected.__dataclass_fields__.keys() - {"layers"}:
             assert np.array_equal(getattr(expected, name), getattr(got, name))
         for one, other in zip(expected.layers, got.layers, strict=True):
@@ -124,9 +124,9 @@ def test_examples_repeat_themselves(case):
 
 def test_a_split_gives_no_more_examples_than_it_has_squares(case):
     run, dataset, _ = case
-    assert len(examples(run, dataset, "val", 99)) == len(dataset.indices("val"))
+    assert len(reconstruct(run, dataset, "val", 99)) == len(dataset.indices("val"))
 
 
 def test_an_empty_split_gives_no_examples(case, monkeypatch):
     run, dataset, _ = case
-    assert examples(run, dataset, "none such", 4) == []
+    assert reconstruct(run, dataset, "none such", 4) == []

@@ -3,8 +3,8 @@
 import jaxtyping
 import pytest
 
-from bharateo.cli import main
 from bharateo.explorer.runtime import KEPT, VENDOR
+from bharateo.verbs.cli import main
 from handover.tiny_run import tiny_run
 
 

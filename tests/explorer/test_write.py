@@ -10,7 +10,6 @@ import pytest
 import torch
 from affine import Affine
 
-from bharateo.cli import main
 from bharateo.explorer import area, runtime, write
 from bharateo.explorer.area import (
     area_of_raster,
@@ -25,6 +24,7 @@ from bharateo.inference.inputs import open_input
 from bharateo.inference.tiles import blended_squares
 from bharateo.landcover import patch_class_counts, patch_mode
 from bharateo.report.render import composite_rgb, physical
+from bharateo.verbs.cli import main
 from explorer.page_records import array, record
 from handover.tiny_run import tiny_run
 from inference.ground import write_raster

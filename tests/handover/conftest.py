@@ -1,6 +1,6 @@
 import pytest
 
-from bharateo.cli import main
+from bharateo.verbs.cli import main
 from handover.tiny_run import tiny_run
 
 

@@ -1,6 +1,7 @@
 import os
 import re
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -10,7 +11,6 @@ from hypothesis import strategies as st
 from odc.geo.geobox import GeoBox
 
 from bharateo.chips.statistics import Statistics
-from bharateo.cli.verbs import CONTRACT_FIELDS
 from bharateo.errors import ContractError
 from bharateo.inference.contract import (
     COLOURS,
@@ -24,7 +24,8 @@ from bharateo.inference.contract import (
     other_unit,
     sample_windows,
 )
-from bharateo.inference.inputs import Reading, open_input
+from bharateo.inference.inputs import open_input
+from bharateo.reading import ContractField, Reading
 from bharateo.sensor import BAND_SETS, SENTINEL2_L2A, WORLDCOVER_PALETTE
 from bharateo.training.contract import Differences
 from l2a_scenes import BANDS, made_up_scene
@@ -152,7 +153,7 @@ def test_pixels_of_degrees_pass_for_10_m():
 @pytest.mark.parametrize("shape", [(15, 200), (200, 15)])
 def test_a_raster_smaller_than_a_patch_is_refused_whatever_is_allowed(shape):
     with pytest.raises(ContractError, match=r"^patch_px: .*give a larger raster"):
-        check_grid("a.tif", grid(10, shape), contract(), Differences(CONTRACT_FIELDS))
+        check_grid("a.tif", grid(10, shape), contract(), Differences(get_args(ContractField)))
 
 
 # Unit
@@ -281,7 +282,7 @@ def test_a_bounded_number_of_windows_inside_the_raster_is_looked_at(height, widt
 
 
 def test_the_fields_of_the_command_line_are_those_that_are_checked():
-    assert {"bands", "unit", "statistics", "resolution"} == {*CONTRACT_FIELDS}
+    assert {"bands", "unit", "statistics", "resolution"} == {*get_args(ContractField)}
 
 
 # Real files

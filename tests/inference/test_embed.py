@@ -16,7 +16,6 @@ import rasterio
 import torch
 from rio_cogeo.cogeo import cog_validate
 
-from bharateo.cli import main
 from bharateo.errors import ConfigError, ContractError, EmptyRegionError
 from bharateo.inference.embed import Embedding, embed_dataset, embed_raster
 from bharateo.inference.encoder import FrozenEncoder
@@ -26,6 +25,7 @@ from bharateo.models.heads import build_heads
 from bharateo.models.mae import build_model
 from bharateo.training.data import physical_units
 from bharateo.training.run import Run, make_contract, model_statistics, save_run
+from bharateo.verbs.cli import main
 from inference.small_rasters import small_grid, write_raster
 from models.tiny_models import randomised
 from small_datasets import contents, small_config
@@ -347,7 +347,7 @@ def test_killed_and_run_again_it_gives_the_same_bytes(run, tmp_path):
 MEMORY = """
 import sys
 from pathlib import Path
-from bharateo.cli import main
+from bharateo.verbs.cli import main
 assert main(["embed", *sys.argv[1:]]) == 0
 print("peak", Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
 """

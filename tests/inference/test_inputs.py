@@ -1,4 +1,3 @@
-import argparse
 import json
 from dataclasses import replace
 
@@ -9,7 +8,6 @@ from affine import Affine
 from rasterio.enums import ColorInterp
 
 from bharateo.chips.statistics import Statistics
-from bharateo.cli.verbs import add_reading_options, reading_of
 from bharateo.errors import (
     ConfigError,
     ContractError,
@@ -17,8 +15,10 @@ from bharateo.errors import (
     SourceError,
     UnreachableError,
 )
-from bharateo.inference.inputs import Reading, open_input
+from bharateo.inference.inputs import open_input
+from bharateo.reading import Reading
 from bharateo.sensor import SENTINEL2_L1C, SENTINEL2_L2A
+from bharateo.verbs.cli import app
 from l2a_scenes import BANDS
 from range_server import RangeServer
 from sentinel2_rig import acquire, ground_with_holes
@@ -307,9 +307,9 @@ def test_what_is_no_item_is_said_to_be_none(contract, tmp_path, content):
 
 
 def reading(*arguments):
-    parser = argparse.ArgumentParser()
-    add_reading_options(parser)
-    return reading_of(parser.parse_args(arguments))
+    words = ["embed", "run", "a.tif", "--output", "v.tif", *arguments]
+    _, given, _ = app.parse_args(words, exit_on_error=False, print_error=False)
+    return given.arguments.get("reading", Reading())
 
 
 def test_options_say_how_to_read():

@@ -16,18 +16,19 @@ from ground import AFFINE, class_codes, grid_of, write_labels, write_raster
 from odc.geo.geobox import GeoBox
 from rio_cogeo.cogeo import cog_validate
 
-from bharateo.cli import main
 from bharateo.errors import ConfigError, ContractError
 from bharateo.evaluation.own_classes import probe_classifier
 from bharateo.evaluation.probes import LinearProbe, save_probe
 from bharateo.inference import map as map_module
 from bharateo.inference.domain import domain_of
-from bharateo.inference.inputs import Reading, open_input
+from bharateo.inference.inputs import open_input
 from bharateo.inference.labels import Against, compare, label_counts, open_labels
 from bharateo.inference.map import Request, cell_areas, head_classifier, products, write_map
 from bharateo.inference.tiles import CellGrid
 from bharateo.landcover import BHARATEO_CLASSES, IGNORE, WORLDCOVER, LandCoverClass
 from bharateo.models.heads import Head, Layer
+from bharateo.reading import Reading
+from bharateo.verbs.cli import main
 from small_datasets import contents
 
 

@@ -10,7 +10,6 @@ import rasterio
 from ground import AFFINE, class_codes, grid_of, write_raster
 from rasterio.transform import xy
 
-from bharateo.cli import main
 from bharateo.errors import ConfigError, SourceError
 from bharateo.evaluation import cross_validation
 from bharateo.evaluation.features import encoder
@@ -26,6 +25,7 @@ from bharateo.inference.points import (
 )
 from bharateo.inference.tiles import CellGrid
 from bharateo.landcover import IGNORE
+from bharateo.verbs.cli import main
 from small_datasets import contents
 
 NAMES = {10: "forest", 40: "fields", 80: "river"}
@@ -233,7 +233,7 @@ def probed(map_run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("probe")
     raster = write_raster(folder / "raster.tif", 300, 380)
     five_a_class(300, 380).to_file(folder / "points.gpkg")
-    arguments = ["probe", str(map_run.path), str(raster), "--points", str(folder / "points.gpkg")]
+    arguments = ["teach", str(map_run.path), str(raster), "--points", str(folder / "points.gpkg")]
     assert main([*arguments, "--output", str(folder / "own")]) == 0
     return folder, arguments
 

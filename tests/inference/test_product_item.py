@@ -7,7 +7,7 @@ import pytest
 import rasterio
 import shapely
 
-from bharateo.cli import main
+from bharateo.verbs.cli import main
 from handover.tiny_run import tiny_run
 from inference.ground import write_raster
 from small_datasets import contents

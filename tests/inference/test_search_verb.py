@@ -6,7 +6,7 @@ import geopandas as gpd
 import pytest
 from PIL import Image
 
-from bharateo.cli import main
+from bharateo.verbs.cli import main
 from handover.tiny_run import tiny_run
 from inference.areas import centres, table, vectors
 from small_datasets import contents
@@ -50,7 +50,8 @@ def test_a_dataset_is_embedded_once_then_searched(reflectance_dataset, tmp_path,
 
 def test_search_is_scored_on_the_test_split(reflectance_dataset, tmp_path, capsys):
     run = tiny_run(tmp_path / "run", reflectance_dataset)
-    assert verb(run.path, reflectance_dataset.path, "--score", "--output", tmp_path / "out") == 0
+    words = ["score-search", run.path, reflectance_dataset.path, "--output", tmp_path / "out"]
+    assert main([str(word) for word in words]) == 0
     record = json.loads((tmp_path / "out" / "precision.json").read_text())
     assert (record["split"], record["k"]) == ("test", 20)
     assert "band statistics" in capsys.readouterr().out
@@ -59,13 +60,10 @@ def test_search_is_scored_on_the_test_split(reflectance_dataset, tmp_path, capsy
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["v.parquet"], "--like LON,LAT"),
         (["v.parquet", "--like", "-4.05,-92.41"], "'-4.05,-92.41' is no longitude"),
         (["v.parquet", "--like", "28.6"], "no longitude, latitude"),
         (["v.parquet", "--like", "28.6,177.2"], "no longitude, latitude"),
         (["v.parquet", "--like", LIKE, "--count", "0"], "--count 0"),
-        (["v.parquet", "--score"], "RUN DATASET"),
-        (["a", "b", "c", "--like", LIKE], "not 3 paths"),
         (["v.parquet", "--like", LIKE], "no table of vectors"),
     ],
 )

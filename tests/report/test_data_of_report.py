@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 
-from bharateo import stages
 from bharateo.chips import build as building
 from bharateo.chips.store import RECIPE_FILE
 from bharateo.config import Config, DataConfig, to_yaml
@@ -12,6 +11,7 @@ from bharateo.display import Display
 from bharateo.errors import RunError
 from bharateo.files import write_json
 from bharateo.report.html import article
+from bharateo.verbs import pipeline
 from small_datasets import PLAN, made_up
 
 
@@ -49,9 +49,9 @@ def test_a_damaged_config_is_one_named_line(dataset, make_run):
 
 
 def test_a_build_leaves_its_recipe_with_the_dataset(tmp_path, monkeypatch):
-    monkeypatch.setattr("bharateo.stages.learning.open_recipe", lambda *_: made_up())
+    monkeypatch.setattr("bharateo.verbs.pipeline.open_recipe", lambda *_: made_up())
     config = replace(Config(), data=DataConfig(source="geotiff", plan=PLAN))
-    dataset = stages.build(config, tmp_path / "dataset", Display(quiet=True))
+    dataset = pipeline.build(config, tmp_path / "dataset", Display(quiet=True))
     kept = (dataset.path / RECIPE_FILE).read_text()
     assert "source: geotiff" in kept and "size_px: 48" in kept
     assert kept in to_yaml(config)

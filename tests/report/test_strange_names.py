@@ -20,7 +20,7 @@ from bharateo.chips.build import build
 from bharateo.evaluation.ablation import markdown
 from bharateo.evaluation.evaluate import evaluate
 from bharateo.evaluation.probing import probe_run
-from bharateo.evaluation.reconstruction import examples
+from bharateo.evaluation.reconstruction import reconstruct
 from bharateo.explorer import write
 from bharateo.handover import card
 from bharateo.handover.card import model_card
@@ -159,7 +159,7 @@ def same_elements(plain, planted):
 
 def test_the_report_has_the_same_elements_whatever_things_are_called(both):
     pages = [
-        html.article(html.read_run(run.path), dataset, examples(run, dataset, "test", 1))
+        html.article(html.read_run(run.path), dataset, reconstruct(run, dataset, "test", 1))
         for dataset, run in both
     ]
     no_other_elements(*pages)

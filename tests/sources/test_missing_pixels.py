@@ -12,8 +12,9 @@ from bharateo.chips.statistics import Statistics
 from bharateo.config import DataConfig, GeotiffBand, GeotiffConfig, PlanConfig, SplitConfig
 from bharateo.errors import ConfigError, CorruptRasterError, SourceError
 from bharateo.evaluation.outside import LAYOUTS
-from bharateo.inference.inputs import Reading, open_input
+from bharateo.inference.inputs import open_input
 from bharateo.pixels.raster import open_raster
+from bharateo.reading import Reading
 from bharateo.sensor import Band, Sensor
 from bharateo.sources.geotiff import LabelRaster, geotiff_recipe
 from range_server import RangeServer

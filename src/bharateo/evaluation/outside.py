@@ -53,9 +53,9 @@ from bharateo.files import open_file, write_json
 from bharateo.inference.contract import Sample as PixelSample
 from bharateo.inference.contract import band_places, check_pixels
 from bharateo.inference.encoder import CHIPS_AT_ONCE, device_of
-from bharateo.inference.inputs import Reading
 from bharateo.models.patches import patchify
 from bharateo.pixels.raster import RasterFile, open_raster
+from bharateo.reading import Reading
 from bharateo.results import Budget, Compared, TaskChips, TaskEvaluation, TaskRun
 from bharateo.training.contract import Differences
 from bharateo.training.run import Run

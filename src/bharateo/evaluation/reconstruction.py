@@ -65,7 +65,7 @@ class Example(Chip):
     layers: tuple[Made, ...] = ()
 
 
-def examples(run: Run, dataset: Dataset, split: str, count: int) -> list[Example]:
+def reconstruct(run: Run, dataset: Dataset, split: str, count: int) -> list[Example]:
     """Up to ``count`` chips of a split, spread over its regions, those with most classes first."""
     config = run.model.config
     windows = _varied(dataset, split, config.chip_px, count)
@@ -113,7 +113,7 @@ def _drawn(
 
 
 def chips(dataset: Dataset, split: str, model: ModelConfig, count: int) -> list[Chip]:
-    """The chips of ``examples``, as they are before there is a run."""
+    """The chips of ``reconstruct``, as they are before there is a run."""
     windows = _varied(dataset, split, model.chip_px, count)
     if not windows:
         return []

@@ -139,7 +139,7 @@ def _probe_tables(folder: Path) -> list[str]:
     if not (folder / PROBES_FILE).exists():
         return []
     tables = []
-    probes = read_result(Probes, folder / PROBES_FILE, "bharateo evaluate --probe")
+    probes = read_result(Probes, folder / PROBES_FILE, "bharateo probe")
     for name, level in probes.levels.items():
         rows = [
             ["**encoder**" if each.features == "encoder" else markdown_text(each.features),

@@ -17,24 +17,9 @@ from bharateo.inference.contract import band_places, check_grid, check_pixels, s
 from bharateo.inference.products import MadeOf
 from bharateo.inference.stac_item import ScenePixels, is_item, open_scene
 from bharateo.pixels.raster import RasterFile, open_raster
+from bharateo.reading import Reading
 from bharateo.sensor import Sensor
 from bharateo.training.contract import Contract, Differences
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How the numbers of a raster are to be read, where the file does not say or says it wrong.
-
-    ``bands`` are the names of all the file's bands, in the file's order, or the places of some of
-    them, counted from 1; physical value = stored value x ``scale`` + ``offset``; ``allow`` are the
-    fields of the contract the user takes on themselves.
-    """
-
-    bands: tuple[str, ...] | Mapping[str, int] | None = None
-    scale: float | None = None
-    offset: float | None = None
-    nodata: float | None = None
-    allow: frozenset[str] = frozenset()
 
 
 @runtime_checkable

@@ -77,7 +77,7 @@ def write_report(run: Path, dataset: Path | None = None, why: str | None = None)
         DatasetError: the dataset is not where it was.
         StorageError: the file cannot be written.
     """
-    from bharateo.evaluation.reconstruction import examples
+    from bharateo.evaluation.reconstruction import reconstruct
     from bharateo.training.run import Run, dataset_fingerprint
 
     run = Path(run)
@@ -93,7 +93,7 @@ def write_report(run: Path, dataset: Path | None = None, why: str | None = None)
             "run on this one again, or name the evaluated dataset's folder"
         )
     split = scores.splits(files.evaluation)[0]
-    shown = examples(Run.open(run), opened, split, NUM_EXAMPLES)
+    shown = reconstruct(Run.open(run), opened, split, NUM_EXAMPLES)
     write_text(run / REPORT_FILE, article(files, opened, shown, why))
     return run / REPORT_FILE
 
@@ -126,7 +126,7 @@ def read_run(run: Path) -> RunFiles:
         read_result(Provenance, provenance, "bharateo demo")
         if provenance.exists()
         else Provenance(),
-        read_result(Probes, probed, "bharateo evaluate --probe") if probed.exists() else None,
+        read_result(Probes, probed, "bharateo probe") if probed.exists() else None,
     )
 
 

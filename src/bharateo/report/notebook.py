@@ -120,10 +120,10 @@ def show_patch_classes(run: Run, dataset: Dataset, count: int = 4) -> Figure:
 
 
 def _examples(title: str, block: str, run: Run, dataset: Dataset, count: int) -> Figure:
-    from bharateo.evaluation.reconstruction import examples
+    from bharateo.evaluation.reconstruction import reconstruct
 
     split = next((s for s in ("test", "val") if len(dataset.indices(s))), "train")
-    made = html.reconstructions(dataset, examples(run, dataset, split, count))
+    made = html.reconstructions(dataset, reconstruct(run, dataset, split, count))
     return _block(title, block, **ground.shown(dataset), **made, example_split=split)
 
 

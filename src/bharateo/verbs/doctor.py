@@ -17,18 +17,18 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module, metadata
 from importlib.util import find_spec
+from json import dumps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import bharateo
 from bharateo.files import cache_folder
 from bharateo.machine import cores_of_quota, has_native_bf16, memory_bytes, num_cores
+from bharateo.verbs.arguments import MaybeDisplay
 from bharateo.version import __version__
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
-
-    from bharateo.display import Display
 
 NETWORK_S = 3.0
 """How long a server may take."""
@@ -57,6 +57,46 @@ class Finding:
 
 
 Check = Callable[[], Iterator[Finding]]
+
+
+def doctor(*, json: bool = False, display: MaybeDisplay = None) -> bool:
+    """What this machine can do, and the remedy for what it cannot.
+
+    Looks at packages, GDAL, WorldCover, STAC catalogues, disk, memory, processor and GPU. Every
+    line is ok, a note (something is slow or missing that the demo does not need) or a problem,
+    with its remedy. It takes seconds and changes nothing. The exit status is 1 where there is a
+    problem, else 0.
+
+      bharateo doctor
+      bharateo doctor --json > doctor.json
+
+    Args:
+        json: print JSON, for programs
+
+    Returns:
+        Whether nothing stands in the basic way.
+    """
+    from rich.text import Text
+
+    from bharateo.display import Display
+
+    findings, display = examine(), display or Display()
+    num = sum(finding.state == "problem" for finding in findings)
+    if json:
+        print(dumps({"version": __version__, "works": not num,
+                     "findings": [asdict(finding) for finding in findings]}, indent=2))  # fmt: skip
+        return not num
+    colours = {"ok": "green", "note": "yellow", "problem": "bold red"}
+    display.columns(
+        ("", "what", "found"),
+        [(Text(each.state, style=colours[each.state]), each.what,
+          "\n→ ".join(filter(None, (each.found, each.remedy)))) for each in findings],
+    )  # fmt: skip
+    if num:
+        display.say(f"{num} problem{'s' * (num > 1)}: mend what has an arrow, and ask again.")
+    else:
+        display.say("The basic way works: bharateo demo")
+    return not num
 
 
 def examine() -> list[Finding]:
@@ -102,41 +142,6 @@ def _with_pixels(findings: list[Finding]) -> list[Finding]:
         else finding
         for finding in findings
     ]  # fmt: skip
-
-
-def works(findings: Sequence[Finding]) -> bool:
-    """Whether nothing stands in the basic way."""
-    return all(finding.state != "problem" for finding in findings)
-
-
-def as_json(findings: Sequence[Finding]) -> dict[str, Any]:
-    """What was found, for programs."""
-    return {
-        "version": __version__,
-        "works": works(findings),
-        "findings": [asdict(finding) for finding in findings],
-    }
-
-
-def show(findings: Sequence[Finding], display: Display) -> None:
-    """What was found, for people."""
-    from rich.text import Text
-
-    colours = {"ok": "green", "note": "yellow", "problem": "bold red"}
-    rows = [
-        (
-            Text(finding.state, style=colours[finding.state]),
-            finding.what,
-            "\n→ ".join(filter(None, (finding.found, finding.remedy))),
-        )
-        for finding in findings
-    ]
-    display.columns(("", "what", "found"), rows)
-    num = sum(finding.state == "problem" for finding in findings)
-    if num:
-        display.say(f"{num} problem{'s' * (num > 1)}: mend what has an arrow, and ask again.")
-    else:
-        display.say("The basic way works: bharateo demo")
 
 
 # Software

@@ -1,0 +1,1 @@
+"""Verbs: each one function, which is its Python API, its command line and its reference page."""

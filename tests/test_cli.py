@@ -43,6 +43,7 @@ OPTIONS = {
     "explore": f"RUN --output --dataset --raster --megabytes {READING}",
     "export": "RUN --to --output --what --license",
     "doctor": "--json",
+    "schema": "WHAT",
     "completion": "SHELL",
 }
 

@@ -25,6 +25,7 @@ from bharateo.verbs.pipeline import build as build
 from bharateo.verbs.pipeline import evaluate as evaluate
 from bharateo.verbs.pipeline import pretrain as pretrain
 from bharateo.verbs.pipeline import write_report as write_report
+from bharateo.verbs.schema import schema as schema
 from bharateo.verbs.scores import ablate as ablate
 from bharateo.verbs.scores import probe as probe
 from bharateo.verbs.scores import probe_task as probe_task

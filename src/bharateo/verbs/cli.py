@@ -20,6 +20,7 @@ from bharateo.verbs.doctor import doctor
 from bharateo.verbs.ground import embed, explore, export, map_raster, search, teach
 from bharateo.verbs.machine import tokens
 from bharateo.verbs.pipeline import build, evaluate, pretrain, write_report
+from bharateo.verbs.schema import schema
 from bharateo.verbs.scores import ablate, probe, probe_task, score_search
 from bharateo.version import __version__
 
@@ -112,7 +113,8 @@ class HelpPage:
         for name, entry in rows:
             notes = [panel_text(entry.description)]
             if entry.choices:
-                notes.append(f"[{'|'.join(entry.choices)}]")
+                sign = "|" if len(entry.choices) < 7 else " | "  # where a line may break
+                notes.append(f"[{sign.join(entry.choices)}]")
             if entry.required and not entry.positional_label:
                 notes.append("(required)")
             if entry.default:
@@ -204,7 +206,7 @@ def completion(shell: Literal["bash", "zsh", "fish"]) -> None:
 
 
 # Every verb, in the order of --help, and which of its parameters come without the name of an
-# option. A verb `schema` goes here, too, once the models can say their JSON Schema.
+# option.
 VERBS: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
     "demo": (demo, ()),
     "build": (build, ("config",)),
@@ -223,6 +225,7 @@ VERBS: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
     "explore": (explore, ("run",)),
     "export": (export, ("run",)),
     "doctor": (doctor, ()),
+    "schema": (schema, ("what",)),
     "completion": (completion, ("shell",)),
 }
 

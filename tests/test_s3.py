@@ -131,7 +131,7 @@ def test_a_bucket_in_another_region_is_asked_there_and_remembered(monkeypatch, k
         lambda asked: Reply(content=CONTENT) if "eu-west-3" in asked.headers["Authorization"] else
         Reply(301, {"x-amz-bucket-region": "eu-west-3", "Location": "https://evil.invalid"})
     ) as server:  # fmt: skip
-        monkeypatch.setattr(network, "place_of", lambda address: network.Place(
+        monkeypatch.setattr(network, "place_of", lambda address: network.ObjectPlace(
             f"{server.url}/{network._learnt.get('mine')}/x", "mine",
             network._learnt.get("mine", "us-east-1"), False,
         ))  # fmt: skip

@@ -69,7 +69,7 @@ def test_it_is_planned_trained_forecast_evaluated_reported_and_mapped(ndvi, tmp_
 
     # trained for a thousand steps, with the forecast of a run of 600 or more
     said = []
-    run = pretrain(dataset, config, tmp_path / "run", on_note=said.append)
+    run = pretrain(dataset, config, tmp_path / "run", say=said.append)
     assert any(re.match(r"planned: .* all 1,000 steps", line) for line in said)
     assert any(line.startswith("after 200 steps: ") for line in said)
     (epoch,) = map(json.loads, (run.path / "history.jsonl").read_text().splitlines())

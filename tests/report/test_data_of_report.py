@@ -49,7 +49,7 @@ def test_a_damaged_config_is_one_named_line(dataset, make_run):
 
 
 def test_a_build_leaves_its_recipe_with_the_dataset(tmp_path, monkeypatch):
-    monkeypatch.setattr("bharateo.verbs.pipeline.open_recipe", lambda *_: made_up())
+    monkeypatch.setattr("bharateo.sources.open_recipe", lambda *_: made_up())
     config = replace(Config(), data=DataConfig(source="geotiff", plan=PLAN))
     dataset = pipeline.build(config, tmp_path / "dataset", Display(quiet=True))
     kept = (dataset.path / RECIPE_FILE).read_text()

@@ -303,7 +303,7 @@ def test_a_long_list_of_regions_not_drawn_is_folded(make_dataset, make_run, monk
 def stages(monkeypatch):
     """Stand-ins for the two modules that need a trained model."""
     reconstruction, checkpoint = ModuleType("reconstruction"), ModuleType("checkpoint")
-    reconstruction.examples = lambda run, dataset, split, count: []
+    reconstruction.reconstruct = lambda run, dataset, split, count: []
     checkpoint.Run = SimpleNamespace(open=lambda path: None)
     checkpoint.dataset_fingerprint = fingerprint
     monkeypatch.setitem(sys.modules, "bharateo.evaluation.reconstruction", reconstruction)

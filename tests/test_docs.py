@@ -1,5 +1,6 @@
 """README and documentation: every command runs, every link leads somewhere, nothing is left out."""
 
+import ast
 import re
 import shlex
 import subprocess
@@ -180,3 +181,16 @@ def test_every_word_of_the_glossary_has_its_hindi():
     assert len(rows) > 50
     for word, _, hindi in rows[1:]:
         assert re.search(r"[\u0900-\u097f]", hindi), word
+
+
+def test_every_place_of_the_walk_is_in_the_code():
+    """``path``: ``name`` or ``Class.name``, as the page writes them."""
+    text = (ROOT / "docs" / "explanation" / "walk.md").read_text()
+    places = re.findall(r"`([\w/]+\.py)`: `([\w.]+)`", text)
+    assert len(places) > 20
+    for file, name in places:
+        body = ast.parse((ROOT / "src" / "bharateo" / file).read_text()).body
+        for part in name.split("."):
+            found = [each for each in body if getattr(each, "name", None) == part]
+            assert found, f"{file} has no {name}"
+            body = found[0].body

@@ -139,7 +139,7 @@ def go_on_training(file: Path) -> None:
 def report_and_card(file: Path) -> None:
     """The page and the model card of a run; of its chips none is drawn."""
     files = html.read_run(file.parent)
-    dataset = Dataset.open(html._evaluated_dataset(file.parent, files))
+    dataset = Dataset.open(html.evaluated_dataset(file.parent, files))
     kept = _maps(file.parent.parent / "dataset")
     with patch.object(ground, "regions", lambda _: kept):
         html.article(files, dataset, [])

@@ -83,10 +83,7 @@ def write_report(run: Path, dataset: Path | None = None, why: str | None = None)
     run = Path(run)
     check_outputs("report", {run / REPORT_FILE: beginning_with(REPORT_MARK)}, ())
     files = read_run(run)
-    # where the evaluation found its dataset, else where the run did
-    evaluated = Path(files.evaluation.dataset.path)
-    places = (evaluated, run / evaluated, run / files.contract.dataset.path)
-    opened = Dataset.open(dataset or next((each for each in places if each.exists()), evaluated))
+    opened = Dataset.open(dataset or evaluated_dataset(run, files))
     if dataset_fingerprint(opened) != files.evaluation.dataset.fingerprint:
         raise RunError(
             f"{run / 'evaluation.json'} is of another dataset than {opened.path}: evaluate the "
@@ -96,6 +93,13 @@ def write_report(run: Path, dataset: Path | None = None, why: str | None = None)
     shown = reconstruct(Run.open(run), opened, split, NUM_EXAMPLES)
     write_text(run / REPORT_FILE, article(files, opened, shown, why))
     return run / REPORT_FILE
+
+
+def evaluated_dataset(run: Path, files: RunFiles) -> Path:
+    """Where the evaluation found its dataset, else where the run did."""
+    evaluated = Path(files.evaluation.dataset.path)
+    places = (evaluated, run / evaluated, run / files.contract.dataset.path)
+    return next((each for each in places if each.exists()), evaluated)
 
 
 def read_run(run: Path) -> RunFiles:

@@ -181,7 +181,7 @@ def our_way(scene: SceneFiles, url: str, worldcover: Path, folder: Path) -> Data
     """The product's own build, from a kept list of scenes."""
     items = folder / "items.json"
     known = scene_of(scene.item(url), EARTH_SEARCH, BANDS)
-    write_json(items, {"scenes": [known.to_json()]})
+    write_json(items, {"scenes": [known.model_dump()]})
     plan = PlanConfig("blocks", 128, min_valid_fraction=0.9, split=SplitConfig(1024, 32))
     data = DataConfig(
         source="sentinel2",

@@ -561,7 +561,7 @@ def test_few_files_stay_open(chips, label_raster):
     for place in region.squares:
         row, col = map(round, place)
         made.image.read(region.geobox[row : row + SIZE, col : col + SIZE])
-    assert len(made.image.files.opened) < 30
+    assert len(made.image.opened) < 30
 
 
 # What is refused

@@ -147,7 +147,7 @@ def test_what_is_not_there_has_no_part_in_what_is_resampled(kind, tmp_path):
     made = recipe(path)
     grid = made.regions[0].geobox.zoom_to(resolution=5)[20:140, 20:180]
     part = made.image.stacks[0].parts[0]
-    values, valid, _ = made.image.files.read(part, grid)
+    values, valid, _ = made.image.read_part(part, grid)
     assert valid[:, :70].all()
     assert not valid[:, 80:].any()
     assert values[:, valid].max() < 200

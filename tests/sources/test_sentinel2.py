@@ -1,6 +1,5 @@
 import os
 import pickle
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -42,8 +41,9 @@ pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreference
 def item(rule: str, baseline: str | None = "05.09", flag: bool | None = None, **raster: float):
     """A scene of a catalogue with a rule, of an old day."""
     return Scene(
-        "S2A_X", "http://c", rule, False, "2019-07-01T05:00:00Z", 0.0, 32643, {}, {}, baseline,
-        flag, raster,
+        id="S2A_X", catalogue="http://c", rule=rule, signed=False, datetime="2019-07-01T05:00:00Z",
+        cloud_cover=0.0, epsg=32643, geometry={}, assets={}, baseline=baseline, flag=flag,
+        raster=raster,
     )  # fmt: skip
 
 
@@ -261,7 +261,8 @@ def opened(files: SceneFiles, bands=BANDS, base: str | None = None, **config):
     config = {"catalogue": f"{files.style}=http://127.0.0.1:1", "retries": 1, **config}
     source = Sentinel2(bands, Sentinel2Config(timeout_s=5.0, **config))
     item = files.item(base or str(files.folder))
-    return source.at(scene_of(item, source.catalogue, bands))
+    here = None if base else str(files.folder / "item.json")
+    return source.at(scene_of(item, source.catalogue, bands, here))
 
 
 def stored(files: SceneFiles, band: str) -> np.ndarray:
@@ -402,7 +403,7 @@ def test_a_window_without_a_valid_pixel_says_nothing_of_the_offset(harmonised_sc
 def with_asset(source, band: str, address: str):
     """The source with another file for a band."""
     assets = {**source.scene.assets, band: str(address)}
-    return source.source.at(replace(source.scene, assets=assets))
+    return source.source.at(source.scene.model_copy(update={"assets": assets}))
 
 
 def test_a_file_that_the_catalogue_lists_but_does_not_exist_is_named(harmonised_scene):
@@ -529,7 +530,7 @@ def test_no_more_files_stay_open_than_a_few_scenes_have(harmonised_scene):
     for number in range(5):
         folder = f"{files.folder}/{'./' * number}{files.name}"
         assets = {band: f"{folder}/{band}.tif" for band in (*BANDS, "SCL")}
-        source.source.at(replace(source.scene, assets=assets)).read(here)
+        source.source.at(source.scene.model_copy(update={"assets": assets})).read(here)
         assert len(list(Path("/proc/self/fd").iterdir())) <= before + 26
 
 
@@ -538,7 +539,7 @@ def test_scenes_of_planetary_computer_are_unlocked_when_read(harmonised_scene, m
     unlocked = []
     monkeypatch.setattr(sentinel2, "unlock", lambda web, address, *_: unlocked.append(address))
     source = Sentinel2(("B04",), Sentinel2Config("planetary-computer"))
-    scene = replace(opened(files, ("B04",)).scene, signed=True)
+    scene = opened(files, ("B04",)).scene.model_copy(update={"signed": True})
     np.testing.assert_array_equal(source.at(scene).read(files.geobox).values[0], reflectance[2])
     assert sorted(unlocked) == sorted(scene.assets.values())
     unlocked.clear()
@@ -558,7 +559,7 @@ def test_trouble_with_a_signature_is_a_source_error(harmonised_scene, monkeypatc
         Settings.get.cache_clear()
         source = Sentinel2(("B04",), Sentinel2Config("planetary-computer", retries=0))
         assets = dict.fromkeys(("B04", "SCL"), address)
-        scene = replace(opened(files, ("B04",)).scene, signed=True, assets=assets)
+        scene = opened(files, ("B04",)).scene.model_copy(update={"signed": True, "assets": assets})
         with pytest.raises(SourceError, match="no token for account/box"):
             source.open(scene, "B04")
         assert [asked.target for asked in tokens.asked] == ["/token/account/box"]

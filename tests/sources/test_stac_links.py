@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from bharateo.errors import UnreachableError
-from bharateo.inference.stac_item import _with_whole_addresses
+from bharateo.errors import ItemError, UnreachableError
 from bharateo.sources import catalogue
 from bharateo.sources.catalogue import Client, catalogue_of
+from bharateo.sources.stac import scene_of
 from scripted_server import Reply, answering
 
 HERE = np.array([77.05, 28.90, 77.06, 28.92])
@@ -18,7 +18,8 @@ CORE, SEARCH = (f"https://api.stacspec.org/v1.0.0/{name}" for name in ("core", "
 def item(href, **links):
     return {
         "type": "Feature", "stac_version": "1.0.0", "id": "a", "bbox": [77, 28, 78, 29],
-        "geometry": {"type": "Point", "coordinates": [77.5, 28.5]}, "collection": "c",
+        "geometry": {"type": "Polygon", "coordinates": [[[77, 28], [78, 28], [78, 29], [77, 28]]]},
+        "collection": "c",
         "properties": {"datetime": "2021-01-01T00:00:00Z", "eo:cloud_cover": 1.0},
         "links": [{"rel": rel, "href": to} for rel, to in links.items()],
         "assets": {"red": {"href": href}, "blue": {"href": "https://example.org/blue.tif"}},
@@ -109,15 +110,22 @@ HREFS = {
 }
 
 
+def red_of(found, root, base=None):
+    """Where the red file of an item lies, None where it is not gone to."""
+    keys = {band: "red" if band == "B04" else "blue" for band in ("B04", "SCL")}
+    try:
+        return scene_of(found, catalogue_of(root, keys), ("B04",), base).assets["B04"]
+    except ItemError as error:
+        assert "red" in str(error)
+        return None
+
+
 @pytest.mark.parametrize(("href", "expected"), HREFS.items(), ids=map(str, HREFS))
 def test_an_address_in_an_item_is_never_a_file_of_this_machine(href, expected):
     with answering(Api(item(href, self="/collections/c/items/a"))) as server:
         (found,) = asked_of(server)
-    assert found["assets"]["blue"]["href"] == "https://example.org/blue.tif"
-    if expected is None:
-        assert "red" not in found["assets"]
-    else:
-        assert found["assets"]["red"]["href"] == expected.format(root=server.url)
+    expected = expected and expected.format(root=server.url)
+    assert red_of(found, server.url) == expected
 
 
 @pytest.mark.parametrize("own", [None, "file:///etc/items/a", 3, "http://[::1/a", "/home/me/a"])
@@ -127,27 +135,36 @@ def test_an_item_that_says_it_lies_in_a_file_lies_at_its_catalogue(own):
         del odd["links"]
     with answering(Api(odd)) as server:
         (found,) = asked_of(server)
-    assert found["assets"]["red"]["href"].startswith(f"{server.url}/")
+    assert red_of(found, server.url).startswith(f"{server.url}/")
 
 
-def test_other_addresses_of_an_asset_are_held_to_the_same():
-    alternate = {"https": {"href": "red.tif"}, "local": {"href": "file:///red.tif"}, "odd": 3}
+@pytest.mark.parametrize(
+    ("alternate", "expected"),
+    [
+        ({"https": {"href": "red.tif"}, "odd": 3}, "{root}/red.tif"),
+        ({"https": {"href": "file:///red.tif"}}, "s3://bucket/red.tif"),
+        ({"https": {"href": 3}}, "s3://bucket/red.tif"),
+        ({"local": {"href": "file:///red.tif"}}, "s3://bucket/red.tif"),
+        (3, "s3://bucket/red.tif"),
+    ],
+)
+def test_other_addresses_of_an_asset_are_held_to_the_same(alternate, expected):
     wild = item("s3://bucket/red.tif")
     wild["assets"]["red"]["alternate"] = alternate
     with answering(Api(wild)) as server:
         (found,) = asked_of(server)
-    others = {"https": {"href": f"{server.url}/red.tif"}}
-    assert found["assets"]["red"]["alternate"] == others
+    assert red_of(found, server.url) == expected.format(root=server.url)
 
 
 def test_an_item_at_an_address_names_no_file_and_one_in_a_file_does(tmp_path):
-    hrefs = {"red": "red.tif", "nir": "/private.tif", "blue": "file:/private.tif",
-             "scl": "GTI:/private.tif"}  # fmt: skip
-    wild = {"assets": {key: {"href": href} for key, href in hrefs.items()}}
-    far = _with_whole_addresses(wild, "https://x.org/items/a")["assets"]
-    assert {key: asset["href"] for key, asset in far.items()} == {
-        "red": "https://x.org/items/red.tif", "nir": "https://x.org/private.tif"
-    }  # fmt: skip
-    near = _with_whole_addresses(wild, str(tmp_path / "a.json"))["assets"]
-    assert near["red"]["href"] == str(tmp_path / "red.tif")
-    assert near["nir"]["href"] == "/private.tif"
+    far, near = "https://x.org/items/a", str(tmp_path / "a.json")
+
+    def lies(href, base):
+        return red_of(item(href), "https://x.org", base)
+
+    assert lies("red.tif", far) == "https://x.org/items/red.tif"
+    assert lies("/private.tif", far) == "https://x.org/private.tif"
+    assert lies("file:/private.tif", far) is None
+    assert lies("GTI:/private.tif", far) is None
+    assert lies("red.tif", near) == str(tmp_path / "red.tif")
+    assert lies("/private.tif", near) == "/private.tif"

@@ -24,13 +24,7 @@ from bharateo.errors import (
 from bharateo.inference.contract import canonical
 from bharateo.pixels.http import Web
 from bharateo.sensor import SENTINEL2_L2A, Sensor
-from bharateo.sources.catalogue import (
-    EARTH_SEARCH,
-    KNOWN,
-    PLANETARY_COMPUTER,
-    Catalogue,
-    with_whole_hrefs,
-)
+from bharateo.sources.catalogue import EARTH_SEARCH, KNOWN, PLANETARY_COMPUTER, Catalogue
 from bharateo.sources.sentinel2 import (
     OFFSET_DN,
     DarkGround,
@@ -137,7 +131,7 @@ def open_scene(
     item = _read_item(location)
     try:
         catalogue = catalogue_of_item(item, location)
-        scene = scene_of(_with_whole_addresses(item, location), catalogue, names)
+        scene = scene_of(item, catalogue, names, location)
     except (ItemError, KeyError, TypeError, AttributeError, ValueError) as error:
         if isinstance(error, ItemError) and error.what != ItemError.MALFORMED:
             raise
@@ -169,22 +163,6 @@ def catalogue_of_item(item: Mapping[str, Any], location: str) -> Catalogue:
         return EARTH_SEARCH
     like = EARTH_SEARCH if EARTH_SEARCH.assets["SCL"] in item["assets"] else PLANETARY_COMPUTER
     return Catalogue("item", location, like.assets, "by-item")
-
-
-def _with_whole_addresses(item: Mapping[str, Any], location: str) -> Mapping[str, Any]:
-    """The item with the addresses of its assets completed by its own, as STAC has it.
-
-    Only an item that lies in a file of this machine may name others of its files.
-    """
-    if "://" in location:
-        whole: Mapping[str, Any] = with_whole_hrefs(item, location)
-        return whole
-    folder = Path(location).parent
-    assets = {
-        key: {**asset, "href": href if "://" in (href := asset["href"]) else str(folder / href)}
-        for key, asset in item["assets"].items()
-    }
-    return {**item, "assets": assets}
 
 
 def _read_item(location: str) -> Mapping[str, Any]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from typing import Any
-from urllib.parse import urlencode, urljoin, urlsplit
+from urllib.parse import urlencode, urlsplit
 
 from jaxtyping import Float64
 from numpy import ndarray
@@ -113,12 +113,13 @@ def catalogue_of(name: str, assets: Mapping[str, str] | None = None) -> Catalogu
     Raises:
         ConfigError: it is neither.
     """
-    name, _, url = name.partition("=") if name.partition("=")[0] in KNOWN else (name, "", "")
-    if name in KNOWN:
-        known = KNOWN[name]
+    first, _, url = name.partition("=")
+    on_web = ("http://", "https://")
+    if first in KNOWN and (not url or url.startswith(on_web)):
+        known = KNOWN[first]
         keys = {**known.assets, **(assets or {})}
-        return Catalogue(name, url or known.url, keys, known.rule, known.signed and not url)
-    if not name.startswith(("http://", "https://")):
+        return Catalogue(first, url or known.url, keys, known.rule, known.signed and not url)
+    if not name.startswith(on_web):
         raise ConfigError(
             f"data.sentinel2.catalogue {name!r} is not known: give {', '.join(KNOWN)}, or the URL "
             "of a STAC API with a band map in data.sentinel2.assets"
@@ -167,10 +168,7 @@ class Client:
             )
             found = []
             for number, page in enumerate(search.pages_as_dicts(), 1):
-                found += [
-                    with_whole_hrefs(item, _own_address(item, self.catalogue.url))
-                    for item in page["features"]
-                ]
+                found += page["features"]
                 if number == _MOST_PAGES and any(
                     link["rel"] == "next" for link in page.get("links", [])
                 ):
@@ -250,51 +248,8 @@ class Client:
         )
 
 
-def with_whole_hrefs(item: Any, base: str) -> Any:
-    """An item as a server gave it, with the addresses of its assets whole.
-
-    Those that are not whole are completed by the item's own, ``base``, as STAC has it, so that they
-    never name a file of this machine. Assets whose address no server may give (``file://``,
-    another driver's) are taken out.
-    """
-    if not (isinstance(item, Mapping) and isinstance(item.get("assets"), Mapping)):
-        return item  # of odd ones ``scene_of`` says more
-    whole = {key: _with_whole_href(asset, base) for key, asset in item["assets"].items()}
-    return {**item, "assets": {key: asset for key, asset in whole.items() if asset}}
-
-
-def _own_address(item: Any, catalogue: str) -> str:
-    """Where an item says it lies, on a web server; else the catalogue."""
-    try:
-        own = next(link["href"] for link in item["links"] if link["rel"] == "self")
-        address = urljoin(catalogue, own)
-        return address if urlsplit(address).scheme in ("http", "https") else catalogue
-    except (StopIteration, KeyError, TypeError, AttributeError, ValueError):
-        return catalogue
-
-
-def _with_whole_href(asset: Any, base: str) -> dict[str, Any] | None:
-    """An asset, or another address of one, if a server may give its address."""
-    try:
-        given = asset["href"]
-        if not isinstance(given, str):
-            return None
-        href = urljoin(base, given)
-        parts = urlsplit(href)
-    except (KeyError, TypeError, AttributeError, ValueError):
-        return None
-    if parts.scheme not in ("http", "https", "s3") or not parts.hostname or parts.username:
-        return None
-    others = asset.get("alternate")
-    if not isinstance(others, Mapping):
-        return {**asset, "href": href, "alternate": None} if others else {**asset, "href": href}
-    whole = {name: _with_whole_href(other, base) for name, other in others.items()}
-    alternate = {name: other for name, other in whole.items() if other}
-    return {**asset, "href": href, "alternate": alternate}
-
-
 def _is_cloudier(item: Any, most: float) -> bool:
-    """Whether an item says that it has more cloud; of odd ones ``scene_of`` says more."""
+    """Whether an item says that it has more cloud; of odd ones ``stac.scene_of`` says more."""
     properties = item.get("properties") if isinstance(item, Mapping) else None
     cloud = properties.get("eo:cloud_cover") if isinstance(properties, Mapping) else None
     return isinstance(cloud, int | float) and cloud > most

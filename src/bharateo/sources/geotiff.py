@@ -69,20 +69,25 @@ class Part:
     places: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class Files:
+@dataclass
+class OwnRasters(ImageSource):
     """The rasters below a folder, all of one type; those used last stay open.
 
-    ``nodata`` is the stored value of pixels without data; ``declared``: what each file says, and 0
-    in those that say nothing; None: what each file says, or none. Masks and alpha always hold.
+    ``root`` is the folder as it was given, for records. ``nodata`` is the stored value of pixels
+    without data; ``declared``: what each file says, and 0 in those that say nothing; None: what
+    each file says, or none. Masks and alpha always hold.
     """
 
+    name: str
+    attribution: tuple[str, ...]
+    sensor: Sensor
+    root: str
     folder: Path
     dtype: str
     nodata: float | Literal["declared"] | None
-    opened: OpenRasters = field(default_factory=OpenRasters, compare=False)
+    opened: OpenRasters = field(init=False, default_factory=OpenRasters, compare=False)
 
-    def read(
+    def read_part(
         self, part: Part, geobox: GeoBox | None = None
     ) -> tuple[Shaped[np.ndarray, "band row col"], Bool[np.ndarray, "row col"], GeoBox]:
         """The stored values of bands of a file, unsigned and 0 where there is nothing; where all of
@@ -122,16 +127,15 @@ class Files:
             )
         return np.where(valid, stored, 0).astype(np.uint16), valid, geobox
 
+    def places(self, scene: Any = None) -> Sequence[str]:
+        """The folder of the rasters."""
+        return (self.root,)
+
 
 @dataclass
-class ChipFiles(ImageSource):
+class ChipFiles(OwnRasters):
     """Ready-made chips: a file is a square. ``squares``: grid, row and column -> file."""
 
-    name: str
-    attribution: tuple[str, ...]
-    sensor: Sensor
-    root: str
-    files: Files
     indices: tuple[int, ...]
     """Where the bands lie in every file, from 0."""
     grids: tuple[GeoBox, ...]
@@ -144,7 +148,7 @@ class ChipFiles(ImageSource):
 
         Raises:
             SourceError: no file is there.
-            CorruptRasterError: see ``Files.read``.
+            CorruptRasterError: see ``read_part``.
         """
         for index, grid in enumerate(self.grids):
             row, col = (math.floor(number + 0.5) for number in begins_at(grid, geobox))
@@ -153,22 +157,18 @@ class ChipFiles(ImageSource):
                 break
         else:
             raise SourceError(
-                f"no file below {self.files.folder} lies at {geobox.boundingbox}: with "
+                f"no file below {self.folder} lies at {geobox.boundingbox}: with "
                 "plan.strategy 'files' every file is one chip, and nothing is read between them"
             )
         part = Part(file, self.indices, tuple(range(len(self.indices))))
-        values, valid, own = self.files.read(part)
+        values, valid, own = self.read_part(part)
         if own.shape != geobox.shape:
             raise CorruptRasterError(
-                f"{self.files.folder / file} is {own.shape[0]} x {own.shape[1]} px where "
+                f"{self.folder / file} is {own.shape[0]} x {own.shape[1]} px where "
                 f"{geobox.shape[0]} x {geobox.shape[1]} was planned for: it changed meanwhile; "
                 "build again into another folder"
             )
         return Raster(values, valid, own, {"root": self.root, "item": file})
-
-    def places(self, scene: Any = None) -> Sequence[str]:
-        """The folder of the files."""
-        return (self.root,)
 
 
 @dataclass(frozen=True)
@@ -181,14 +181,9 @@ class Stack:
 
 
 @dataclass
-class LargeRasters(ImageSource):
+class LargeRasters(OwnRasters):
     """Rasters that chips are cut from, each with all bands, or one a band."""
 
-    name: str
-    attribution: tuple[str, ...]
-    sensor: Sensor
-    root: str
-    files: Files
     stacks: tuple[Stack, ...]
 
     def read(self, geobox: GeoBox) -> Raster:
@@ -199,28 +194,24 @@ class LargeRasters(ImageSource):
 
         Raises:
             SourceError: it is a window of none.
-            CorruptRasterError: see ``Files.read``.
+            CorruptRasterError: see ``read_part``.
         """
         found = (each for each in self.stacks if corner_in(each.geobox, geobox) is not None)
         if (stack := next(found, None)) is None:
             raise SourceError(
-                f"no raster below {self.files.folder} has {geobox} as a window: only pixels of the "
+                f"no raster below {self.folder} has {geobox} as a window: only pixels of the "
                 "rasters' own grids are read"
             )
         provenance: dict[str, Any] = {"root": self.root, "item": stack.name}
         if len(stack.parts) == 1:
-            return Raster(*self.files.read(stack.parts[0], geobox), provenance)
+            return Raster(*self.read_part(stack.parts[0], geobox), provenance)
         values = np.empty((self.sensor.num_bands, *geobox.shape), self.sensor.dtype)
         valid = np.ones(geobox.shape, bool)
         for part in stack.parts:
-            values[list(part.places)], own, _ = self.files.read(part, geobox)
+            values[list(part.places)], own, _ = self.read_part(part, geobox)
             valid &= own
         provenance |= {"files": [part.file for part in stack.parts], "resampling": "bilinear"}
         return Raster(values, valid, geobox, provenance)
-
-    def places(self, scene: Any = None) -> Sequence[str]:
-        """The folder of the rasters."""
-        return (self.root,)
 
 
 # Labels
@@ -308,10 +299,12 @@ class LabelRaster(LabelSource):
 class Header:
     """What a file says of itself; ``name`` is its path below the folder.
 
-    ``units``, scale and offset, are one a band.
+    ``bands`` are those of the configuration that lie in it; ``units``, scale and offset, are one
+    for each band that it has.
     """
 
     name: str
+    bands: tuple[str, ...]
     geobox: GeoBox
     dtype: str
     num_bytes: int
@@ -330,18 +323,16 @@ def geotiff_recipe(data: DataConfig, say: Callable[[str], object] = lambda text:
     """
     config, size_px = data.geotiff, data.plan.size_px
     _check_values(config)
-    folder, names = _find(config.path)
-    by_band = _files_by_band(config, folder, names)
-    headers = _headers(config, folder, list(dict.fromkeys(by_band or names)), by_band)
-    dtype = headers[0].dtype
-    nodata = config.nodata
+    per_band = any(band.file is not None for band in config.bands.values())
+    folder, bands_of = _find(config)
+    headers = _headers(config, folder, bands_of)
+    dtype, nodata = headers[0].dtype, config.nodata
     if isinstance(nodata, int | float) and as_integer(nodata, np.dtype(dtype)) is None:
         raise ConfigError(
             f"data.geotiff.nodata {nodata:g} is no value of {dtype}, which the files hold: "
             "correct it, or leave it out for what the files say"
         )
-    files = Files(folder.absolute(), dtype, nodata)
-    scale, offset = _unit(config, folder, headers, by_band)
+    scale, offset = _unit(config, folder, headers)
     sensor = Sensor(
         name="geotiff",
         title=config.title,
@@ -355,18 +346,29 @@ def geotiff_recipe(data: DataConfig, say: Callable[[str], object] = lambda text:
         composites={},  # they need a look at the pixels
         standardised=config.standardised,
     )
-    about = config.title, config.attribution, sensor, str(folder), files
+    about = (
+        config.title,
+        config.attribution,
+        sensor,
+        str(folder),
+        folder.absolute(),
+        dtype,
+        nodata,
+    )
     image: ChipFiles | LargeRasters
     if data.plan.strategy == "files":
-        regions, squares = _chip_regions(folder, headers, by_band, size_px)
+        if per_band:
+            raise ConfigError(
+                "plan.strategy 'files' takes files that hold all bands, but data.geotiff.bands "
+                "names a file for each: use strategy 'blocks' or 'grid'"
+            )
+        regions, squares = _chip_regions(folder, headers, size_px)
         indices = tuple(band.band - 1 for band in config.bands.values())
         image = ChipFiles(*about, indices, tuple(r.geobox for r in regions), squares)
     else:
-        stacks = _stacks(config, folder, headers, by_band, size_px)
-        stems = [stack.name if by_band else Path(stack.name).stem for stack in stacks]
-        regions = [
-            Region(name, stack.geobox) for name, stack in zip(_names(stems), stacks, strict=True)
-        ]
+        stacks = _stacks(config, folder, headers, size_px)
+        names = _names(each.name if per_band else Path(each.name).stem for each in stacks)
+        regions = [Region(name, each.geobox) for name, each in zip(names, stacks, strict=True)]
         image = LargeRasters(*about, tuple(stacks))
     image.sensor = replace(sensor, composites=_composites(config, image, regions, size_px))
     labels: LabelSource
@@ -379,7 +381,23 @@ def geotiff_recipe(data: DataConfig, say: Callable[[str], object] = lambda text:
         )
     else:
         labels = WorldCover(data.worldcover_root, data.worldcover_year)
-    return Recipe("geotiff", regions, image, labels, _settings(config, headers, (scale, offset)))
+    listed = "".join(f"{header.num_bytes} {header.name}\n" for header in headers)
+    # What files say of their scale and offset that the configuration says otherwise.
+    units = {unit for header in headers for unit in header.units} - {(1.0, 0.0), (scale, offset)}
+    theirs = ", ".join(f"{scale:g} and {offset:g}" for scale, offset in sorted(units))
+    settings = {
+        "path": config.path,
+        "files": {
+            "number": len(headers),
+            "sha256 of names and sizes": hashlib.sha256(listed.encode()).hexdigest(),
+        },
+        "bands": {name: asdict(band) for name, band in config.bands.items()},
+        "nodata": config.nodata,
+        **({"scale and offset in files, overridden": theirs} if theirs else {}),
+        "labels": config.labels,
+        "label_classes": {str(code): name for code, name in config.label_classes.items()},
+    }
+    return Recipe("geotiff", regions, image, labels, {"geotiff": settings})
 
 
 def _check_values(config: GeotiffConfig) -> None:
@@ -430,72 +448,65 @@ def _check_values(config: GeotiffConfig) -> None:
             )
 
 
-def _find(path: str) -> tuple[Path, list[str]]:
-    """The folder, and the paths below it of the rasters that are meant, sorted."""
-    place = Path(path).expanduser()
+def _find(config: GeotiffConfig) -> tuple[Path, dict[str, list[str]]]:
+    """The folder, and of the rasters below it that are meant the bands that lie in each.
+
+    The rasters are sorted where each holds all bands, else in the order of the bands.
+    """
+
+    def matching(pattern: str) -> list[Path]:
+        try:
+            return sorted(folder.glob(pattern))
+        except (ValueError, IndexError, NotImplementedError):  # no pattern of paths below a folder
+            return []
+
+    place = Path(config.path).expanduser()
     if place.is_dir():
         folder, found = place, [f for f in place.rglob("*") if f.suffix.lower() in _ENDINGS]
     elif place.is_file():
         folder, found = place.parent, [place]
     else:
         folder = next(each for each in (place, *place.parents) if not glob.has_magic(str(each)))
-        found = _matching(folder, str(place.relative_to(folder)))
+        found = matching(str(place.relative_to(folder)))
     names = [f.relative_to(folder).as_posix() for f in found if f.is_file()]
     names = sorted(name for name in names if not Path(name).name.startswith("."))
     if not names:
         what = "holds no *.tif" if place.is_dir() else "is no file, folder or pattern of files"
         raise ConfigError(
-            f"data.geotiff.path {path!r} {what}: give a folder of GeoTIFFs, one file, or a "
+            f"data.geotiff.path {config.path!r} {what}: give a folder of GeoTIFFs, one file, or a "
             "pattern such as chips/*.tif"
         )
-    return folder, names
-
-
-def _matching(folder: Path, pattern: str) -> list[Path]:
-    try:
-        return sorted(folder.glob(pattern))
-    except (ValueError, IndexError, NotImplementedError):  # no pattern of paths below a folder
-        return []
-
-
-def _files_by_band(
-    config: GeotiffConfig, folder: Path, names: Sequence[str]
-) -> dict[str, list[str]]:
-    """The bands in every file, where the bands name their files; else nothing."""
-    named = {name: band.file for name, band in config.bands.items() if band.file is not None}
-    if not named:
-        return {}
-    if len(named) < len(config.bands):
-        other = next(name for name in config.bands if name not in named)
+    patterns = {name: band.file for name, band in config.bands.items() if band.file is not None}
+    if not patterns:
+        return folder, {name: [*config.bands] for name in names}
+    if other := next((name for name in config.bands if name not in patterns), None):
         raise ConfigError(
-            f"data.geotiff.bands: {next(iter(named))} names its file and {other} does not: name "
+            f"data.geotiff.bands: {next(iter(patterns))} names its file and {other} does not: name "
             "the file of every band, or of none where every file holds all bands"
         )
-    if not Path(config.path).expanduser().is_dir():
+    if not place.is_dir():
         raise ConfigError(
             f"data.geotiff.path {config.path!r} is no folder, but the bands name their files: "
             "give the folder they lie in"
         )
-    files: dict[str, list[str]] = {}
-    for band, pattern in named.items():
+    bands_of: dict[str, list[str]] = {}
+    for band, pattern in patterns.items():
         literal = (folder / pattern).is_file() and not Path(pattern).is_absolute()
-        matching = [folder / pattern] if literal else _matching(folder, pattern)
-        found = [file.relative_to(folder).as_posix() for file in matching if file.is_file()]
-        if len(found) != 1:
-            shown = ", ".join((found or list(names))[:5])
+        files = [file for file in ([folder / pattern] if literal else matching(pattern))
+                 if file.is_file()]  # fmt: skip
+        if len(files) != 1:
+            shown = [file.relative_to(folder).as_posix() for file in files] or names
             raise ConfigError(
-                f"data.geotiff.bands.{band}.file {pattern!r} matches {len(found)} files in "
-                f"{folder}, not one: correct it ({'those' if found else 'there'} are {shown})"
+                f"data.geotiff.bands.{band}.file {pattern!r} matches {len(files)} files in "
+                f"{folder}, not one: correct it ({'those' if files else 'there'} are "
+                f"{', '.join(shown[:5])})"
             )
-        files.setdefault(found[0], []).append(band)
-    return files
+        bands_of.setdefault(files[0].relative_to(folder).as_posix(), []).append(band)
+    return folder, bands_of
 
 
 def _headers(
-    config: GeotiffConfig,
-    folder: Path,
-    names: Sequence[str],
-    by_band: Mapping[str, Sequence[str]],
+    config: GeotiffConfig, folder: Path, bands_of: Mapping[str, Sequence[str]]
 ) -> list[Header]:
     """What files say of themselves, of one kind and with all bands that are asked of them.
 
@@ -505,7 +516,7 @@ def _headers(
         ConfigError: it lacks a band.
     """
     headers: list[Header] = []
-    for name in names:
+    for name, bands in bands_of.items():
         path = folder / name
         with existing(path) as file:
             affine: Affine = file.geobox.affine
@@ -523,7 +534,7 @@ def _headers(
                 "gdal_translate -ot UInt16 -scale 0 1 0 10000 IN OUT, and set data.geotiff.scale "
                 "(here 0.0001) and offset so that they give the physical values back"
             )
-        for band in by_band.get(name, config.bands):
+        for band in bands:
             number = config.bands[band].band
             if number > file.num_bands:
                 alpha = number == file.num_bands + 1 and file.has_alpha
@@ -542,7 +553,8 @@ def _headers(
                 f"{path} holds {dtype} and {headers[0].name} {headers[0].dtype}: convert one kind "
                 "(gdal_translate -ot), or leave it out with a pattern in data.geotiff.path"
             )
-        headers.append(Header(name, file.geobox, dtype, int(file.identity["size"]), file.units))
+        size = int(file.identity["size"])
+        headers.append(Header(name, tuple(bands), file.geobox, dtype, size, file.units))
     return headers
 
 
@@ -550,17 +562,9 @@ def _headers(
 
 
 def _chip_regions(
-    folder: Path,
-    headers: Sequence[Header],
-    by_band: Mapping[str, Sequence[str]],
-    size_px: int,
+    folder: Path, headers: Sequence[Header], size_px: int
 ) -> tuple[list[Region], dict[tuple[int, int, int], str]]:
     """A region for every reference system and pixel size, and what file is which square."""
-    if by_band:
-        raise ConfigError(
-            "plan.strategy 'files' takes files that hold all bands, but data.geotiff.bands names a "
-            "file for each: use strategy 'blocks' or 'grid'"
-        )
     for header in headers:
         height, width = header.geobox.shape
         if (height, width) != (size_px, size_px):
@@ -618,11 +622,7 @@ def _names(names: Iterable[str]) -> list[str]:
 
 
 def _stacks(
-    config: GeotiffConfig,
-    folder: Path,
-    headers: Sequence[Header],
-    by_band: Mapping[str, Sequence[str]],
-    size_px: int,
+    config: GeotiffConfig, folder: Path, headers: Sequence[Header], size_px: int
 ) -> list[Stack]:
     """Every raster with all bands; or the one place whose bands lie in several.
 
@@ -632,14 +632,14 @@ def _stacks(
     parts = [
         Part(
             header.name,
-            tuple(config.bands[name].band - 1 for name in by_band.get(header.name, order)),
-            tuple(order.index(name) for name in by_band.get(header.name, order)),
+            tuple(config.bands[name].band - 1 for name in header.bands),
+            tuple(order.index(name) for name in header.bands),
         )
         for header in headers
     ]
-    if by_band:
+    if config.bands[order[0]].file is not None:
         finest = min(order, key=lambda name: config.bands[name].resolution_m)
-        grid = next(h.geobox for h in headers if finest in by_band[h.name])
+        grid = next(header.geobox for header in headers if finest in header.bands)
         for header in headers:
             if header.geobox.crs == grid.crs and header.geobox.affine.a < 0.9 * grid.affine.a:
                 raise ConfigError(
@@ -673,12 +673,7 @@ def _stacks(
 # What the numbers mean
 
 
-def _unit(
-    config: GeotiffConfig,
-    folder: Path,
-    headers: Sequence[Header],
-    by_band: Mapping[str, Sequence[str]],
-) -> tuple[float, float]:
+def _unit(config: GeotiffConfig, folder: Path, headers: Sequence[Header]) -> tuple[float, float]:
     """Scale and offset, as a pair: what the configuration says, else what the files say.
 
     Raises:
@@ -688,7 +683,7 @@ def _unit(
         return 1.0 if config.scale is None else config.scale, config.offset or 0.0
     first: tuple[str, tuple[float, float]] | None = None
     for header in headers:
-        for name in by_band.get(header.name, config.bands):
+        for name in header.bands:
             unit = header.units[config.bands[name].band - 1]
             first = first or (f"band {name} of {header.name}", unit)
             if unit != first[1]:
@@ -764,26 +759,3 @@ def _looked_at(regions: Sequence[Region], size_px: int) -> Iterator[GeoBox]:
 def _spread(length: int) -> list[int]:
     """At most ``MOST_LOOKED_AT`` of so many things, evenly."""
     return sorted({*np.linspace(0, length - 1, min(length, MOST_LOOKED_AT)).astype(int).tolist()})
-
-
-def _settings(
-    config: GeotiffConfig, headers: Sequence[Header], unit: tuple[float, float]
-) -> dict[str, Any]:
-    listed = "".join(f"{header.num_bytes} {header.name}\n" for header in headers)
-    # What files say of their scale and offset that the configuration says otherwise.
-    said = sorted({each for header in headers for each in header.units} - {(1.0, 0.0), unit})
-    theirs = ", ".join(f"{scale:g} and {offset:g}" for scale, offset in said)
-    return {
-        "geotiff": {
-            "path": config.path,
-            "files": {
-                "number": len(headers),
-                "sha256 of names and sizes": hashlib.sha256(listed.encode()).hexdigest(),
-            },
-            "bands": {name: asdict(band) for name, band in config.bands.items()},
-            "nodata": config.nodata,
-            **({"scale and offset in files, overridden": theirs} if said else {}),
-            "labels": config.labels,
-            "label_classes": {str(code): name for code, name in config.label_classes.items()},
-        }
-    }

@@ -49,7 +49,7 @@ class LeftOut(Record):
 class _Answer(Record):
     """What is kept of a catalogue's answer for one region and occasion."""
 
-    scenes: tuple[Mapping[str, Any], ...]
+    scenes: tuple[Scene, ...]
     left_out: tuple[LeftOut, ...] = ()
 
 
@@ -104,7 +104,7 @@ class CatalogueScenes:
                 )
                 for done, (key, answer) in enumerate(zip(asked, answers, strict=True), 1):
                     self.left_out |= {each.id: each for each in answer.left_out}
-                    found[key] = [Scene.from_json(scene) for scene in answer.scenes]
+                    found[key] = [*answer.scenes]
                     progress(done, len(asked))
         self.by_id = {scene.id: scene for scenes in found.values() for scene in scenes}
         candidates = []
@@ -139,16 +139,13 @@ class CatalogueScenes:
             spans = occasion.spans
             items = [i for first, last in spans for i in client.items(bounds, first, last, cloud)]
             scenes, left_out = self.usable(items)
-            write_json(file, {
-                "scenes": [scene.to_json() for scene in scenes],
-                "left_out": [each.model_dump() for each in left_out],
-            })  # fmt: skip
+            write_json(file, _Answer(scenes=scenes, left_out=left_out).model_dump())
         remedy = f"delete {self.folder} and run the same build again"
         return checked(
             _Answer, read_json(file, SourceError, remedy), str(file), SourceError, remedy
         )
 
-    def _read_items(self, path: Path) -> list[Scene]:
+    def _read_items(self, path: Path) -> tuple[Scene, ...]:
         """The scenes in an ``items.json``; those that it says were left out stay left out.
 
         Raises:
@@ -161,17 +158,16 @@ class CatalogueScenes:
             _Items, read_json(path, SourceError, remedy), str(path), SourceError, remedy
         )
         self.left_out = {each.id: each for each in record.left_out}
-        scenes = [Scene.from_json(scene) for scene in record.scenes]
-        for scene in scenes:
+        for scene in record.scenes:
             wanted = (*self.source.sensor.band_names, "SCL")
             if missing := [band for band in wanted if band not in scene.assets]:
                 raise SourceError(
                     f"scene {scene.id} in {path} has no {', '.join(missing)}: leave data.bands as "
                     "they were for that dataset, or set data.sentinel2.items to null"
                 )
-        return scenes
+        return record.scenes
 
-    def usable(self, items: Iterable[Any]) -> tuple[list[Scene], list[LeftOut]]:
+    def usable(self, items: Iterable[Any]) -> tuple[tuple[Scene, ...], tuple[LeftOut, ...]]:
         """Scenes of items, and the items that are none.
 
         Raises:
@@ -202,7 +198,7 @@ class CatalogueScenes:
         if trouble and not scenes:
             others = f" (and {len(left_out) - 1} more items cannot be used)"
             raise SourceError(f"{trouble}{others if len(left_out) > 1 else ''}") from trouble
-        return [*scenes.values()], [*left_out.values()]
+        return tuple(scenes.values()), tuple(left_out.values())
 
     # What the pixels turned out to be
 
@@ -250,6 +246,6 @@ class CatalogueScenes:
         return {
             "catalogue": self.source.catalogue.url,
             "collection": self.source.config.collection,
-            "scenes": [self.by_id[name].to_json() for name in sorted({*used})],
+            "scenes": [self.by_id[name].model_dump() for name in sorted({*used})],
             "left_out": [self.left_out[name].model_dump() for name in sorted(self.left_out)],
         }

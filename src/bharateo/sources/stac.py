@@ -11,20 +11,28 @@ import datetime
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+from urllib.parse import urljoin, urlsplit
 
 import numpy as np
 import shapely
 import shapely.affinity
 import shapely.geometry
-from jaxtyping import Float64
-from numpy import ndarray
-from pydantic import ConfigDict, Field
+from pydantic import (
+    AliasChoices,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
 
 from bharateo.artefacts import Record, checked, shortened
-from bharateo.errors import ConfigError, ItemError, SourceError
+from bharateo.errors import ConfigError, ItemError
 from bharateo.sources.catalogue import KNOWN, Catalogue
 
 SEASONS = {"rabi": (11, 3), "summer": (4, 6), "kharif": (7, 10)}
@@ -116,8 +124,7 @@ def occasions(dates: str, seasons: Sequence[str]) -> tuple[Occasion, ...]:
 # Scenes
 
 
-@dataclass(frozen=True)
-class Scene:
+class Scene(Record):
     """One acquisition: where its files are, what they show and how they were processed."""
 
     id: str
@@ -144,7 +151,7 @@ class Scene:
         """Where the scene holds pixels, in degrees, -180 to 180.
 
         Raises:
-            SourceError: the geometry is none.
+            ItemError: the geometry is none.
         """
         return _outline(self.geometry, f"scene {self.id}")
 
@@ -162,107 +169,109 @@ class Scene:
         share = min(held_km2 / promised_km2, 1.0)
         return 1.0 if share >= _TRUSTED else share
 
-    def to_json(self) -> dict[str, Any]:
-        """The scene as plain JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> Scene:
-        """The scene that ``to_json`` wrote.
-
-        Raises:
-            SourceError: a field is missing, unknown or of another type.
-        """
-        where = "stored scene is incomplete or unknown"
-        remedy = "use the items.json of a dataset as it was written"
-        scene = checked(cls, record, where, SourceError, remedy)
-        if unknown := [name for name in record if name not in cls.__dataclass_fields__]:
-            raise SourceError(f"{where}: {', '.join(unknown)}; {remedy}")
-        _ = scene.outline
-        return scene
-
 
 # Items, of any catalogue and version of STAC
 
 
 class _Part(Record):
-    """What is used of a STAC item; the rest may be whatever it is."""
+    """What is used of a STAC item; the rest may be whatever it is, and null is as good as none."""
 
     model_config = ConfigDict(extra="ignore")
 
-
-class _Numbers(_Part):
-    """How stored numbers become physical ones, in the words of STAC 1.0 and 1.1."""
-
-    scale: float | None = None
-    offset: float | None = None
-    raster_scale: float | None = Field(None, alias="raster:scale")
-    raster_offset: float | None = Field(None, alias="raster:offset")
-
-    def said(self) -> dict[str, float]:
-        """Scale and offset, of those that are given."""
-        scale = self.scale if self.raster_scale is None else self.raster_scale
-        offset = self.offset if self.raster_offset is None else self.raster_offset
-        given = {"scale": scale, "offset": offset}
-        return {name: value for name, value in given.items() if value is not None}
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, said: Any) -> Any:
+        if not isinstance(said, Mapping):
+            return said
+        return {key: value for key, value in said.items() if value not in (None, "")}
 
 
-class _Place(_Part):
+def _either(*names: str, **bounds: Any) -> Any:
+    """A value under the first of several names, as catalogues and versions of STAC have it."""
+    return Field(None, validation_alias=AliasChoices(*names), **bounds)
+
+
+def _fitting(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    try:
+        return check(value)
+    except ValidationError:
+        return None
+
+
+Odd = TypeVar("Odd")
+_IfItFits = Annotated[Odd | None, WrapValidator(_fitting)]
+"""A part that may as well be anything else, and then is none."""
+
+
+class _Units(_Part):
+    """How stored numbers become physical ones, of STAC 1.0 and 1.1."""
+
+    scale: float | None = _either("raster:scale", "scale")
+    offset: float | None = _either("raster:offset", "offset")
+
+
+class _Grid(_Part):
+    """A grid's reference system, of the projection extension 1 and 2."""
+
+    code: str | int | None = _either("proj:code", "proj:epsg")
+
+    @property
+    def epsg(self) -> int | None:
+        digits = str(self.code).upper().removeprefix("EPSG:")
+        return int(digits) if digits.isdecimal() else None
+
+
+class _Link(_Part):
+    rel: str
+    href: str
+
+
+class _Href(_Part):
     href: str
 
 
 class _Alternates(_Part):
-    https: _Place | None = None
+    https: _IfItFits[_Href] = None
 
 
-class _Grid(_Part):
-    """A grid's reference system, in the words of the projection extension 1 and 2."""
-
-    code: str | None = Field(None, alias="proj:code")
-    number: int | None = Field(None, alias="proj:epsg")
-
-    @property
-    def epsg(self) -> int | None:
-        digits = str(self.code or self.number or "").upper().removeprefix("EPSG:")
-        return int(digits) if digits.isdecimal() else None
-
-
-class _Asset(_Grid, _Numbers):
+class _Asset(_Grid, _Units):
     href: str
-    alternate: _Alternates | None = None
-    bands: tuple[_Numbers, ...] | None = None
-    raster_bands: tuple[_Numbers, ...] | None = Field(None, alias="raster:bands")
+    alternate: _IfItFits[_Alternates] = None
+    bands: list[_Units] | None = None
+    raster_bands: list[_Units] | None = _either("raster:bands")
 
-    @property
-    def address(self) -> str:
-        """Where the file is fetched: over https where the first address is of another kind."""
-        scheme = self.href.partition(":")[0] if "://" in self.href else ""
-        if scheme in ("http", "https", "file", "") or not (self.alternate and self.alternate.https):
-            return self.href
-        return self.alternate.https.href
-
-    def numbers(self) -> dict[str, float]:
+    def units(self) -> dict[str, float]:
         """Scale and offset of its first band: what is said of the band beats the asset's."""
-        of_band: dict[str, float] = {}
-        for bands in (self.bands, self.raster_bands):
-            of_band |= bands[0].said() if bands else {}
-        return {**self.said(), **of_band}
+        found: dict[str, float] = {}
+        for each in (self, *(self.bands or ())[:1], *(self.raster_bands or ())[:1]):
+            said = {"scale": each.scale, "offset": each.offset}
+            found |= {name: value for name, value in said.items() if value is not None}
+        return found
+
+    def address(self, base: str) -> str | None:
+        """Where the file is fetched: over https where the first address is of another kind.
+
+        None where nobody may give its address, see ``whole_address``.
+        """
+        first = whole_address(self.href, base)
+        if first is None or "://" not in first or first.startswith(("http", "file")):
+            return first
+        https = self.alternate and self.alternate.https
+        return (https and whole_address(https.href, base)) or first
 
 
 class _Properties(_Grid):
-    when: str | None = Field(None, alias="datetime")
-    start: str | None = Field(None, alias="start_datetime")
+    when: str | None = _either("datetime", "start_datetime")
     platform: str | None = None
     constellation: str | None = None
-    cloud_cover: float | None = Field(None, alias="eo:cloud_cover", ge=0, le=100)
-    grid: str | None = Field(None, alias="grid:code")
-    baseline: str | None = Field(None, alias="s2:processing_baseline")
-    first_baseline: str | None = Field(None, alias="sentinel:processing_baseline")
-    version: str | None = Field(None, alias="processing:version")
-    flag: bool | None = Field(None, alias="earthsearch:boa_offset_applied")
-    first_flag: bool | None = Field(None, alias="sentinel:boa_offset_applied")
-    nodata: float | None = Field(None, alias="s2:nodata_pixel_percentage", ge=0, le=100)
-    coverage: float | None = Field(None, alias="sentinel:data_coverage", ge=0, le=100)
+    cloud_cover: float | None = _either("eo:cloud_cover", ge=0, le=100)
+    grid: str | None = _either("grid:code")
+    baseline: str | None = _either(
+        "s2:processing_baseline", "sentinel:processing_baseline", "processing:version"
+    )
+    flag: bool | None = _either("earthsearch:boa_offset_applied", "sentinel:boa_offset_applied")
+    nodata: float | None = _either("s2:nodata_pixel_percentage", ge=0, le=100)
+    coverage: float | None = _either("sentinel:data_coverage", ge=0, le=100)
 
     @property
     def nodata_percent(self) -> float | None:
@@ -278,15 +287,38 @@ class _Properties(_Grid):
 
 
 class _Item(_Part):
-    id: str = Field(min_length=1, max_length=_SHOWN)
+    id: str = Field(max_length=_SHOWN)
     collection: str | None = None
-    geometry: Mapping[str, Any] | None
+    geometry: Mapping[str, Any] | None = None
     properties: _Properties
     assets: Mapping[str, Any]
+    links: _IfItFits[list[_Link]] = None
 
 
-def scene_of(item: Mapping[str, Any], catalogue: Catalogue, bands: Sequence[str]) -> Scene:
+def whole_address(href: str, base: str) -> str | None:
+    """An address as an item gives it, completed by ``base``, where the item lies, as STAC has it.
+
+    An item on a server never names a file of this machine: None where no server may give such an
+    address (``file://``, another driver's, one with a user). An item in a file may name others.
+    """
+    if "://" not in base:
+        return href if "://" in href else str(Path(base).parent / href)
+    try:
+        whole = urljoin(base, href)
+        parts = urlsplit(whole)
+    except ValueError:
+        return None
+    known = parts.scheme in ("http", "https", "s3")
+    return whole if known and parts.hostname and not parts.username else None
+
+
+def scene_of(
+    item: Mapping[str, Any], catalogue: Catalogue, bands: Sequence[str], base: str | None = None
+) -> Scene:
     """The scene that a STAC item describes, of STAC 0.9, 1.0 or 1.1.
+
+    ``base`` is the address or path that the item was read from; without one, what it says of
+    itself where that is on a server, else its catalogue.
 
     Raises:
         ItemError: the item lacks the asset of a band, or cannot be used for another reason.
@@ -304,48 +336,56 @@ def scene_of(item: Mapping[str, Any], catalogue: Catalogue, bands: Sequence[str]
                 "Sentinel-2 L2A in data.sentinel2.collection",
                 "are of another satellite",
             )
-    addresses, numbers = {}, {}
+    if base is None:
+        own = next((link.href for link in known.links or () if link.rel == "self"), "")
+        whole = whole_address(own, catalogue.url) or ""
+        base = whole if whole.startswith(("http://", "https://")) else catalogue.url
+    addresses, units, grids = {}, {}, []
     for band in (*bands, "SCL"):
         key = _key(band, known.assets, catalogue)
-        if key not in known.assets:
+        address = None
+        if key in known.assets:
+            asset = checked(_Asset, known.assets[key], f"{where}, asset {key!r}", ItemError, remedy)
+            address = asset.address(base)
+        if address is None:
+            missing = (
+                "an address that no catalogue may give in its" if key in known.assets else "no"
+            )
             raise ItemError(
-                f"{where} has no asset {key!r} for band {band} (it has "
+                f"{where} has {missing} asset {key!r} for band {band} (it has "
                 f"{', '.join(sorted(known.assets))[:_SHOWN]}): name the right key in "
                 "data.sentinel2.assets, or leave the band out of data.bands",
                 "lack a band",
             )
-        asset = checked(_Asset, known.assets[key], f"{where}, asset {key!r}", ItemError, remedy)
-        addresses[band] = asset.address
+        addresses[band] = address
+        grids.append(asset.epsg)
         if band != "SCL":
-            numbers[key] = asset.numbers()
-    if len({tuple(sorted(each.items())) for each in numbers.values()}) > 1:
-        told = "; ".join(f"{key}: {value}" for key, value in numbers.items())
+            units[key] = asset.units()
+    if len({tuple(sorted(each.items())) for each in units.values()}) > 1:
+        told = "; ".join(f"{key}: {value}" for key, value in units.items())
         raise ItemError(
             f"{where} gives its bands different scales and offsets ({told[:_SHOWN]}): set "
             "data.sentinel2.offset to applied or subtract, or choose other dates",
             "give their bands different units",
         )
-    first = checked(_Grid, known.assets[_key(bands[0], known.assets, catalogue)], where,
-                    ItemError, remedy)  # fmt: skip
     if known.geometry is None:
         raise ItemError(f"{where} has no geometry; {remedy}", "have no geometry")
     _outline(known.geometry, where)
     keeps_offset = catalogue.rule == "earth-search" and known.collection == _KEEPS_OFFSET
-    flag = properties.first_flag if properties.flag is None else properties.flag
     return Scene(
-        known.id,
-        catalogue.url,
-        "by-baseline" if keeps_offset else catalogue.rule,
-        catalogue.signed,
-        _moment(properties, where),
-        100.0 if properties.cloud_cover is None else properties.cloud_cover,
-        properties.epsg or first.epsg or properties.tile_epsg,
-        dict(known.geometry),
-        addresses,
-        properties.baseline or properties.first_baseline or properties.version,
-        flag,
-        next(iter(numbers.values())),
-        properties.nodata_percent,
+        id=known.id,
+        catalogue=catalogue.url,
+        rule="by-baseline" if keeps_offset else catalogue.rule,
+        signed=catalogue.signed,
+        datetime=_moment(properties.when, where),
+        cloud_cover=100.0 if properties.cloud_cover is None else properties.cloud_cover,
+        epsg=properties.epsg or grids[0] or properties.tile_epsg,
+        geometry=dict(known.geometry),
+        assets=addresses,
+        baseline=properties.baseline,
+        flag=properties.flag,
+        raster=next(iter(units.values())),
+        nodata_percent=properties.nodata_percent,
     )
 
 
@@ -357,9 +397,8 @@ def _key(band: str, assets: Mapping[str, Any], catalogue: Catalogue) -> str:
     return next((k for each in KNOWN.values() if (k := each.assets[band]) in assets), key)
 
 
-def _moment(properties: _Properties, where: str) -> str:
+def _moment(text: str | None, where: str) -> str:
     """When the scene was taken, in UTC."""
-    text = properties.when or properties.start
     try:
         moment = datetime.datetime.fromisoformat(text or "")
     except ValueError:
@@ -384,34 +423,23 @@ def _outline(geometry: Mapping[str, Any], where: str) -> shapely.Geometry:
         shape = shapely.geometry.shape(geometry)
         if not np.isfinite(shapely.get_coordinates(shape)).all():
             raise ValueError("a coordinate is no number")
-        unwound = shapely.union_all([_unwound(part) for part in getattr(shape, "geoms", [shape])])
+        parts = []
+        for part in getattr(shape, "geoms", [shape]):
+            west, _, east, _ = part.bounds
+            if east - west > 180 and west >= -180 and east <= 180:
+                # Its longitudes jump from 180 to -180: let them run on.
+                part = shapely.transform(part, lambda x, y: (x % 360, y), interleaved=False)
+            parts.append(part if part.is_valid else shapely.make_valid(part))
+        unwound = shapely.union_all(parts)
     except (shapely.errors.ShapelyError, ValueError, TypeError, KeyError, LookupError,
             AttributeError) as error:  # fmt: skip
         raise ItemError(
             f"{problem} ({shortened(str(error))})", "have a geometry that is no outline"
         ) from error
-    if not unwound.area > 0:
-        raise ItemError(problem, "have a geometry that is no outline")
     west, south, east, north = unwound.bounds
-    if west < -540 or east > 540 or south < -90 or north > 90:
+    if not unwound.area > 0 or west < -540 or east > 540 or south < -90 or north > 90:
         raise ItemError(problem, "have a geometry that is no outline")
     return shape if shape.is_valid and west >= -180 and east <= 180 else in_range(unwound)
-
-
-def _unwound(polygon: shapely.Geometry) -> shapely.Geometry:
-    """A valid polygon whose longitudes run on past 180 where they jump from 180 to -180."""
-    west, _, east, _ = polygon.bounds
-    if east - west > 180 and west >= -180 and east <= 180:
-        polygon = shapely.transform(polygon, _positive)
-    if not polygon.is_valid:
-        polygon = shapely.make_valid(polygon)
-    return polygon
-
-
-def _positive(points: Float64[ndarray, "point 2"]) -> Float64[ndarray, "point 2"]:
-    points = points.copy()
-    points[:, 0] %= 360
-    return points
 
 
 def in_range(shape: shapely.Geometry) -> shapely.Geometry:
@@ -424,11 +452,6 @@ def in_range(shape: shapely.Geometry) -> shapely.Geometry:
         for x in (-360, 0, 360)
     ]
     return shapely.union_all(parts)
-
-
-def choose(scenes: Sequence[Scene], footprint: shapely.Geometry, epsg: int | None) -> Scene | None:
-    """The first of ``ranked``; None where no scene covers a twentieth of the place."""
-    return next(iter(ranked(scenes, footprint, epsg)), None)
 
 
 def ranked(scenes: Sequence[Scene], footprint: shapely.Geometry, epsg: int | None) -> list[Scene]:

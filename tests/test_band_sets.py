@@ -17,6 +17,7 @@ SMALL = [
 SAMPLE = Path(__file__).parents[1] / "configs" / "sample.yaml"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "bands", "composites"),
     [

@@ -534,6 +534,7 @@ def unreachable(monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_where_worldcover_does_not_answer_the_demo_runs_on_the_sample(
     tiny_presets, tmp_path, capsys, monkeypatch
 ):

@@ -44,6 +44,7 @@ def test_a_whole_file_costs_no_more_than_its_bytes_and_few_requests(folder):
         assert len(server.gets) <= -(-size // 32768) + 1
 
 
+@pytest.mark.slow
 def test_a_server_that_fails_midway_is_an_error_and_never_pixels(folder):
     name = f"{SCENE}_B04.jp2"
     on_disk = open_raster(str(folder / name))

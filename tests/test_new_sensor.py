@@ -1,6 +1,10 @@
 """A named sensor is one file, one line in ``config.SOURCES`` and one YAML; here they are in one."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -117,3 +121,47 @@ def test_chips_name_no_product():
         text = file.read_text(encoding="utf-8")
         assert "bharateo.sources." not in text, file.name
         assert "getattr(source" not in text, file.name
+
+
+@pytest.mark.slow
+def test_one_file_and_one_line_in_a_copy_of_the_package_train_and_embed(yaml, tmp_path):
+    """What a newcomer does, on the command line: two files of the package are touched."""
+    here, copy = Path(bharateo.__file__).parent, tmp_path / "src" / "bharateo"
+    shutil.copytree(here, copy, ignore=shutil.ignore_patterns("__pycache__", "vendor"))
+    (copy / "sources" / f"{NAME}.py").write_text(Path(__file__).read_text())
+    line = f'    "{NAME}": "bharateo.sources.{NAME}:recipe",\n'
+    first = '    "worldcover": "bharateo.sources.worldcover:worldcover_recipe",\n'
+    text = (copy / "config.py").read_text()
+    assert first in text
+    (copy / "config.py").write_text(text.replace(first, first + line))
+    yaml.write_text(
+        YAML
+        + """
+model: {chip_px: 16, patch_px: 4, width: 16, depth: 1, num_heads: 2, decoder_width: 16,
+        decoder_depth: 1, decoder_num_heads: 2}
+training: {epochs: 2, batch_size: 4, warmup_epochs: 1}
+machine: {threads: 1}
+"""
+    )
+
+    def bharateo_says(*words):
+        done = subprocess.run(
+            [sys.executable, "-m", "bharateo", *words],
+            cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(copy.parent)},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert not done.returncode, done.stderr
+        return done.stdout
+
+    bharateo_says("build", str(yaml), "--output", "dataset")
+    bharateo_says("pretrain", str(yaml), "--dataset", "dataset", "--output", "run")
+    assert len((tmp_path / "run" / "history.jsonl").read_text().splitlines()) == 2
+    bharateo_says("embed", "run", "dataset", "--output", "vectors.parquet")
+    assert (tmp_path / "vectors.parquet").exists()
+    changed = {
+        str(file.relative_to(copy))
+        for file in copy.rglob("*.py")
+        if not (here / file.relative_to(copy)).exists()
+        or (here / file.relative_to(copy)).read_bytes() != file.read_bytes()
+    }
+    assert changed == {"config.py", f"sources/{NAME}.py"}

@@ -138,6 +138,7 @@ def points(path):
     return path
 
 
+@pytest.mark.slow
 def test_labels_that_a_person_has_set_outlive_a_rerun(run, raster, tmp_path, capsys):
     own = points(tmp_path / "own.geojson")
     arguments = ["teach", run, raster, "--points", own, "--output", tmp_path / "out"]

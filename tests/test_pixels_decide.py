@@ -97,6 +97,7 @@ def test_a_scene_that_its_pixels_contradict_is_dropped_for_the_next_best(
     assert again == contents(dataset.path, recipe), "its list repeats the build"
 
 
+@pytest.mark.slow
 def test_a_build_killed_after_a_scene_was_dropped_ends_in_the_same_bytes(
     files, tmp_path, monkeypatch
 ):

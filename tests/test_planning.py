@@ -28,7 +28,7 @@ from bharateo.training.planning import (
     Cost,
     Machine,
     Plan,
-    Request,
+    PlanRequest,
     Timing,
     measured_machine,
 )
@@ -245,9 +245,9 @@ def test_a_record_is_as_large_as_a_stored_square(tmp_path, dtype):
 
 
 def test_a_chip_with_several_masks_is_read_once():
-    once = Request("nano").plan(Accounting(10, 3, 32, 8, 2, 0.5), 2)
+    once = PlanRequest("nano").plan(Accounting(10, 3, 32, 8, 2, 0.5), 2)
     training = TrainingConfig(masks_per_chip=4)
-    several = Request("nano", "h200", training=training).plan(once.account, 2)
+    several = PlanRequest("nano", "h200", training=training).plan(once.account, 2)
     assert once.bytes_read == 30 * once.record_bytes
     assert several.bytes_read == 3 * 3 * several.record_bytes  # chips 0-3, 4-7, 8-9
     assert several.dataset_bytes == once.dataset_bytes == 10 * once.record_bytes
@@ -266,14 +266,14 @@ def test_a_chip_with_several_masks_is_read_once():
 )
 def test_a_million_chips_on_an_h200_take_the_hours_worked_out_before(size, hours, chips_per_s):
     """At 30 % of the peak; worked out for decoders a little different from ours."""
-    plan = Request(size, "h200").plan(LARGE, 2)
+    plan = PlanRequest(size, "h200").plan(LARGE, 2)
     values = values_of(plan)
     assert values["time"] == pytest.approx(hours, rel=0.35)
     assert values["chips to deliver"] == pytest.approx(chips_per_s, rel=0.35)
 
 
 def test_every_row_follows_from_the_ones_above_it():
-    request = Request("base", "h200", num_machines=8, watts=500.0, grid=0.1)
+    request = PlanRequest("base", "h200", num_machines=8, watts=500.0, grid=0.1)
     plan = request.plan(LARGE, 2)
     values = values_of(plan)
     assert values["token presentations"] == 6_400_000_000
@@ -290,13 +290,13 @@ def test_every_row_follows_from_the_ones_above_it():
 
 
 def test_without_a_machine_there_is_no_time():
-    names = [row.name for row in Request("nano").plan(LARGE, 2).rows()]
+    names = [row.name for row in PlanRequest("nano").plan(LARGE, 2).rows()]
     assert names[-1] == "checkpoint"
     assert names[: len(LARGE.rows())] == [row.name for row in LARGE.rows()]
 
 
 def test_rows_say_what_is_assumed_and_what_is_given():
-    plan = Request("nano", "l4").plan(LARGE, 2)
+    plan = PlanRequest("nano", "l4").plan(LARGE, 2)
     assert "NVIDIA L4 at 30 % (assumed) of its bf16 peak of 121 TFLOP/s" in meaning(
         plan, "training speed"
     )
@@ -311,7 +311,7 @@ def test_rows_say_what_is_assumed_and_what_is_given():
 
 def test_precision_chooses_the_peak():
     speeds = {
-        precision: values_of(Request("nano", "a100", training=training).plan(LARGE, 2))[
+        precision: values_of(PlanRequest("nano", "a100", training=training).plan(LARGE, 2))[
             "training speed"
         ]
         for precision in ("auto", "bf16", "fp32")
@@ -321,7 +321,7 @@ def test_precision_chooses_the_peak():
 
 
 def test_a_measured_machine_takes_the_time_that_was_measured():
-    plan = Request("nano").plan(Accounting(3600, 2, 128, 16, 3, 0.75), 2)
+    plan = PlanRequest("nano").plan(Accounting(3600, 2, 128, 16, 3, 0.75), 2)
     machine = measured_machine(100.0, 200e9, "fp32", plan.cost.training)
     measured = replace(plan, machine=machine)
     values = values_of(measured)
@@ -334,7 +334,7 @@ def test_a_measured_machine_takes_the_time_that_was_measured():
 
 
 def test_the_power_of_a_measured_gpu_is_not_made_up():
-    plan = Request("nano").plan(LARGE, 2)
+    plan = PlanRequest("nano").plan(LARGE, 2)
     machine = measured_machine(1e5, 6e14, "bf16", plan.cost.training, "NVIDIA H100")
     assert [row.name for row in replace(plan, machine=machine).rows()][-1] == "time"
     given = replace(plan, machine=machine, watts=500.0)
@@ -369,7 +369,7 @@ def test_machines_and_the_grid_are_as_published():
 )
 def test_what_cannot_be_planned_is_refused_by_name(change, named):
     with pytest.raises(ConfigError, match=named):
-        Request("nano", "h200", **change).plan(LARGE, 2)
+        PlanRequest("nano", "h200", **change).plan(LARGE, 2)
 
 
 def test_a_precision_the_machine_is_not_known_for_is_refused():

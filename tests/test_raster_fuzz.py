@@ -191,6 +191,7 @@ def surveyed(name, folder, url=None) -> Counts:
     return survey(name, Kind(kind.damage, use, kind.num_cases, kind.pipes), make(folder))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_a_damaged_raster_is_read_or_refused_in_one_line(name, tmp_path):
     counts = surveyed(name, tmp_path)
@@ -199,6 +200,7 @@ def test_a_damaged_raster_is_read_or_refused_in_one_line(name, tmp_path):
     assert counts.seconds < 120
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["GeoTIFF of strips", "COG with a mask", "JPEG 2000"])
 def test_a_damaged_raster_on_a_server_is_read_or_refused_in_one_line(name, tmp_path):
     with RangeServer(tmp_path) as server:

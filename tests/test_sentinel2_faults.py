@@ -27,6 +27,7 @@ def small_units(world):
 # Servers.
 
 
+@pytest.mark.slow
 def test_one_fault_in_ten_requests_changes_nothing(small_units, tmp_path):
     assert done(small_units.build(tmp_path / "whole"))
     injected = Counter()

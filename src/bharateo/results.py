@@ -15,14 +15,13 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     BeforeValidator,
-    ConfigDict,
     Field,
     PositiveInt,
     StringConstraints,
     model_validator,
 )
 
-from bharateo.artefacts import Record, checked, read_json
+from bharateo.artefacts import OpenRecord, Record, checked, read_json
 from bharateo.errors import RunError
 from bharateo.landcover import NUM_CLASSES
 
@@ -56,13 +55,7 @@ Confusion = Annotated[list[_Row], Field(min_length=NUM_CLASSES, max_length=NUM_C
 """Counts of (true, predicted) classes."""
 
 
-class Part(Record):
-    """A part that may say more than is read of it."""
-
-    model_config = ConfigDict(extra="allow")
-
-
-class Versioned(Part):
+class Versioned(OpenRecord):
     """The whole contents of a file, by the version of its form."""
 
     schema_version: Literal[1] = 1
@@ -71,7 +64,7 @@ class Versioned(Part):
 # evaluation.json
 
 
-class Metric(Part):
+class Metric(OpenRecord):
     """A number that a head's predictions are judged by, as the head declares it.
 
     ``name`` is its key in files, ``title`` heads a column, ``phrase`` names it in a sentence;
@@ -120,7 +113,7 @@ Figure = Number | Interval | list[list[Whole]] | None
 """A metric, its interval, or the confusion matrix of a head that tells classes apart."""
 
 
-class Figures(Part):
+class Figures(OpenRecord):
     """Figures by name: those of a metric stand under its own, ``NAME`` and ``NAME_ci95``."""
 
     no_interval: dict[Name, Text] = Field(default_factory=dict)
@@ -150,7 +143,7 @@ class Against(Figures):
     """The model beside the copy on the same chips, ``NAME_ratio`` or ``NAME_gain`` of a metric."""
 
 
-class GroundScores(Part):
+class GroundScores(OpenRecord):
     """Scores on some ground."""
 
     num_chips: Whole
@@ -166,7 +159,7 @@ class SplitScores(GroundScores):
     per_roi: dict[Text, GroundScores] = Field(default_factory=dict)
 
 
-class Bootstrap(Part):
+class Bootstrap(OpenRecord):
     """How intervals were made."""
 
     unit: Text = "block"
@@ -175,7 +168,7 @@ class Bootstrap(Part):
     least_blocks: Whole | None = None
 
 
-class ScoredDataset(Part):
+class ScoredDataset(OpenRecord):
     """What was evaluated on."""
 
     name: Text
@@ -207,7 +200,7 @@ Budget = PositiveInt | Literal["all"]
 """Labels of every class that a probe is shown."""
 
 
-class MeanScore(Part):
+class MeanScore(OpenRecord):
     """A metric: its mean over draws, and the interval where there is one, or why there is none."""
 
     mean: Number
@@ -229,7 +222,7 @@ class ProbeRow:
     probe: Name
 
 
-class RowScores(Part):
+class RowScores(OpenRecord):
     """A row's metrics with a budget."""
 
     features: Name
@@ -255,7 +248,7 @@ class ZoneRow(RowScores):
     macro_f1: MeanScore
 
 
-class ClassScores(Part):
+class ClassScores(OpenRecord):
     """How well one class is told, means over draws."""
 
     f1: Number
@@ -289,7 +282,7 @@ class Difference(RowScores):
     macro_f1: DrawnScore
 
 
-class ZoneScores(Part):
+class ZoneScores(OpenRecord):
     """Every row's metrics on a part of the test ground."""
 
     num_examples: Whole
@@ -297,7 +290,7 @@ class ZoneScores(Part):
     results: list[ZoneRow]
 
 
-class Zones(Part):
+class Zones(OpenRecord):
     """Parts of the test ground with the largest budget, and where the encoder does worst."""
 
     budget: Budget | None = None
@@ -314,7 +307,7 @@ class Zones(Part):
         return self
 
 
-class SplitExamples(Part):
+class SplitExamples(OpenRecord):
     """How many examples a split has, and of which class."""
 
     num_examples: Whole
@@ -323,7 +316,7 @@ class SplitExamples(Part):
     per_class: dict[Name, Whole] = Field(default_factory=dict)
 
 
-class Examples(Part):
+class Examples(OpenRecord):
     """Those that probes were fitted to, chosen by, and scored on."""
 
     train: SplitExamples
@@ -331,7 +324,7 @@ class Examples(Part):
     test: SplitExamples
 
 
-class Level(Part):
+class Level(OpenRecord):
     """Everything about patches, or about chips."""
 
     examples: Examples
@@ -340,7 +333,7 @@ class Level(Part):
     zones: Zones
 
 
-class ProbedDataset(Part):
+class ProbedDataset(OpenRecord):
     """What was probed on."""
 
     name: Text
@@ -350,7 +343,7 @@ class ProbedDataset(Part):
     labels: Text
 
 
-class Most(Part):
+class Most(OpenRecord):
     """What is drawn of more."""
 
     chips_per_split: Whole = 0
@@ -358,7 +351,7 @@ class Most(Part):
     val_examples: Whole = 0
 
 
-class ProbeIntervals(Part):
+class ProbeIntervals(OpenRecord):
     """How intervals were made."""
 
     level: Annotated[float, Field(gt=0, lt=1)] = 0.95
@@ -413,7 +406,7 @@ class Probes(ProbeConditions):
 # ablation.json, and probes on the chips of others
 
 
-class ComparedScore(Part):
+class ComparedScore(OpenRecord):
     """A metric of one of several, its difference to the base, and every repeat's."""
 
     mean: Number
@@ -424,7 +417,7 @@ class ComparedScore(Part):
     no_interval: Text | None = None
 
 
-class Compared(Part):
+class Compared(OpenRecord):
     """The metrics of one of several beside those of the base."""
 
     accuracy: ComparedScore
@@ -437,14 +430,14 @@ class Compared(Part):
         return found
 
 
-class AblatedDataset(Part):
+class AblatedDataset(OpenRecord):
     """What was trained and scored on."""
 
     name: Text
     fingerprint: Text
 
 
-class AblationProbe(Part):
+class AblationProbe(OpenRecord):
     """How many patches every probe saw."""
 
     num_train: Whole
@@ -452,7 +445,7 @@ class AblationProbe(Part):
     num_blocks: Whole
 
 
-class AblationCell(Part):
+class AblationCell(OpenRecord):
     """One combination of settings: its run folders, and what they reach."""
 
     name: Text
@@ -474,14 +467,14 @@ class Ablation(Versioned):
     cells: list[AblationCell]
 
 
-class TaskRun(Part):
+class TaskRun(OpenRecord):
     """The run whose features were probed."""
 
     path: Text
     dataset: Text
 
 
-class TaskChips(Part):
+class TaskChips(OpenRecord):
     """What the chips are and how they were read."""
 
     folder: Text
@@ -511,7 +504,7 @@ class TaskEvaluation(Versioned):
 # precision.json
 
 
-class Precision(Part):
+class Precision(OpenRecord):
     """Mean share of a class among the ``k`` nearest patches of patches of that class.
 
     ``chance`` is the share of the class among all patches they could have found; ``ci95`` is over
@@ -528,7 +521,7 @@ class Precision(Part):
     no_interval: Text | None
 
 
-class Retrieval(Part):
+class Retrieval(OpenRecord):
     """The contents of ``precision.json``: precision by features and class."""
 
     product: Literal["precision"] = "precision"
@@ -541,7 +534,7 @@ class Retrieval(Part):
 # provenance.json
 
 
-class Provenance(Part):
+class Provenance(OpenRecord):
     """The contents of ``provenance.json``."""
 
     why: Text = ""

@@ -366,6 +366,7 @@ def test_a_single_region_smaller_than_a_block_is_one_chip(tmp_path):
 KILLER = Path(__file__).parent / "kill_builds.py"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["every-step", "chain", "any-moment"])
 def test_killed_at_any_moment_a_rerun_ends_in_the_same_bytes(tmp_path, how):
     run = subprocess.run(

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from bharateo.evaluation.scores import BlockSums, Task
+from bharateo.evaluation.scores import BlockSums, Scoring
 from bharateo.models.heads import HEADS
 
 NOTHING = np.zeros((8, 8), np.int64)
@@ -11,7 +11,7 @@ WEIGHTS = {"pixels": 1.0, "landcover": 0.2}
 
 
 def tasks(weights=WEIGHTS):
-    return {name: Task(weight, HEADS[name]) for name, weight in weights.items()}
+    return {name: Scoring(weight, HEADS[name]) for name, weight in weights.items()}
 
 
 def chip_sums(masked=NOTHING, visible=NOTHING, **sums):

@@ -8,7 +8,7 @@ from sklearn.metrics import f1_score
 from bharateo.evaluation import scores
 from bharateo.evaluation.comparison import compared
 from bharateo.evaluation.scores import metrics, report, resample
-from bharateo.inference.labels import Against
+from bharateo.inference.labels import LabelAgreement
 
 TASKS = tasks()
 
@@ -39,7 +39,7 @@ def test_macro_f1_is_over_the_classes_of_the_reference_wherever_it_is_computed()
     expected = f1_score(true, predicted, labels=[0, 1], average="macro")
     assert report(table_of([cells]), TASKS, "key").esa_macro_f1_masked == pytest.approx(expected)
     assert compared({"a": cells[None, None]}, "a")["a"].macro_f1.mean == pytest.approx(expected)
-    assert Against.of("labels", cells, NOTHING[0]).macro_f1 == pytest.approx(expected)
+    assert LabelAgreement.of("labels", cells, NOTHING[0]).macro_f1 == pytest.approx(expected)
     assert scores.macro_f1(true, predicted) == pytest.approx(expected)
 
 
@@ -80,6 +80,7 @@ def test_blocks_without_a_label_are_no_evidence_of_classes():
     assert record.masked_mae_ci95
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_blocks", [5, 9])
 def test_intervals_of_few_blocks_hold_the_truth_about_as_often_as_they_say(num_blocks):
     """A plain percentile bootstrap covers 0.83 from five blocks and 0.87 from nine."""

@@ -138,6 +138,7 @@ def test_the_interval_is_about_as_wide_as_theory_has_it():
     assert low < right.mean() / 10 < high
 
 
+@pytest.mark.slow
 def test_the_interval_covers_the_truth_about_as_often_as_it_says():
     rng = np.random.default_rng(5)
     covered = 0

@@ -217,6 +217,7 @@ def test_a_killed_page_is_not_there_and_is_written_again(
     assert (tmp_path / "page" / "index.html").exists()
 
 
+@pytest.mark.slow
 def test_a_killed_page_goes_on_where_it_stopped(
     explored_run, reflectance_dataset, tmp_path, monkeypatch
 ):

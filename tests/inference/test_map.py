@@ -22,8 +22,8 @@ from bharateo.evaluation.probes import LinearProbe, save_probe
 from bharateo.inference import map as map_module
 from bharateo.inference.domain import domain_of
 from bharateo.inference.inputs import open_input
-from bharateo.inference.labels import Against, compare, label_counts, open_labels
-from bharateo.inference.map import Request, cell_areas, head_classifier, products, write_map
+from bharateo.inference.labels import LabelAgreement, compare, label_counts, open_labels
+from bharateo.inference.map import MapRequest, cell_areas, head_classifier, products, write_map
 from bharateo.inference.tiles import CellGrid
 from bharateo.landcover import BHARATEO_CLASSES, IGNORE, WORLDCOVER, LandCoverClass
 from bharateo.models.heads import Head, Layer
@@ -42,7 +42,7 @@ def domain(map_run):
 
 
 def mapped(run, raster, output, **options):
-    request = Request(head_classifier(run), **options)
+    request = MapRequest(head_classifier(run), **options)
     return write_map(run, open_input(str(raster), run.contract), output, request, silent, silent)
 
 
@@ -216,7 +216,7 @@ def test_a_district_counts_with_its_valid_pixels(degrees, stride, map_run, tmp_p
         with rasterio.open(raster, "r+") as file:
             file.crs, file.transform = crs, affine
     run_reading = Reading(allow=frozenset({"resolution"})) if degrees else Reading()
-    request = Request(head_classifier(map_run), stride_px=stride)
+    request = MapRequest(head_classifier(map_run), stride_px=stride)
     source = open_input(str(raster), map_run.contract, run_reading)
     record = write_map(map_run, source, tmp_path / "map.tif", request, silent, silent)
     expected = 0.0
@@ -286,12 +286,12 @@ def test_labels_made_wrong_are_found_suspect(map_run, raster, domain, tmp_path):
 def test_agreement_is_told_beside_the_commonest_label():
     confusion = np.zeros((8, 8), np.int64)
     confusion[0, 0], confusion[0, 1], confusion[1, 1], confusion[1, 0] = 6, 2, 1, 1
-    found = Against.of("labels", confusion, np.zeros(8, np.int64))
+    found = LabelAgreement.of("labels", confusion, np.zeros(8, np.int64))
     assert found.agreement == pytest.approx(0.7)
     assert found.balanced_agreement == pytest.approx((6 / 8 + 1 / 2) / 2)
     assert found.commonest_label_everywhere.agreement == pytest.approx(0.8)
     assert found.commonest_label_everywhere.macro_f1 == pytest.approx(16 / 18 / 2)
-    nothing = Against.of("labels", np.zeros((8, 8), np.int64), np.zeros(8, np.int64))
+    nothing = LabelAgreement.of("labels", np.zeros((8, 8), np.int64), np.zeros(8, np.int64))
     assert nothing.cells == 0
     assert nothing.agreement is None
     assert [*nothing.lines()] == ["against labels: no labels here"]
@@ -335,7 +335,7 @@ def test_labels_of_other_classes_are_refused(map_run, raster, tmp_path):
     labels = open_labels(str(write_labels(tmp_path / "labels.tif")))
     with pytest.raises(ConfigError, match="wells, fields"):
         write_map(map_run, open_input(str(raster), map_run.contract), tmp_path / "map.tif",
-                  Request(classifier, labels=labels), silent, silent)  # fmt: skip
+                  MapRequest(classifier, labels=labels), silent, silent)  # fmt: skip
 
 
 # Of any head
@@ -399,7 +399,7 @@ def test_the_same_map_is_not_made_twice(map_run, raster, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     said = []
     source = open_input(str(raster), map_run.contract)
-    request = Request(head_classifier(map_run))
+    request = MapRequest(head_classifier(map_run))
     assert write_map(map_run, source, tmp_path / "map.tif", request, silent, said.append) == first
     assert "is there already" in said[0]
     assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
@@ -415,7 +415,10 @@ def test_the_same_map_is_not_made_twice(map_run, raster, tmp_path):
 
 def test_a_map_killed_at_any_moment_and_rerun_is_the_same(map_run, tmp_path, monkeypatch):
     raster = write_raster(tmp_path / "large.tif", 1100, 120)  # two tiles
-    source, request = open_input(str(raster), map_run.contract), Request(head_classifier(map_run))
+    source, request = (
+        open_input(str(raster), map_run.contract),
+        MapRequest(head_classifier(map_run)),
+    )
     whole, killed = tmp_path / "whole" / "map.tif", tmp_path / "killed" / "map.tif"
     write_map(map_run, source, whole, request, silent, silent)
     written = map_module.cog_writer

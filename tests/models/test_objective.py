@@ -80,6 +80,7 @@ loss.backward()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["v0", "seed"])
 def test_it_is_one_graph_to_a_compiler_and_gives_the_same(name):
     """In a process without the tests' type checks, which no compiler can look into."""

@@ -713,6 +713,7 @@ def test_label_files_of_the_wrong_kind_are_refused(tmp_path):
 # The example
 
 
+@pytest.mark.slow
 def test_the_example_builds_from_the_real_delhi_chips(tmp_path):
     mirror = real_mirror()
     folder = mirror.parent / "delhi-s2-rgb-chips"

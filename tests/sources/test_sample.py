@@ -228,6 +228,7 @@ def test_a_file_of_another_shape_is_refused(recipe):
         image.read(GRID)
 
 
+@pytest.mark.slow
 def test_the_scene_as_files_is_the_scene_and_its_labels_are_of_the_same_classes(tmp_path):
     recipe = sample_recipe()
     scene, labels = write_sample(tmp_path)

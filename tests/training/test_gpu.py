@@ -159,6 +159,7 @@ def two_ranks():
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_shards_are_compiled_without_a_break():
     """Encoder and decoder: blocks of a kind share a graph."""
     path = os.pathsep.join([os.environ["PYTHONPATH"], str(PROGRAM.parents[1])])

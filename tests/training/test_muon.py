@@ -308,6 +308,7 @@ def process(rank, world, folder):
 ROWS = {2: [[8, 32, 8, 2]] * 2, 3: [[6, 22, 6, 2], [6, 22, 6, 2], [4, 20, 4, 0]]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world", [2, 3])
 def test_processes_come_to_the_weights_of_one(tmp_path, world):
     model = network()

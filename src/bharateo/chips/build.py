@@ -116,7 +116,7 @@ def coarse_look(recipe: Recipe, plan: PlanConfig) -> Look | None:
     return recipe.landcover.overview if balanced else None
 
 
-class _Part(Record):
+class _ShardPart(Record):
     """Some chips of a unit, from the first to before the last, as part of a shard."""
 
     unit: int
@@ -124,14 +124,14 @@ class _Part(Record):
     last: int
 
 
-class _Shard(Record):
+class _WrittenShard(Record):
     """A shard that was written, and of what; beside the units, so that a rerun knows."""
 
     num_chips: int
     image: StoredFile
     landcover: StoredFile
     valid: StoredFile
-    parts: list[_Part]
+    parts: list[_ShardPart]
 
 
 class _Build:
@@ -452,12 +452,12 @@ class _Build:
             write_array(self.output / file, getattr(whole, layer))
         return {"step_px": step, **files}
 
-    def _shard_parts(self, kept: Sequence[UnitSummary]) -> list[list[_Part]]:
+    def _shard_parts(self, kept: Sequence[UnitSummary]) -> list[list[_ShardPart]]:
         """Which chips make up every shard, in the order of the units."""
         sensor, size_px = self.recipe.image.sensor, self.plan.size_px
         chip_bytes = sensor.num_bands * size_px**2 * np.dtype(sensor.dtype).itemsize
         most = max(SHARD_BYTES // chip_bytes, 1)
-        shards: list[list[_Part]] = []
+        shards: list[list[_ShardPart]] = []
         space = 0
         for each in kept:
             first = 0
@@ -466,7 +466,7 @@ class _Build:
                     shards.append([])
                     space = most
                 last = min(first + space, each.num_chips)
-                shards[-1].append(_Part(unit=each.unit, first=first, last=last))
+                shards[-1].append(_ShardPart(unit=each.unit, first=first, last=last))
                 space -= last - first
                 first = last
         return shards
@@ -474,11 +474,11 @@ class _Build:
     def _shard_record(self, number: int) -> Path:
         return self.scratch / f"shard-{number:05d}.json"
 
-    def _whole_shard(self, number: int, parts: Sequence[_Part]) -> _Shard | None:
+    def _whole_shard(self, number: int, parts: Sequence[_ShardPart]) -> _WrittenShard | None:
         """A shard that was made of these parts, if its files are as long as they were."""
         if not self._shard_record(number).exists():
             return None
-        shard = _Shard.model_validate_json(self._shard_record(number).read_bytes())
+        shard = _WrittenShard.model_validate_json(self._shard_record(number).read_bytes())
         files = [(self.output / each.file, each.bytes) for each in
                  (shard.image, shard.landcover, shard.valid)]  # fmt: skip
         there = all(file.exists() and file.stat().st_size == size for file, size in files)
@@ -500,7 +500,7 @@ class _Build:
                     path = self.output / shard_file(layer, number)
                     files[layer] = write_array(path, np.concatenate(chips))
                 num_chips = sum(part.last - part.first for part in parts)
-                shard = _Shard(num_chips=num_chips, parts=list(parts), **files)
+                shard = _WrittenShard(num_chips=num_chips, parts=list(parts), **files)
                 write_json(self._shard_record(number), shard.model_dump())
             entries.append(shard.model_dump(exclude={"parts"}))
             for part in parts:

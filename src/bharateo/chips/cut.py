@@ -41,7 +41,7 @@ class Job(NamedTuple):
     """Whether what was cut of the unit before must go."""
 
 
-class Chip(NamedTuple):
+class CutChip(NamedTuple):
     """A site that is good enough, its valid pixels, and its labelled pixels of every class."""
 
     site: Site
@@ -189,11 +189,11 @@ class Cutter:
 
     def _usable(
         self, unit: Unit, sites: tuple[Site, ...] | None, layers: Layers, window: Window
-    ) -> tuple[list[Chip], int]:
+    ) -> tuple[list[CutChip], int]:
         """The chips of a window, and how many squares with labels enough were looked at."""
         num_sites = 0
 
-        def measured(site: Site) -> Chip | None:
+        def measured(site: Site) -> CutChip | None:
             nonlocal num_sites
             part = layers.cut(*_inside(site, window))
             counts = class_counts(part.landcover)
@@ -203,7 +203,7 @@ class Cutter:
             num_valid = int(np.count_nonzero(part.valid))
             if num_valid == 0 or num_valid < self.plan.min_valid_fraction * site.size_px**2:
                 return None
-            return Chip(site, num_valid, counts.tolist())
+            return CutChip(site, num_valid, counts.tolist())
 
         if sites is not None:
             found = [chip for site in sites if (chip := measured(site)) is not None]

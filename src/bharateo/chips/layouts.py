@@ -346,7 +346,7 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Cell:
+class BlockGroup:
     """Blocks of one region and zone that are chosen, and read, together."""
 
     name: str
@@ -422,14 +422,14 @@ class Blocks(Layout):
             for sites in _rectangles(blocks_with_sites, plan.unit_blocks)
         )
 
-    def _cells(self, blocks: Sequence[Block]) -> list[Cell]:
+    def _cells(self, blocks: Sequence[Block]) -> list[BlockGroup]:
         rows, cols = self.plan.unit_blocks
         groups: dict[tuple[int, str | None, int, int], list[Block]] = defaultdict(list)
         for block in blocks:
             key = block.region_index, block.ground.zone, block.row // rows, block.col // cols
             groups[key].append(block)
         return [
-            Cell(f"{self.regions[index].name}/{zone}/{row}-{col}", zone, tuple(own))
+            BlockGroup(f"{self.regions[index].name}/{zone}/{row}-{col}", zone, tuple(own))
             for (index, zone, row, col), own in groups.items()
         ]
 
@@ -515,7 +515,7 @@ def _class_shares(
 
 
 def _drawn(
-    cells: Sequence[Cell], weights: Float64[np.ndarray, " cell"], wanted: int, seed: int
+    cells: Sequence[BlockGroup], weights: Float64[np.ndarray, " cell"], wanted: int, seed: int
 ) -> list[tuple[Block, int]]:
     """Chosen blocks with how many sites each gives, in the order of the cells.
 

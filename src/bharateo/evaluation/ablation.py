@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from bharateo.artefacts import checked, read_json
+from bharateo.artefacts import OpenRecord, checked, read_json
 from bharateo.chips.store import SPLITS, Dataset
 from bharateo.config import Config, setting, to_record, to_yaml, with_settings
 from bharateo.errors import ConfigError, ContractError, RunError
@@ -43,7 +43,6 @@ from bharateo.results import (
     AblationProbe,
     Confusion,
     Number,
-    Part,
 )
 from bharateo.sensor import BAND_SETS, named_bands
 from bharateo.training.loop import pretrain
@@ -283,7 +282,7 @@ def lock(output: Path, base: Config, dataset: Dataset) -> None:
         )
 
 
-class ProbeRecord(Part):
+class ProbeRecord(OpenRecord):
     """The contents of ``probe.json``; ``confusion`` is that of every block of test ground."""
 
     strength: Number | None = None

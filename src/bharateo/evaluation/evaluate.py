@@ -12,7 +12,7 @@ from torch import Tensor
 from bharateo.chips.store import SPLITS, Dataset
 from bharateo.evaluation.baselines import BASELINES, Seen
 from bharateo.evaluation.intervals import LEAST_BLOCKS, LEVEL, NUM_RESAMPLES
-from bharateo.evaluation.scores import BlockSums, Task, against, report
+from bharateo.evaluation.scores import BlockSums, Scoring, against, report
 from bharateo.files import write_json
 from bharateo.models.heads import Batch, declared_metrics
 from bharateo.models.patches import Mask
@@ -90,7 +90,7 @@ def _split_scores(
     run: Run, dataset: Dataset, split: str, on_batch: Callable[[int, int], None]
 ) -> SplitScores:
     sums, num_windows = _sums(run, dataset, split, on_batch)
-    tasks = {name: Task(run.contract.heads[name].weight, type(head))
+    tasks = {name: Scoring(run.contract.heads[name].weight, type(head))
              for name, head in run.heads.by_name().items()}  # fmt: skip
     blocks = sorted(sums[MODEL].rows)
     by_region: dict[str, list[str]] = {}

@@ -47,7 +47,7 @@ from bharateo.inference.map import (
     Look,
     MapClass,
     MapRecord,
-    Request,
+    MapRequest,
     own_classes,
     own_products,
     products,
@@ -150,7 +150,7 @@ class OwnClasses(OwnProbe):
 
 @dataclass(frozen=True)
 class Options:
-    """How the map is made; see ``inference.map.Request``."""
+    """How the map is made; see ``inference.map.MapRequest``."""
 
     domain: Domain | None = None
     stride_px: int | None = None
@@ -213,7 +213,7 @@ def map_own_classes(
         placed = placed.take(valid)
         features = {name: values[valid] for name, values in features.items()}
     record = _fit(run, placed, features, config.chip_px, output, say)
-    request = Request(
+    request = MapRequest(
         probe_classifier(run, output / PROBE_FILE), options.domain, None, options.stride_px,
         options.precision,
     )  # fmt: skip

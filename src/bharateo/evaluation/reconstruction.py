@@ -22,7 +22,7 @@ from bharateo.training.run import Run
 
 
 @dataclass(frozen=True)
-class Chip:
+class MaskedChip:
     """One chip with its fixed mask, in physical units.
 
     Token grids have one element a patch; ``hidden`` is True where a patch is masked; classes are
@@ -53,7 +53,7 @@ class Made:
 
 
 @dataclass(frozen=True)
-class Example(Chip):
+class Example(MaskedChip):
     """A chip beside what a run and a copy make of its masked patches.
 
     ``reconstruction`` and ``nearest`` hold the visible patches as given; None of a run that does
@@ -112,7 +112,7 @@ def _drawn(
     return drawn
 
 
-def chips(dataset: Dataset, split: str, model: ModelConfig, count: int) -> list[Chip]:
+def chips(dataset: Dataset, split: str, model: ModelConfig, count: int) -> list[MaskedChip]:
     """The chips of ``reconstruct``, as they are before there is a run."""
     windows = _varied(dataset, split, model.chip_px, count)
     if not windows:
@@ -122,12 +122,12 @@ def chips(dataset: Dataset, split: str, model: ModelConfig, count: int) -> list[
 
 def _chips(
     dataset: Dataset, split: str, windows: Sequence[Window], batch: Batch, mask: Mask
-) -> list[Chip]:
+) -> list[MaskedChip]:
     ids, chip_px = window_ids(dataset, windows), batch.image.shape[-1]
     grid = math.isqrt(mask.order.shape[1])
     true = patch_mode(batch.class_counts)
     return [
-        Chip(
+        MaskedChip(
             ids[i],
             ids[i].rsplit("/", 2)[0],
             split,

@@ -32,7 +32,7 @@ Numbers = np.ndarray | np.number
 
 
 @dataclass(frozen=True)
-class Task:
+class Scoring:
     """What a head's predictions are scored by, and its weight in the loss."""
 
     weight: float
@@ -107,7 +107,7 @@ def one_block_classes(
 
 
 def metrics(
-    sums: Sums, tasks: Mapping[str, Task], whole: Sums | None = None
+    sums: Sums, tasks: Mapping[str, Scoring], whole: Sums | None = None
 ) -> dict[str, Float[np.ndarray, "*lead"]]:
     """``loss`` and every metric of sums; NaN where there is nothing to measure.
 
@@ -126,7 +126,7 @@ def metrics(
     return found
 
 
-def report(table: Sums, tasks: Mapping[str, Task], key: str) -> Scores:
+def report(table: Sums, tasks: Mapping[str, Scoring], key: str) -> Scores:
     """Metrics of a set of blocks with 95 % intervals over the blocks.
 
     ``key`` seeds the resampling, so that the same blocks give the same intervals and all
@@ -151,7 +151,7 @@ def report(table: Sums, tasks: Mapping[str, Task], key: str) -> Scores:
     return Scores(**figures, **counts)
 
 
-def against(model: Sums, baseline: Sums, tasks: Mapping[str, Task], key: str) -> Against:
+def against(model: Sums, baseline: Sums, tasks: Mapping[str, Scoring], key: str) -> Against:
     """The model beside a baseline on the same blocks, by the metrics that are set against it."""
     compared = [each for task in tasks.values() for each in task.head.metrics if each.against]
 

@@ -79,7 +79,7 @@ def open_area(path: Path) -> Area:
     """
     if path.suffix == ".parquet":
         return Table(path)
-    return Cells(path)
+    return CellArea(path)
 
 
 class Table:
@@ -164,7 +164,7 @@ class Table:
         )
 
 
-class Cells:
+class CellArea:
     """An area of cells: a COG with a band for each dimension."""
 
     def __init__(self, path: Path) -> None:

@@ -21,7 +21,7 @@ from bharateo.inference.inputs import RasterInput
 from bharateo.inference.products import (
     MadeBy,
     MadeOf,
-    Plan,
+    ProductPlan,
     holding,
     item_path,
     provenance_of,
@@ -30,8 +30,8 @@ from bharateo.inference.products import (
 from bharateo.inference.table import Rows, corners, write_table
 from bharateo.inference.tiles import (
     CellGrid,
-    Predictions,
     Progress,
+    TilePredictions,
     TokenGrid,
     blended_squares,
     clear_scratch,
@@ -83,7 +83,7 @@ class Embedding:
         return "float16" if self.dtype == "float16" else "float32"
 
 
-class EmbeddingRecord(Plan):
+class EmbeddingRecord(ProductPlan):
     """What an embedding was made of and how, as it stands in its files."""
 
     options: Embedding
@@ -240,7 +240,7 @@ def _write(
 
 
 def _write_cog(
-    output: Path, vectors: Predictions, raster: GeoBox, dtype: str, plan: EmbeddingRecord
+    output: Path, vectors: TilePredictions, raster: GeoBox, dtype: str, plan: EmbeddingRecord
 ) -> None:
     names = tuple(f"dim_{dim}" for dim in range(vectors.num_dims))
     bands = Bands(dtype, names, float("nan"))
@@ -269,7 +269,7 @@ def _write_cog(
     write_cog(output, vectors.grid.geobox(raster), bands, blocks(), plan.tags)
 
 
-def _rows_of_raster(vectors: Predictions, raster: GeoBox) -> Iterator[Rows]:
+def _rows_of_raster(vectors: TilePredictions, raster: GeoBox) -> Iterator[Rows]:
     grid, (a, b, c, d, e, f) = vectors.grid, raster.affine[:6]
     for tile, values in vectors:
         row, col = np.nonzero(~np.isnan(values[..., 0]))

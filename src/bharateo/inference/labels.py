@@ -78,7 +78,7 @@ def label_counts(
 
 
 @dataclass(frozen=True)
-class Comparison:
+class LabelledTile:
     """A tile of a map beside its labels: ids, 255 where there is nothing to compare."""
 
     label: UInt8[np.ndarray, "row col"]
@@ -91,7 +91,7 @@ def compare(
     probabilities: Float[np.ndarray, "row col mapped"],
     ids: Sequence[int],
     counts: Int64[np.ndarray, "row col cls"],
-) -> Comparison:
+) -> LabelledTile:
     """Labels, their purity, the probability ``given`` to them, and which are suspect.
 
     Probabilities are of the classes ``ids``, NaN where the map has no data. Nothing is said of
@@ -105,7 +105,7 @@ def compare(
     purity = counts.max(2) / np.maximum(counts.sum(2), 1)
     given = np.take_along_axis(probabilities, np.maximum(place[label], 0)[..., None], 2)[..., 0]
     suspect = known & (purity >= PURE) & (np.nan_to_num(given) < DOUBTED)
-    return Comparison(label, purity, given, suspect)
+    return LabelledTile(label, purity, given, suspect)
 
 
 class Commonest(Record):
@@ -123,7 +123,7 @@ class SuspectIf(Record):
     probability_below: float
 
 
-class Against(Record):
+class LabelAgreement(Record):
     """What labels say of a map: agreement, beside that of the commonest label everywhere, and how
     many labels are suspect, by class. ``confusion`` are counts by label, then by class mapped.
     Where there is no label, ``cells`` is 0 and there is no agreement.
@@ -146,7 +146,7 @@ class Against(Record):
         labels: str,
         confusion: Int64[np.ndarray, "label mapped"],
         suspect: Int64[np.ndarray, " label"],
-    ) -> Against:
+    ) -> LabelAgreement:
         """From counts; means are over the labels that occur."""
         cells, scores = int(confusion.sum()), {}
         if cells:

@@ -42,13 +42,13 @@ from bharateo.geography import to_lonlat
 from bharateo.inference.domain import QUANTILE, Domain, Views, pixel_statistics
 from bharateo.inference.encoder import FrozenEncoder, PerToken, RunLayer
 from bharateo.inference.inputs import RasterInput
-from bharateo.inference.labels import Against, Labels, compare, label_counts
-from bharateo.inference.products import MadeBy, Plan, holding, item_path, write_item
+from bharateo.inference.labels import LabelAgreement, Labels, compare, label_counts
+from bharateo.inference.products import MadeBy, ProductPlan, holding, item_path, write_item
 from bharateo.inference.tiles import (
     CellGrid,
-    Predictions,
     Progress,
     Tile,
+    TilePredictions,
     clear_scratch,
     predict_tiles,
     scratch,
@@ -111,7 +111,7 @@ def head_classifier(run: Run) -> Classifier:
 
 
 @dataclass(frozen=True)
-class Request:
+class MapRequest:
     """What map to make. Without a ``domain`` familiarity stays unknown; ``labels`` are compared."""
 
     classifier: Classifier
@@ -121,7 +121,7 @@ class Request:
     precision: str = "fp32"
 
 
-def predicting(request: Request) -> PerToken:
+def predicting(request: MapRequest) -> PerToken:
     """What is predicted of every token: logits, those or a number of each other layer, the distance
     from the training features, and the share of its cell that has data.
     """
@@ -157,7 +157,7 @@ def predicting(request: Request) -> PerToken:
 
 
 @dataclass(frozen=True)
-class Cells:
+class TileCells:
     """What is known of the cells of a tile; NaN where a cell has no data (and where unknown).
 
     ``share`` of a cell's ground has data: a class is mapped from the whole patch around it.
@@ -169,7 +169,7 @@ class Cells:
     share: Float[np.ndarray, "row col"]
 
     @classmethod
-    def of(cls, predicted: Float[np.ndarray, "row col dim"], num_classes: int) -> Cells:
+    def of(cls, predicted: Float[np.ndarray, "row col dim"], num_classes: int) -> TileCells:
         """From the numbers of ``predicting``."""
         logits = predicted[..., :num_classes].astype(np.float32)
         odds = np.exp(logits - logits.max(2, keepdims=True))
@@ -214,7 +214,7 @@ class DomainQuantile(Record):
     quantile: float
 
 
-class MapPlan(Plan):
+class MapPlan(ProductPlan):
     """What decides a map's contents; ``sha256`` is of a probe's file."""
 
     classifier: str
@@ -251,7 +251,7 @@ class MapRecord(MapPlan):
     km2: float
     no_data_cells: int
     out_of_domain: OutOfDomain | None
-    against: Against | None
+    against: LabelAgreement | None
 
     def lines(self) -> Iterator[str]:
         """For a terminal: areas, what is out of the domain, and agreement with labels."""
@@ -305,7 +305,7 @@ def write_map(
     run: Run,
     source: RasterInput,
     output: Path,
-    request: Request,
+    request: MapRequest,
     progress: Progress,
     say: Callable[[str], object],
 ) -> MapRecord:
@@ -376,9 +376,9 @@ def write_map(
 
 
 def _write_tiles(
-    predictions: Predictions,
+    predictions: TilePredictions,
     raster: GeoBox,
-    request: Request,
+    request: MapRequest,
     plan: MapPlan,
     files: Mapping[str, Path],
 ) -> dict[str, Any]:
@@ -422,7 +422,7 @@ def _write_tiles(
         }
         for tile, values in predictions:
             row, col = tile.rows.start, tile.cols.start
-            here = Cells.of(values, len(ids))
+            here = TileCells.of(values, len(ids))
             mapped, distance = here.classes(ids), here.distance
             beyond = np.where(np.isnan(distance), NODATA, distance > 1).astype(np.uint8)
             write["classes"](row, col, mapped[None])
@@ -457,11 +457,13 @@ def _write_tiles(
         "km2": float(total),
         "no_data_cells": int(cells[NODATA]),
         "out_of_domain": {"cells": outside, "share": outside / known} if known else None,
-        "against": labels and Against.of(labels.source.name, confusion, suspect),
+        "against": labels and LabelAgreement.of(labels.source.name, confusion, suspect),
     }  # fmt: skip
 
 
-def _bands_of_layers(cells: Cells, layers: Sequence[Layer]) -> Float[np.ndarray, "layer row col"]:
+def _bands_of_layers(
+    cells: TileCells, layers: Sequence[Layer]
+) -> Float[np.ndarray, "layer row col"]:
     """The values of layers; of classes the id of the likeliest."""
     found, first = [], 0
     for layer in layers:

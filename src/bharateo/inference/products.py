@@ -73,10 +73,10 @@ class MadeOf(OpenRecord):
     bands_in_file: list[int] = Field(default_factory=list)
 
 
-AnyPlan = TypeVar("AnyPlan", bound="Plan")
+AnyPlan = TypeVar("AnyPlan", bound="ProductPlan")
 
 
-class Plan(Record):
+class ProductPlan(Record):
     """What decides a product's contents: its provenance. Products of one fingerprint are the same
     in every byte.
     """
@@ -126,7 +126,7 @@ def item_path(output: Path) -> Path:
 
 def write_item(
     output: Path,
-    plan: Plan,
+    plan: ProductPlan,
     geoboxes: Sequence[GeoBox],
     files: Mapping[str, Path],
     attribution: Sequence[str],

@@ -23,7 +23,7 @@ from pyproj import CRS
 
 from bharateo.errors import EmptyRegionError
 from bharateo.files import remove_leftovers_of, write_atomically
-from bharateo.inference.products import TABLE_KEY, Plan
+from bharateo.inference.products import TABLE_KEY, ProductPlan
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def corners(
     return np.stack([col[:, None] + along, row[:, None] + down])
 
 
-def write_table(path: Path, groups: Iterable[Rows], crs: CRS, plan: Plan) -> None:
+def write_table(path: Path, groups: Iterable[Rows], crs: CRS, plan: ProductPlan) -> None:
     """Write a GeoParquet file, a row group for each group, so that memory is bounded.
 
     Raises:

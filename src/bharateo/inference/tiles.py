@@ -323,7 +323,7 @@ class CellGrid:
 
 
 @dataclass(frozen=True)
-class Predictions:
+class TilePredictions:
     """Those of all tiles of a grid, on disk: float, NaN where a cell has no valid pixel."""
 
     grid: CellGrid
@@ -348,7 +348,7 @@ def predict_tiles(
     progress: Progress,
     dtype: str = "float32",
     side: int = TILE_TOKENS,
-) -> Predictions:
+) -> TilePredictions:
     """Predict every tile that ``folder`` does not hold yet, and keep it there.
 
     ``folder`` is that of ``scratch``; ``dtype`` float32 or float16 is what tiles are kept as.
@@ -359,7 +359,7 @@ def predict_tiles(
     tiles = grid.tiles(side)
     makers = {tile.name: partial(grid.predict, read, predict, tile) for tile in tiles}
     keep_all(folder, makers, dtype, progress)
-    return Predictions(grid, tiles, folder)
+    return TilePredictions(grid, tiles, folder)
 
 
 def keep_all(

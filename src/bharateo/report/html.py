@@ -41,7 +41,7 @@ from bharateo.training.contract import (
 )
 
 if TYPE_CHECKING:
-    from bharateo.evaluation.reconstruction import Chip, Example
+    from bharateo.evaluation.reconstruction import Example, MaskedChip
 
 REPORT_FILE = "report.html"
 REPORT_MARK = "BharatEO pretraining report</title>"
@@ -226,7 +226,7 @@ def _opening(files: RunFiles, dataset: Dataset, why: str | None) -> dict[str, An
     }
 
 
-def chips(dataset: Dataset, examples: Sequence[Chip]) -> dict[str, Any]:
+def chips(dataset: Dataset, examples: Sequence[MaskedChip]) -> dict[str, Any]:
     """Chips with their labels, and the first of them as tokens."""
     sensor = dataset.sensor
     std = dataset.statistics.std if sensor.standardised else np.ones(sensor.num_bands)

@@ -17,7 +17,7 @@ from bharateo.report import render
 from bharateo.sensor import Sensor
 
 if TYPE_CHECKING:
-    from bharateo.evaluation.reconstruction import Chip, Example, Made
+    from bharateo.evaluation.reconstruction import Example, Made, MaskedChip
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def class_grid(
 # Chips and their tokens
 
 
-def label_panels(example: Chip, sensor: Sensor) -> list[Panel]:
+def label_panels(example: MaskedChip, sensor: Sensor) -> list[Panel]:
     """A chip in every composite, its land cover and its patch labels."""
     rows, cols = example.hidden.shape
     lines = token_lines(rows, cols, example.image.shape[1] // rows)
@@ -136,7 +136,7 @@ def label_panels(example: Chip, sensor: Sensor) -> list[Panel]:
             picture(
                 render.composite_rgb(example.image, sensor, example.valid, composite),
                 "image" if len(sensor.composites) == 1 else composite,
-                f"Chip {example.chip}, {composite}",
+                f"MaskedChip {example.chip}, {composite}",
             )
             for composite in sensor.composites
         ),
@@ -154,7 +154,9 @@ def label_panels(example: Chip, sensor: Sensor) -> list[Panel]:
     ]
 
 
-def token_panels(example: Chip, sensor: Sensor, std: Float[np.ndarray, " band"]) -> list[Panel]:
+def token_panels(
+    example: MaskedChip, sensor: Sensor, std: Float[np.ndarray, " band"]
+) -> list[Panel]:
     """One chip as a model meets it: pixels, mean colour, variance and mask of its tokens."""
     rows, cols = example.hidden.shape
     patch_px = example.image.shape[1] // rows
@@ -165,7 +167,7 @@ def token_panels(example: Chip, sensor: Sensor, std: Float[np.ndarray, " band"])
         picture(
             rgb,
             "pixels",
-            f"Chip {example.chip} cut into {rows} by {cols} patches",
+            f"MaskedChip {example.chip} cut into {rows} by {cols} patches",
             [token_lines(rows, cols, patch_px)],
         ),
         picture(
@@ -184,7 +186,7 @@ def token_panels(example: Chip, sensor: Sensor, std: Float[np.ndarray, " band"])
 
 
 def _masked(
-    example: Chip, rgb: UInt8[np.ndarray, "row col rgb"], label: str, note: str = ""
+    example: MaskedChip, rgb: UInt8[np.ndarray, "row col rgb"], label: str, note: str = ""
 ) -> Panel:
     """The picture of a chip with its hidden patches in grey."""
     alt = f"{int(example.hidden.sum())} of {example.hidden.size} patches hidden in grey{note}"
@@ -192,7 +194,9 @@ def _masked(
     return picture(grey, label, f"The same chip with {alt}")
 
 
-def token_mean_rgb(example: Chip, sensor: Sensor) -> UInt8[np.ndarray, "token_row token_col rgb"]:
+def token_mean_rgb(
+    example: MaskedChip, sensor: Sensor
+) -> UInt8[np.ndarray, "token_row token_col rgb"]:
     """The colour of every patch's mean over valid pixels; hatch grey where none is valid."""
     patches, valid = _patches(example)
     count = valid.sum(-1)
@@ -202,7 +206,7 @@ def token_mean_rgb(example: Chip, sensor: Sensor) -> UInt8[np.ndarray, "token_ro
 
 
 def token_variance(
-    example: Chip, std: Float[np.ndarray, " band"]
+    example: MaskedChip, std: Float[np.ndarray, " band"]
 ) -> Float[np.ndarray, "token_row token_col"]:
     """Variance of every patch's valid pixels around its mean, in units of ``std``, band mean."""
     patches, valid = _patches(example)
@@ -213,7 +217,7 @@ def token_variance(
     return variance
 
 
-def _patches(example: Chip) -> tuple[np.ndarray, np.ndarray]:
+def _patches(example: MaskedChip) -> tuple[np.ndarray, np.ndarray]:
     """Values [token_row, token_col, band, pixel], zero where invalid, and their validity."""
     rows, cols = example.hidden.shape
     bands, height, width = example.image.shape
@@ -229,13 +233,13 @@ def _patches(example: Chip) -> tuple[np.ndarray, np.ndarray]:
 # Reconstructions
 
 
-def hidden_pixels(example: Chip) -> Bool[np.ndarray, "row col"]:
+def hidden_pixels(example: MaskedChip) -> Bool[np.ndarray, "row col"]:
     """The masked tokens at pixel size."""
     return render.upscale(example.hidden, example.image.shape[1] // example.hidden.shape[0])
 
 
 def absolute_error(
-    example: Chip, made: Float32[np.ndarray, "band row col"]
+    example: MaskedChip, made: Float32[np.ndarray, "band row col"]
 ) -> Float[np.ndarray, "row col"]:
     """Band-mean absolute error in physical units; NaN where visible or invalid."""
     error = np.abs(made.astype(np.float64) - example.image).mean(0)
@@ -255,7 +259,7 @@ def reconstruction_panels(example: Example, sensor: Sensor, composite: str) -> l
     rgb = render.composite_rgb(example.image, sensor, example.valid, composite)
     note = "" if len(sensor.composites) == 1 else f" ({composite})"
     found = [
-        picture(rgb, "target", f"Chip {example.chip}: {shares(example.landcover)}{note}"),
+        picture(rgb, "target", f"MaskedChip {example.chip}: {shares(example.landcover)}{note}"),
         _masked(example, rgb, "masked input", note),
     ]
     for made, name in (

@@ -8,7 +8,7 @@ from bharateo.evaluation import probe_table
 from bharateo.evaluation.probe_table import METRIC_NAMES, SUBJECT, budget_name, row_name
 from bharateo.report import charts
 from bharateo.report.charts import MUTED, SERIES, Chart, Line
-from bharateo.report.scores import Cell, MethodRow
+from bharateo.report.scores import MethodRow, TableCell
 from bharateo.results import Level, MeanScore, Probes
 
 
@@ -55,9 +55,9 @@ def table_rows(level: Level, probe: str) -> list[MethodRow]:
         for column in zip(*columns.values(), strict=True)
     ]
 
-    def cell(score: MeanScore, best: str) -> Cell:
+    def cell(score: MeanScore, best: str) -> TableCell:
         shown, ci95 = f"{score.mean:.3f}", score.ci95
-        return Cell(shown, f"{ci95[0]:.3f} to {ci95[1]:.3f}" if ci95 else "", shown == best)
+        return TableCell(shown, f"{ci95[0]:.3f} to {ci95[1]:.3f}" if ci95 else "", shown == best)
 
     return [
         MethodRow(

@@ -250,7 +250,7 @@ def _first(*cases: tuple[bool, str]) -> str:
 
 
 @dataclass(frozen=True)
-class Cell:
+class TableCell:
     """A value of a table with its interval; ``best`` marks the column's best as printed."""
 
     value: str
@@ -264,12 +264,12 @@ class MethodRow:
 
     method: str
     name: str
-    cells: tuple[Cell | None, ...]
+    cells: tuple[TableCell | None, ...]
 
 
 def metric_rows(scores: GroundScores, metrics: Sequence[Metric]) -> list[MethodRow]:
     """A table of one split, or one region of it: a row for every method, best values marked."""
-    cells: dict[str, list[Cell | None]] = {method: [] for method in methods(scores)}
+    cells: dict[str, list[TableCell | None]] = {method: [] for method in methods(scores)}
     for metric in metrics:
         values = measured(scores, metric)
         ranked = len(values) > 1 and metric.baselines == "ranked"
@@ -278,7 +278,7 @@ def metric_rows(scores: GroundScores, metrics: Sequence[Metric]) -> list[MethodR
             cell = None
             if method in values:
                 bounds, shown = own.interval(metric.name), metric.show(values[method])
-                cell = Cell(shown, metric.span(bounds) if bounds else "", shown == best)
+                cell = TableCell(shown, metric.span(bounds) if bounds else "", shown == best)
             cells[method].append(cell)
     return [MethodRow(method, method_name(method), tuple(own)) for method, own in cells.items()]
 

@@ -271,7 +271,7 @@ def _token_of(account: str, name: str, timeout_s: float, num_retries: int) -> Co
     return ContainerToken(account, name, Web(timeout_s, num_retries, num_parallel=1))
 
 
-class _Answer(Record):
+class _TokenAnswer(Record):
     """What the service of tokens answers."""
 
     model_config = ConfigDict(extra="ignore")
@@ -310,7 +310,9 @@ class ContainerToken:
             except UnreachableError as error:
                 raise UnreachableError(f"{what}: {error.reason or error}; {_REMEDY}") from error
             plain = parse_json(content, f"{what}: its answer", UnreachableError, _REMEDY)
-            answer = checked(_Answer, plain, f"{what}: in its answer", UnreachableError, _REMEDY)
+            answer = checked(
+                _TokenAnswer, plain, f"{what}: in its answer", UnreachableError, _REMEDY
+            )
             expiry = answer.expiry
             self._expiry = expiry if expiry.tzinfo else expiry.replace(tzinfo=UTC)
             self._token = answer.token

@@ -61,7 +61,7 @@ _STORED_AS: Mapping[str, Literal["uint8", "uint16"]] = {
 
 
 @dataclass(frozen=True)
-class Part:
+class FileBands:
     """Bands of one file: their indices in it, from 0, and among all bands asked for."""
 
     file: str
@@ -88,7 +88,7 @@ class OwnRasters(ImageSource):
     opened: OpenRasters = field(init=False, default_factory=OpenRasters, compare=False)
 
     def read_part(
-        self, part: Part, geobox: GeoBox | None = None
+        self, part: FileBands, geobox: GeoBox | None = None
     ) -> tuple[Shaped[np.ndarray, "band row col"], Bool[np.ndarray, "row col"], GeoBox]:
         """The stored values of bands of a file, unsigned and 0 where there is nothing; where all of
         them hold one; and their grid, which is the file's own unless another is given.
@@ -160,7 +160,7 @@ class ChipFiles(OwnRasters):
                 f"no file below {self.folder} lies at {geobox.boundingbox}: with "
                 "plan.strategy 'files' every file is one chip, and nothing is read between them"
             )
-        part = Part(file, self.indices, tuple(range(len(self.indices))))
+        part = FileBands(file, self.indices, tuple(range(len(self.indices))))
         values, valid, own = self.read_part(part)
         if own.shape != geobox.shape:
             raise CorruptRasterError(
@@ -177,7 +177,7 @@ class Stack:
 
     name: str
     geobox: GeoBox
-    parts: tuple[Part, ...]
+    parts: tuple[FileBands, ...]
 
 
 @dataclass
@@ -630,7 +630,7 @@ def _stacks(
     """
     order = list(config.bands)
     parts = [
-        Part(
+        FileBands(
             header.name,
             tuple(config.bands[name].band - 1 for name in header.bands),
             tuple(order.index(name) for name in header.bands),

@@ -46,14 +46,14 @@ class LeftOut(Record):
     reason: str
 
 
-class _Answer(Record):
+class _KeptAnswer(Record):
     """What is kept of a catalogue's answer for one region and occasion."""
 
     scenes: tuple[Scene, ...]
     left_out: tuple[LeftOut, ...] = ()
 
 
-class _Items(_Answer):
+class _Items(_KeptAnswer):
     """An ``items.json``."""
 
     catalogue: str
@@ -131,7 +131,7 @@ class CatalogueScenes:
 
     def _kept_or_asked(
         self, client: Client, region: str, geobox: GeoBox, occasion: Occasion
-    ) -> _Answer:
+    ) -> _KeptAnswer:
         """The scenes of a region on an occasion, and the items that are none."""
         file = self.folder / f"{region}-{occasion.name}.json"
         if not file.exists():
@@ -139,10 +139,10 @@ class CatalogueScenes:
             spans = occasion.spans
             items = [i for first, last in spans for i in client.items(bounds, first, last, cloud)]
             scenes, left_out = self.usable(items)
-            write_json(file, _Answer(scenes=scenes, left_out=left_out).model_dump())
+            write_json(file, _KeptAnswer(scenes=scenes, left_out=left_out).model_dump())
         remedy = f"delete {self.folder} and run the same build again"
         return checked(
-            _Answer, read_json(file, SourceError, remedy), str(file), SourceError, remedy
+            _KeptAnswer, read_json(file, SourceError, remedy), str(file), SourceError, remedy
         )
 
     def _read_items(self, path: Path) -> tuple[Scene, ...]:

@@ -173,7 +173,7 @@ class Scene(Record):
 # Items, of any catalogue and version of STAC
 
 
-class _Part(Record):
+class _ItemPart(Record):
     """What is used of a STAC item; the rest may be whatever it is, and null is as good as none."""
 
     model_config = ConfigDict(extra="ignore")
@@ -203,14 +203,14 @@ _IfItFits = Annotated[Odd | None, WrapValidator(_fitting)]
 """A part that may as well be anything else, and then is none."""
 
 
-class _Units(_Part):
+class _Units(_ItemPart):
     """How stored numbers become physical ones, of STAC 1.0 and 1.1."""
 
     scale: float | None = _either("raster:scale", "scale")
     offset: float | None = _either("raster:offset", "offset")
 
 
-class _Grid(_Part):
+class _Grid(_ItemPart):
     """A grid's reference system, of the projection extension 1 and 2."""
 
     code: str | int | None = _either("proj:code", "proj:epsg")
@@ -221,16 +221,16 @@ class _Grid(_Part):
         return int(digits) if digits.isdecimal() else None
 
 
-class _Link(_Part):
+class _Link(_ItemPart):
     rel: str
     href: str
 
 
-class _Href(_Part):
+class _Href(_ItemPart):
     href: str
 
 
-class _Alternates(_Part):
+class _Alternates(_ItemPart):
     https: _IfItFits[_Href] = None
 
 
@@ -286,7 +286,7 @@ class _Properties(_Grid):
         return int(tile[1]) + (32600 if tile[2] >= "N" else 32700) if tile else None
 
 
-class _Item(_Part):
+class _Item(_ItemPart):
     id: str = Field(max_length=_SHOWN)
     collection: str | None = None
     geometry: Mapping[str, Any] | None = None

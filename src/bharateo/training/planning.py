@@ -379,7 +379,7 @@ def _si(value: float, unit: str) -> str:
 
 
 @dataclass(frozen=True)
-class Request:
+class PlanRequest:
     """What is to be planned: a model ``size`` (see ``config.SIZES``), by name a ``machine``."""
 
     size: str

@@ -170,7 +170,7 @@ def map_raster(
     from bharateo.display import Display
     from bharateo.evaluation.own_classes import probe_classifier
     from bharateo.inference.labels import open_labels
-    from bharateo.inference.map import Request, head_classifier, own_products, write_map
+    from bharateo.inference.map import MapRequest, head_classifier, own_products, write_map
     from bharateo.memory import return_freed_memory
     from bharateo.outputs import check_outputs
 
@@ -182,7 +182,7 @@ def map_raster(
     labels = None if against is None else open_labels(str(against))
     source = _open_raster(opened, location, reading, display)
     domain = _domain(opened, display)
-    request = Request(classifier, domain, labels, stride_px, precision)
+    request = MapRequest(classifier, domain, labels, stride_px, precision)
     with display.bar("map") as bar:
         record = write_map(opened, source, output, request, bar.update, display.say)
     for line in record.lines():

@@ -73,7 +73,7 @@ def tokens(
     from bharateo.accounting import Accounting, published
     from bharateo.config import SIZES, TrainingConfig
     from bharateo.display import Display
-    from bharateo.training.planning import MACHINES, THIS, Request
+    from bharateo.training.planning import MACHINES, THIS, PlanRequest
 
     training: dict[str, Any] = {
         "masks_per_chip": masks_per_chip,
@@ -112,7 +112,7 @@ def tokens(
         {name: value for name, value in given.items() if value is not None}
         for given in (training, power)
     )
-    request = Request(model, machine, training=TrainingConfig(**training), **power)
+    request = PlanRequest(model, machine, training=TrainingConfig(**training), **power)
     for title, account in accounts.items():
         plan = request.plan(account, bytes_per_value)
         measured = _measured(plan, display).rows() if machine == THIS else ()

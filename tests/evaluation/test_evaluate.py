@@ -295,3 +295,25 @@ def test_a_run_of_one_head_is_scored_by_that_head(
     others = {metric.name for metric in HEADS[other].metrics}
     assert not others & {*(scores.model_extra or {})}
     assert (scores.confusion_masked is None) == (head == "pixels")
+
+
+def test_predictions_are_made_on_the_runs_device(run, reflectance_dataset, monkeypatch, tmp_path):
+    """What lies elsewhere, mixed with what does not, would be refused."""
+    _, *batch = next(fixed_batches(reflectance_dataset, "test", run.model.config, 4))
+    there = torch.device("meta")
+    away = run.on(there)
+    assert run.on(torch.device("cpu")) is run
+    with torch.no_grad():
+        made = predictions(away, *(each.to(there) for each in batch))
+    here = predictions(run, *batch)
+    for predictor, by_head in here.items():
+        for name, values in by_head.items():
+            found = made[predictor][name]
+            assert (found.device.type, found.shape) == ("meta", values.shape)
+    if torch.cuda.is_available():
+        expected = evaluate(run, reflectance_dataset, tmp_path / "cpu.json").model_dump()
+        monkeypatch.setattr(evaluating, "device_of", lambda _: torch.device("cuda"))
+        found = evaluate(run, reflectance_dataset, tmp_path / "gpu.json").model_dump()
+        for split, scores in expected["splits"].items():
+            error = scores["model"]["masked_mae"]
+            assert found["splits"][split]["model"]["masked_mae"] == pytest.approx(error, rel=1e-3)

@@ -127,7 +127,7 @@ def bilinear(seen: Seen) -> Batch:
     shares = seen.counts.transpose(1, 2).unflatten(2, (seen.grid, seen.grid)).float()
     labelled = shares.sum(1, keepdim=True)
     shares = shares / labelled.clamp(min=1)
-    full = pull_push(shares, (labelled > 0).float(), torch.zeros(shares.shape[1]))
+    full = pull_push(shares, (labelled > 0).float(), shares.new_zeros(shares.shape[1]))
     counts = (full.flatten(2).transpose(1, 2) * _SHARE).long()
     return seen.filled(filled.unflatten(2, (len(seen.train_mean), -1)), counts)
 
@@ -155,7 +155,7 @@ def pull_push(
 
 def _nearest(grid: int, usable: Bool[Tensor, "batch token"]) -> Int64[Tensor, "batch token"]:
     """For every token the nearest usable one."""
-    place = torch.arange(grid**2)
+    place = torch.arange(grid**2, device=usable.device)
     row, col = place // grid, place % grid
     distance = (row[:, None] - row).square() + (col[:, None] - col).square()
     reach = distance.expand(len(usable), -1, -1).masked_fill(~usable[:, None, :], 4 * grid**2)

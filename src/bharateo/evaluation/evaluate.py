@@ -14,6 +14,7 @@ from bharateo.evaluation.baselines import BASELINES, Seen
 from bharateo.evaluation.intervals import LEAST_BLOCKS, LEVEL, NUM_RESAMPLES
 from bharateo.evaluation.scores import BlockSums, Scoring, against, report
 from bharateo.files import write_json
+from bharateo.inference.encoder import device_of
 from bharateo.models.heads import Batch, declared_metrics
 from bharateo.models.patches import Mask
 from bharateo.results import Bootstrap, Evaluation, GroundScores, ScoredDataset, SplitScores
@@ -34,8 +35,8 @@ def evaluate(
 ) -> Evaluation:
     """Scores of the run and of the baselines per split and per ROI, also written to ``output``.
 
-    Windows and masks are fixed by place, arithmetic is fp32: the same run and dataset give the
-    same file. ``on_batch`` is told (chips done, chips in all).
+    Windows and masks are fixed by place, arithmetic is fp32 on the run's device: the same run and
+    dataset give the same file. ``on_batch`` is told (chips done, chips in all).
 
     Raises:
         ContractError: the dataset breaks the run's contract.
@@ -82,7 +83,7 @@ def predictions(
 
 def seen_by_baselines(run: Run, batch: Batch, mask: Mask) -> Seen:
     """What the baselines may read of a batch: its visible tokens and the run's train split."""
-    train_mean = torch.tensor(run.contract.statistics.mean)
+    train_mean = torch.tensor(run.contract.statistics.mean, device=batch.image.device)
     return Seen.of(batch, mask, train_mean, run.contract.majority_class)
 
 
@@ -123,10 +124,13 @@ def _sums(
     sums = {name: BlockSums() for name in (MODEL, *BASELINES)}
     num_windows: dict[str, int] = {}
     block_of_chip = dataset.chips["block"].to_numpy()
+    device = device_of(run.path)
+    run = run.on(device)
     config, heads = run.model.config, run.heads.by_name()
     chips = dataset.indices(split).tolist()
     total = len(fixed_windows(chips, dataset.size_px, config.chip_px))
     for windows, batch, mask in fixed_batches(dataset, split, config, BATCH_SIZE):
+        batch, mask = batch.to(device), mask.to(device)
         blocks = [str(block_of_chip[window.chip]) for window in windows]
         for block in blocks:
             num_windows[block] = num_windows.get(block, 0) + 1
@@ -137,10 +141,10 @@ def _sums(
                 # in double precision: sums must not depend on how a split came in batches
                 values, target = predicted[name].double(), targets[name]
                 pairs = head.measure(values, target, mask.hidden, run.model)
-                measured |= {key: torch.stack(pair, 1).numpy() for key, pair in pairs.items()}
+                measured |= {key: torch.stack(pair, 1).cpu().numpy() for key, pair in pairs.items()}
                 if head.confusion_key:
                     cells = head.confusion(values, target, mask.hidden)
-                    measured[head.confusion_key] = cells.numpy()
+                    measured[head.confusion_key] = cells.cpu().numpy()
                 if predictor != MODEL:
                     measured |= {each.name: np.full((len(blocks), 2), np.nan)
                                  for each in head.metrics if each.baselines == "none"}  # fmt: skip

@@ -6,11 +6,12 @@ Nothing of them is ever executed; a pickle is recognised by its first bytes and 
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -149,6 +150,13 @@ class Run:
         """What tells the run's weights from others, of the file as it is now."""
         with open_file(self.path / MODEL_FILE) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def on(self, device: torch.device) -> Run:
+        """The run with its weights on a device; a copy of them where they lie elsewhere."""
+        if next(self.model.parameters()).device == device:
+            return self
+        model, heads = copy.deepcopy(self.model).to(device), copy.deepcopy(self.heads).to(device)
+        return replace(self, model=model, heads=heads)
 
     @property
     def own_files(self) -> tuple[Path, ...]:

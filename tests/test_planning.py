@@ -14,6 +14,7 @@ from bharateo.config import SIZES, Config, HeadConfig, ModelConfig, TrainingConf
 from bharateo.errors import ConfigError
 from bharateo.landcover import NUM_CLASSES
 from bharateo.machine import num_cores
+from bharateo.models.embedding import EMBEDDINGS
 from bharateo.models.heads import HEADS as known_heads
 from bharateo.models.heads import Batch, LandCoverHead, build_heads
 from bharateo.models.mae import build_model, num_parameters
@@ -130,9 +131,11 @@ def test_flops_are_those_pytorch_counts_at_work(name):
     assert flops(*MODELS[name]) == counted(*MODELS[name])
 
 
+@pytest.mark.parametrize("embedding", EMBEDDINGS)
 @pytest.mark.parametrize("optimiser", ["muon", "adamw"])
-def test_shapes_alone_tell_what_a_step_on_numbers_does(optimiser):
-    config = Config(model=SMALL, training=TrainingConfig(optimiser=optimiser))
+def test_shapes_alone_tell_what_a_step_on_numbers_does(optimiser, embedding):
+    model = replace(SMALL, embedding=embedding)
+    config = Config(model=model, training=TrainingConfig(optimiser=optimiser))
     by_shapes, at_work = (Cost.counted_on(device, config, 2) for device in ("meta", "cpu"))
     assert by_shapes == at_work
 

@@ -264,6 +264,10 @@ class ModelConfig(_Section):
     """Attention heads of each; a divisor of ``decoder_width``."""
     mlp_ratio: Annotated[int, Field(ge=1, le=100)] = 4
     """Width of a block's hidden layer, in widths of its tokens."""
+    embedding: Literal["linear", "energies", "stem"] = "linear"
+    """What makes a vector of a patch's pixels. ``linear``: a linear map; ``energies``: also how
+    strongly the patch responds to 64 small filters cut from training chips, which tells textures
+    apart; ``stem``: two learned convolutions. None looks beyond the patch."""
 
 
 @dataclass(frozen=True)

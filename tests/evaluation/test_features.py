@@ -16,6 +16,7 @@ from bharateo.evaluation.features import (
 )
 from bharateo.inference import encoder
 from bharateo.landcover import IGNORE, patch_mode
+from bharateo.models.embedding import whitened_filters
 from bharateo.training.data import cut, fixed_windows
 from models.tiny_models import random_batch, tiny_model
 from small_datasets import PLAN, many_bands, small_config, small_dataset
@@ -170,7 +171,7 @@ def test_filters_are_whitened_so_responses_to_training_squares_are_of_one_size(r
     smooth = torch.rand(20, 2, 8, 8, generator=generator)
     image = torch.nn.functional.interpolate(smooth, size=32, mode="bilinear")
     valid = torch.ones(20, 32, 32, dtype=torch.bool)
-    filters, bias = features._whitened_filters(image, valid, 0)
+    filters, bias = whitened_filters(image, valid, features.NUM_FILTERS, 4000, 0)
     response = torch.nn.functional.conv2d(image, filters, bias)
     assert len(filters) == features.NUM_FILTERS
     assert response.mean().item() == pytest.approx(0, abs=0.05)

@@ -13,7 +13,7 @@ from bharateo.inference.encoder import FrozenEncoder
 from bharateo.models.patches import Mask, mask_from_noise, patchify
 from bharateo.training.contract import TrainStatistics
 from bharateo.training.run import Run
-from handover.tiny_run import chips_of
+from handover.tiny_run import chips_of, tiny_run
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +46,15 @@ def test_onnxruntime_gives_the_encoders_features(num_chips, run, encoder, reflec
     found = answers(encoder, image=image, valid=valid)["features"]
     scale = expected.square().mean().sqrt()
     assert (found - expected).abs().max() < TOLERANCE * scale
+
+
+@pytest.mark.parametrize("embedding", ["energies", "stem"])
+def test_every_embedding_of_patches_is_exported(embedding, reflectance_dataset, tmp_path):
+    """The whole graph is compared with PyTorch before it is written."""
+    other = tiny_run(tmp_path / "run", reflectance_dataset, depth=1, embedding=embedding)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+        assert write_onnx(other, tmp_path / "autoencoder.onnx", "autoencoder") < TOLERANCE
 
 
 @pytest.mark.parametrize("num_masked", [1, 12])

@@ -47,6 +47,16 @@ def test_timm_itself_agrees_where_it_can_be_imported(run, reflectance_dataset):
         torch.testing.assert_close(found, features(run, image), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("embedding", ["energies", "stem"])
+def test_an_embedding_that_timm_lacks_is_refused_and_nothing_is_written(
+    embedding, reflectance_dataset, tmp_path
+):
+    run = tiny_run(tmp_path / "other", reflectance_dataset, embedding=embedding)
+    with pytest.raises(ConfigError, match=rf"embedding is '{embedding}': use .* --to onnx"):
+        write_timm(run, tmp_path / "timm")
+    assert not (tmp_path / "timm").exists()
+
+
 def test_the_folder_says_how_timm_builds_the_model(run, tmp_path):
     write_timm(run, tmp_path / "timm")
     config = json.loads((tmp_path / "timm" / "config.json").read_text())

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from bharateo.errors import RunError
+from bharateo.errors import ContractError, RunError
 from bharateo.inference.encoder import CHIPS_AT_ONCE, FrozenEncoder, all_visible, device_of
 from models.tiny_models import HEADS, random_batch, tiny_heads, tiny_model, with_pixels
 
@@ -22,6 +22,26 @@ def test_features_are_the_models_own_vectors_of_chips_without_a_mask(name):
         with torch.no_grad():
             tokens = frozen.model(batch.image, batch.valid, mask)
         torch.testing.assert_close(features, tokens.values)
+
+
+def test_images_of_other_sizes_than_chips_have_features_where_places_go_on():
+    frozen = encoder()
+    image, valid = torch.rand(2, 3, 40, 24), torch.ones(2, 40, 24, dtype=torch.bool)
+    assert frozen.features(image, valid).shape == (2, 15, frozen.width)
+    frozen.model.encoder = torch.nn.Identity()  # tokens no longer mix
+    whole = frozen.features(image, valid)
+    rows = frozen.features(image[:, :, :16], valid[:, :16])
+    torch.testing.assert_close(rows, whole[:, :6])  # the same pixels at the same places
+    below = frozen.features(image[:, :, 8:], valid[:, 8:])
+    assert not torch.allclose(below[:, :3], whole[:, 3:6])
+
+
+def test_what_knows_chips_alone_refuses_images_of_other_sizes():
+    image, valid = torch.rand(2, 3, 40, 40), torch.ones(2, 40, 40, dtype=torch.bool)
+    with pytest.raises(ContractError, match="learned the places in chips of 32 px"):
+        encoder("seed").features(image, valid)
+    with pytest.raises(ContractError, match=r"is of chips, \(32, 32\) px; got \(40, 40\)"):
+        encoder().class_probabilities(image, valid)
 
 
 def test_tokens_are_row_major():

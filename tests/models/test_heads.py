@@ -222,10 +222,48 @@ def test_pixels_of_visible_patches_are_no_targets():
 # Land cover.
 
 
+def test_the_encoders_classes_are_of_its_own_vectors_of_labelled_visible_patches():
+    model = tiny_model()
+    head = tiny_heads(model, {"landcover": HeadConfig(1.0, {"encoder": 2.0})})["landcover"]
+    batch, mask = random_batch(model, all_labelled=False)
+    tokens = model(batch.image, batch.valid, mask)
+    total, count = head(tokens, batch, model)["esa_ce_encoder"]
+    counts = take_tokens(batch.class_counts, mask.visible)
+    logits = head.encoded(model.encode(batch.image, batch.valid, mask))
+    labelled = counts.sum(2) > 0
+    shares = counts[labelled] / counts[labelled].sum(1, keepdim=True)
+    expected = torch.nn.functional.cross_entropy(logits[labelled], shares, reduction="sum")
+    torch.testing.assert_close(total, expected)
+    assert count == labelled.sum() < counts.shape[0] * counts.shape[1]
+
+
+def test_asking_the_encoder_changes_nothing_that_is_predicted_or_measured():
+    model = tiny_model()
+    batch, mask = random_batch(model, all_labelled=False)
+    tokens = model(batch.image, batch.valid, mask)
+    found = []
+    for options in ({}, {"encoder": 0.0}, {"encoder": 1.0}):
+        torch.manual_seed(0)
+        found.append(build_heads({"landcover": HeadConfig(1.0, options)}, model)["landcover"])
+    plain, none, asked = (head(tokens, batch, model) for head in found)
+    assert none == plain
+    assert asked.keys() - plain.keys() == {"esa_ce_encoder"}
+    assert found[0].state_dict().keys() == found[1].state_dict().keys()
+    found[2].load_state_dict(found[0].state_dict(), strict=False)
+    asked = found[2](tokens, batch, model)
+    assert all(torch.equal(asked[name][0], plain[name][0]) for name in plain)
+
+
+def test_a_weight_of_the_encoders_classes_below_zero_is_refused():
+    with pytest.raises(ConfigError, match=r"heads.landcover.options.*encoder"):
+        build_heads({"landcover": HeadConfig(1.0, {"encoder": -1.0})}, tiny_model())
+
+
 def without_patches(values, mask):
     """Tokens for a head that does not look at their patches."""
     nothing = torch.zeros(*values.shape[:2], 0)
-    return Tokens(values, mask, nothing, nothing.bool())
+    encoded = values[:, : mask.num_visible]
+    return Tokens(values, mask, nothing, nothing.bool(), encoded)
 
 
 def forced(model, head, logits, mask):

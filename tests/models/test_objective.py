@@ -8,12 +8,15 @@ import pytest
 import torch
 from tiny_models import HEADS, random_batch, tiny_heads, tiny_model
 
+from bharateo.config import HeadConfig
 from bharateo.models.objective import Objective, weighted_loss
 
+ENCODER_TOO = {**HEADS, "landcover": HeadConfig(0.2, {"target": "fraction", "encoder": 0.5})}
 
-def objective_and_batch(name="v0"):
+
+def objective_and_batch(name="v0", heads=HEADS):
     model = tiny_model(name)
-    objective = Objective(model, tiny_heads(model), HEADS)
+    objective = Objective(model, tiny_heads(model, heads), heads)
     return objective, *random_batch(model, chips=5, all_valid=False, all_labelled=False)
 
 
@@ -26,9 +29,10 @@ def gradients(objective):
     return [parameter.grad.clone() for parameter in objective.parameters()]
 
 
+@pytest.mark.parametrize("heads", [HEADS, ENCODER_TOO])
 @pytest.mark.parametrize("name", ["v0", "seed"])
-def test_shares_and_gradients_of_unequal_parts_add_up_to_the_whole(name):
-    objective, batch, mask = objective_and_batch(name)
+def test_shares_and_gradients_of_unequal_parts_add_up_to_the_whole(name, heads):
+    objective, batch, mask = objective_and_batch(name, heads)
     counts = objective.counts(batch, mask)
     whole, sums = objective(batch, mask, counts)
     whole.backward()
@@ -55,6 +59,15 @@ def test_the_loss_is_the_weighted_sum_of_the_heads_means():
     assert weighted_loss(means, HEADS) == pytest.approx(loss.item())
 
 
+def test_the_encoders_own_classes_are_added_to_the_loss_by_their_weight():
+    objective, batch, mask = objective_and_batch(heads=ENCODER_TOO)
+    loss, sums = objective(batch, mask, objective.counts(batch, mask))
+    means = {name: (total / count).item() for name, (total, count) in sums.items()}
+    classes = means["esa_ce"] + 0.5 * means["esa_ce_encoder"]
+    assert loss.item() == pytest.approx(means["rec_smooth_l1"] + 0.2 * classes)
+    assert weighted_loss(means, ENCODER_TOO) == pytest.approx(loss.item())
+
+
 def test_its_state_has_the_names_of_a_runs_weights():
     objective, *_ = objective_and_batch()
     assert {name.split(".")[0] for name in objective.state_dict()} == {"model", "heads"}
@@ -66,7 +79,7 @@ import torch
 from tiny_models import HEADS, random_batch, tiny_heads, tiny_model
 from bharateo.models.objective import Objective
 
-model = tiny_model(sys.argv[1])
+model = tiny_model(sys.argv[1], embedding=sys.argv[2])
 objective = Objective(model, tiny_heads(model), HEADS)
 batch, mask = random_batch(model, all_valid=False)
 counts = objective.counts(batch, mask)
@@ -81,8 +94,13 @@ loss.backward()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["v0", "seed"])
-def test_it_is_one_graph_to_a_compiler_and_gives_the_same(name):
+@pytest.mark.parametrize(
+    ("name", "embedding"),
+    [("v0", "linear"), ("seed", "linear"), ("v0", "energies"), ("v0", "stem")],
+)
+def test_it_is_one_graph_to_a_compiler_and_gives_the_same(name, embedding):
     """In a process without the tests' type checks, which no compiler can look into."""
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
-    subprocess.run([sys.executable, "-c", ONE_GRAPH, name], check=True, env=environment)
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ["PYTHONPATH"]])
+    environment = {**os.environ, "PYTHONPATH": path}
+    command = [sys.executable, "-c", ONE_GRAPH, name, embedding]
+    subprocess.run(command, check=True, env=environment)

@@ -12,8 +12,9 @@ import torch
 from bharateo.chips.store import Dataset
 from bharateo.config import HeadConfig, SplitConfig
 from bharateo.errors import BharatEOError, ConfigError, ContractError, DivergedError, RunError
+from bharateo.models.heads import HEADS
 from bharateo.sensor import WORLDCOVER_PALETTE
-from bharateo.training import loop
+from bharateo.training import data, loop
 from bharateo.training.loop import Trainer, pretrain
 from bharateo.training.optimisers import build_optimisers, learning_rate
 from bharateo.training.run import Run
@@ -112,6 +113,41 @@ def test_what_can_be_learnt_is_learnt(palette_dataset, tmp_path):
     assert last["val_esa_acc_visible"] > 0.7 > first["val_esa_acc_visible"]
 
 
+def test_energies_are_fitted_to_the_train_split_before_the_first_step(
+    reflectance_dataset, tmp_path
+):
+    config = small_config(epochs=1)
+    config = replace(config, model=replace(config.model, embedding="energies"))
+    trainer = Trainer(reflectance_dataset, config, tmp_path)
+    before = {name: value.clone() for name, value in trainer.objective.model.named_buffers()}
+    train = reflectance_dataset.indices("train")
+    energies = trainer.objective.model.embed.energies
+    windows = data.fixed_windows(train.tolist(), reflectance_dataset.size_px, 32)
+    batch = data.cut(reflectance_dataset, windows, 32, 8)
+    every = torch.arange(16).expand(len(windows), -1)
+    found = energies(*trainer.objective.model.patches(batch.image, batch.valid, every))
+    assert found.mean().item() == pytest.approx(0, abs=0.1)
+    assert found.std().item() == pytest.approx(1, abs=0.2)
+    run = pretrain(reflectance_dataset, config, tmp_path)
+    for name, value in run.model.named_buffers():
+        assert torch.equal(value, before[name]), name
+    other = replace(config, training=replace(config.training, seed=1))
+    again = Trainer(reflectance_dataset, other, tmp_path / "other").objective.model.embed.energies
+    assert not torch.equal(again.filters, energies.filters)
+
+
+def test_the_encoders_classes_have_their_own_line_in_the_history(palette_dataset, tmp_path):
+    config = small_config()
+    heads = {**config.heads, "landcover": HeadConfig(0.2, {"encoder": 0.5})}
+    pretrain(palette_dataset, replace(config, heads=heads), tmp_path)
+    for row in history(tmp_path):
+        for kind in ("", "val_"):
+            classes = row[f"{kind}esa_ce"] + 0.5 * row[f"{kind}esa_ce_encoder"]
+            expected = row[f"{kind}rec_smooth_l1"] + 0.2 * classes
+            assert row[f"{kind}loss"] == pytest.approx(expected, rel=1e-6)
+    assert "esa_ce_encoder" not in {metric.name for metric in HEADS["landcover"].metrics}
+
+
 def test_training_twice_gives_the_same_weights(palette_dataset, tmp_path):
     first, again = (tmp_path / name for name in ("first", "again"))
     pretrain(palette_dataset, small_config(), first)
@@ -181,10 +217,14 @@ def killed_after(dataset, config, run, enough):
     return []
 
 
-@pytest.fixture(scope="module", params=["v0", "seed"])
+@pytest.fixture(scope="module", params=["v0", "seed", "energies"])
 def whole(request, palette_dataset, tmp_path_factory):
     """A configuration, and the run of it that nobody killed."""
-    config = small_config(request.param, epochs=3, batch_size=24)
+    model, embedding = request.param, "linear"
+    if model == "energies":
+        model, embedding = "v0", "energies"
+    config = small_config(model, epochs=3, batch_size=24)
+    config = replace(config, model=replace(config.model, embedding=embedding))
     run = tmp_path_factory.mktemp("whole") / "run"
     pretrain(palette_dataset, config, run)
     return config, run

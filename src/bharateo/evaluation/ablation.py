@@ -27,7 +27,7 @@ from bharateo.chips.store import SPLITS, Dataset
 from bharateo.config import Config, setting, to_record, to_yaml, with_settings
 from bharateo.errors import ConfigError, ContractError, RunError
 from bharateo.evaluation.comparison import compared, shown
-from bharateo.evaluation.features import encoder, extract
+from bharateo.evaluation.features import encoder, extract, probed_px
 from bharateo.evaluation.probes import fit_linear
 from bharateo.evaluation.probing import by_block, some_of
 from bharateo.files import write_json, write_text
@@ -293,9 +293,10 @@ class ProbeRecord(OpenRecord):
 
 def probe(run: Run) -> ProbeRecord:
     """A linear probe of the run's patches, as confusion matrices by block of test ground."""
-    dataset, config = run.own_dataset(), run.model.config
+    dataset = run.own_dataset()
+    size_px, patch_px = probed_px(run, dataset), run.model.config.patch_px
     examples = {
-        split: extract(dataset, split, encoder(run), config.chip_px, config.patch_px)["patch"]
+        split: extract(dataset, split, encoder(run), size_px, patch_px)["patch"]
         for split in SPLITS
         if len(dataset.indices(split))
     }

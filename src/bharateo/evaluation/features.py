@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from bharateo.chips.store import Dataset
 from bharateo.inference.encoder import CHIPS_AT_ONCE, FrozenEncoder, PerToken, device_of
 from bharateo.landcover import IGNORE, patch_mode
+from bharateo.models.embedding import FILTER_PX, STRIDE, THRESHOLD, whitened_filters
 from bharateo.models.kernels import CHIPS_IN_CACHE
 from bharateo.models.mae import MaskedAutoencoder, Normalise, build_model
 from bharateo.models.patches import patchify, unpatchify
@@ -32,20 +33,11 @@ CPU = torch.device("cpu")
 LEVELS = ("patch", "chip")
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 NUM_FILTERS = 256
-FILTER_PX = 3
 MOST_CHIPS = 2048
 """Chips of a split that are looked at; of more, that many are drawn."""
 
 _FILTER_CHIPS = 64
 _PIXELS_PER_CHIP = 200
-_NO_WHITENING_BELOW = 1e-3
-"""Variance, as a share of the largest, below which a direction is noise and is not blown up."""
-
-_STRIDE = 2
-"""A response is taken at every second row and column; their mean over a patch hardly differs."""
-
-_THRESHOLD = 0.5
-"""Where a filter's response begins to count, in deviations of the response."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +79,7 @@ def random_encoder(model: MaskedAutoencoder, seed: int, device: torch.device = C
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         fresh = build_model(model.config, normalise.mean.tolist(), normalise.std.tolist())
+    fresh.load_state_dict(dict(model.named_buffers()), strict=False)  # filters that are fixed
     return Extractor("random_encoder", FrozenEncoder(fresh, device=device).features)
 
 
@@ -152,12 +145,12 @@ def random_convolutions(
     2021, "A generalizable and accessible approach to machine learning with global satellite
     imagery" (MOSAIKS), Methods; whitening after Coates and Ng 2012, section 2.
     """
+    pixels, num_samples = _filled(image, valid, normalise, patch_px), _PIXELS_PER_CHIP * len(image)
     filters, bias = (
-        each.to(device)
-        for each in _whitened_filters(_filled(image, valid, normalise, patch_px), valid, seed)
+        each.to(device) for each in whitened_filters(pixels, valid, NUM_FILTERS, num_samples, seed)
     )
     there = copy.deepcopy(normalise).to(device)
-    stride = _STRIDE if patch_px % _STRIDE == 0 else 1
+    stride = STRIDE if patch_px % STRIDE == 0 else 1
     cells = patch_px // stride
 
     def pooled(image: Tensor, valid: Tensor) -> Tensor:
@@ -167,7 +160,7 @@ def random_convolutions(
         known = valid[:, None, ::stride, ::stride].float()
         share = F.avg_pool2d(known, cells).clamp(min=1e-6)
         both = [
-            F.avg_pool2d(F.relu(sign * response - _THRESHOLD) * known, cells) / share
+            F.avg_pool2d(F.relu(sign * response - THRESHOLD) * known, cells) / share
             for sign in (1, -1)
         ]
         return torch.cat(both, 1).flatten(2).transpose(1, 2)
@@ -183,31 +176,6 @@ def _filled(image: Tensor, valid: Tensor, normalise: Normalise, patch_px: int) -
     """The image in model units, an invalid pixel the mean of its patch's valid ones."""
     patches = normalise(patchify(image, patch_px), patchify(valid[:, None], patch_px))
     return unpatchify(patches, patch_px, image.shape[-1] // patch_px)
-
-
-def _whitened_filters(pixels: Tensor, valid: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Filters of unit response deviation and their biases, for pixels in model units."""
-    generator = torch.Generator().manual_seed(seed)
-    num_bands = pixels.shape[1]
-    shape = (num_bands, FILTER_PX, FILTER_PX)
-    squares = pixels.unfold(2, FILTER_PX, 1).unfold(3, FILTER_PX, 1)
-    whole = valid.unfold(1, FILTER_PX, 1).unfold(2, FILTER_PX, 1).flatten(3).all(3)
-    places = whole.nonzero()
-    chosen = torch.randperm(len(places), generator=generator)[: _PIXELS_PER_CHIP * len(pixels)]
-    if len(chosen) < 2 * NUM_FILTERS:
-        filters = torch.randn(NUM_FILTERS, *shape, generator=generator)
-        return filters / filters[0].numel() ** 0.5, torch.zeros(NUM_FILTERS)
-    chip, row, col = places[chosen].T
-    samples = squares[chip, :, row, col].flatten(1).double()
-    mean = samples.mean(0)
-    variance, directions = torch.linalg.eigh(torch.cov(samples.T))
-    # Pixels that are all alike have no direction at all, and filters that see nothing.
-    least = max(float(variance.max()) * _NO_WHITENING_BELOW, torch.finfo(variance.dtype).tiny)
-    scale = variance.clamp(min=least).rsqrt()
-    whitening = directions * scale @ directions.T
-    filters = (samples[:NUM_FILTERS] - mean) @ whitening
-    filters = filters / filters.norm(dim=1, keepdim=True).clamp(min=1e-6) @ whitening
-    return filters.float().unflatten(1, shape), (-filters @ mean).float()
 
 
 MAKERS: Mapping[str, Callable[[Run, Dataset, int], Extractor]] = {
@@ -248,6 +216,18 @@ def convolutions_of(run: Run, dataset: Dataset, seed: int) -> Extractor:
 
 
 # Examples of a dataset
+
+
+def probed_px(run: Run, dataset: Dataset) -> int:
+    """Side of what probes look at: a chip, or a whole stored square that is no more than one.
+
+    Such a square is larger where a model was trained on chips cut from it at any phase. Of learned
+    places there are none beyond a chip.
+    """
+    model, side = run.model.config, dataset.size_px
+    alone = len(fixed_windows([0], side, model.chip_px)) == 1
+    whole = alone and side % model.patch_px == 0 and model.name != "seed"
+    return side if whole else model.chip_px
 
 
 def extract(

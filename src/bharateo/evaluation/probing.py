@@ -25,6 +25,7 @@ import numpy as np
 from jaxtyping import Float, Int64, Shaped
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
+from torch import Tensor
 
 from bharateo.chips.store import SPLITS, Dataset
 from bharateo.errors import ConfigError, ContractError
@@ -37,6 +38,7 @@ from bharateo.evaluation.features import (
     Extractor,
     Features,
     extract,
+    probed_px,
 )
 from bharateo.evaluation.intervals import LEAST_BLOCKS, LEVEL, NUM_RESAMPLES, resampled_blocks
 from bharateo.evaluation.probe_table import MAJORITY, SUBJECT
@@ -54,6 +56,7 @@ from bharateo.evaluation.probes import (
 from bharateo.evaluation.zones import Zoning
 from bharateo.files import read_bytes, write_bytes, write_json
 from bharateo.landcover import BHARATEO_CLASSES, NUM_CLASSES
+from bharateo.models.patches import patchify
 from bharateo.results import (
     METRICS,
     Budget,
@@ -244,7 +247,7 @@ def conditions(run: Run, dataset: Dataset, seed: int) -> ProbeConditions:
             labels=dataset.info["class_scheme"]["name"],
         ),
         own_dataset=fingerprint == contract.dataset.fingerprint,
-        chip_px=contract.chip_px,
+        chip_px=probed_px(run, dataset),
         patch_px=contract.patch_px,
         seed=seed,
         most=Most(
@@ -277,21 +280,22 @@ def examples_of(
     """Every split's examples at every level with these features, none for the majority class;
     ``on_chips`` is told the share that is done.
     """
+    size_px, patch_px = probed_px(run, dataset), run.model.config.patch_px
     if features == MAJORITY:
-        num_tokens = run.model.num_tokens
-        extractor = Extractor(features, lambda image, _: image.new_zeros(len(image), num_tokens, 0))
+
+        def nothing(image: Tensor, valid: Tensor) -> Tensor:
+            return patchify(valid[:, None], patch_px)[..., :0].float()
+
+        extractor = Extractor(features, nothing)
     else:
         extractor = MAKERS[features](run, dataset, seed)
-    config = run.model.config
     found = {}
     for number, split in enumerate(SPLITS):
 
         def told(done: int, total: int, number: int = number) -> None:
             on_chips((number + done / total) / len(SPLITS))
 
-        found[split] = extract(
-            dataset, split, extractor, config.chip_px, config.patch_px, seed, on_chips=told
-        )
+        found[split] = extract(dataset, split, extractor, size_px, patch_px, seed, on_chips=told)
     return found
 
 

@@ -60,8 +60,17 @@ def timm_state(run: Run) -> dict[str, Tensor]:
 
     ``forward_features`` of it, fed with an image in physical units (batch band row col), is what
     the run's encoder says of every patch (batch token dim), row-major.
+
+    Raises:
+        ConfigError: the run embeds patches in a way that timm has no layers for.
     """
     model: Any = run.model
+    if model.config.embedding != "linear":
+        raise ConfigError(
+            f"{run.path}: timm's models embed patches by a linear map alone, this run's embedding "
+            f"is {model.config.embedding!r}: use `bharateo export --to onnx` or `--to hub`, or "
+            "pretrain with model.embedding=linear"
+        )
     # One convolution by patches does what normalisation and embedding do together.
     patch_px = model.config.patch_px
     weight = model.embed.weight.detach().double().view(-1, model.num_bands, patch_px, patch_px)
@@ -90,7 +99,8 @@ def write_timm(run: Run, folder: Path) -> None:
     It holds ``model.safetensors`` and ``config.json`` as timm reads it, with the run's contract.
 
     Raises:
-        ConfigError: the folder is that of a run, or holds other weights or settings.
+        ConfigError: the folder is that of a run, or holds other weights or settings, or the run
+            embeds patches in a way that timm has no layers for.
         StorageError: the disk is full or refuses.
     """
     if (folder / CONTRACT_FILE).exists():
@@ -100,6 +110,7 @@ def write_timm(run: Run, folder: Path) -> None:
     ours = json_with("bharateo")
     products = {folder / MODEL_FILE: lambda _: ours(config), config: ours}
     check_outputs("export --to timm", products, run.own_files)
+    content = save(timm_state(run), {"format": "pt"})
     bands, size = run.model.num_bands, run.model.config.chip_px
     timm_config = {
         "architecture": ARCHITECTURE,
@@ -121,5 +132,4 @@ def write_timm(run: Run, folder: Path) -> None:
         },
     }
     write_json(config, timm_config)
-    content = save(timm_state(run), {"format": "pt"})
     write_bytes(folder / MODEL_FILE, content)

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Real
 from torch import Tensor, nn
 
 from bharateo.config import load_config
-from bharateo.errors import ConfigError, RunError
+from bharateo.errors import ConfigError, ContractError, RunError
 from bharateo.models.heads import HEADS, Head, Layer
 from bharateo.models.mae import MaskedAutoencoder
 from bharateo.models.patches import Mask
@@ -124,6 +124,11 @@ class FrozenEncoder:
     ) -> Float[Tensor, "batch token dim"]:
         """The encoder's vector of every patch, after its last normalisation; in the precision of
         the model's weights.
+
+        Images may be larger or smaller than the chips of the training, by whole patches.
+
+        Raises:
+            ContractError: they are, and the model has learned places of chips alone.
         """
         return self.predict(image, valid)[0]
 
@@ -146,12 +151,20 @@ class FrozenEncoder:
     ) -> tuple[Float[Tensor, "batch token _"], ...]:
         """``features``, and after them the values of these layers, in one pass: logits of classes,
         before any softmax.
+
+        Raises:
+            ContractError: layers are wanted of images that are no chips, whose places the decoder
+                does not know.
         """
+        size, chip = tuple(image.shape[2:]), (self.chip_px, self.chip_px)
+        if layers and size != chip:
+            raise ContractError(f"image: what heads predict is of chips, {chip} px; got {size}")
+        num_tokens = size[0] // self.patch_px * (size[1] // self.patch_px)
         parts = []
         for chips, known in zip(
             image.split(CHIPS_AT_ONCE), valid.split(CHIPS_AT_ONCE), strict=True
         ):
-            mask = all_visible(len(chips), self.num_tokens, self.device)
+            mask = all_visible(len(chips), num_tokens, self.device)
             encoded = self.model.encode(chips.to(self.device), known.to(self.device), mask)
             found = [encoded]
             if layers:

@@ -135,6 +135,18 @@ class Head(nn.Module):
         """Counts of true and predicted classes of every chip's hidden tokens."""
         raise NotImplementedError
 
+    @classmethod
+    def losses(cls, options: Mapping[str, Any]) -> dict[str, float]:
+        """Metric -> its weight in the head's loss: of one with these options in a configuration.
+
+        ``loss_metric`` is the first; others, which ``forward`` alone gives, are of the training.
+        """
+        return {cls.loss_metric: 1.0}
+
+    def counts(self, batch: Batch, mask: Mask, model: MaskedAutoencoder) -> list[Tensor]:
+        """What each of its losses is divided by; see ``count``."""
+        return [self.count(batch, mask, model)]
+
     def count(self, batch: Batch, mask: Mask, model: MaskedAutoencoder) -> Tensor:
         """How many targets of the task a batch holds: the loss is the sum over them by this.
 
@@ -254,6 +266,11 @@ class LandCoverHead(Head):
     ``target`` "mode" is the most frequent class (ties to the lowest id), "fraction" the share of
     every class among the labelled pixels. Metrics: ``esa_ce`` over all labelled patches;
     ``esa_acc`` (of the most frequent class) over all, masked and visible ones, never mixed.
+
+    With ``encoder`` above 0, the encoder's own vectors of visible patches are asked as well, by a
+    LayerNorm and a Linear that training alone has a use for: their cross-entropy
+    ``esa_ce_encoder``, over labelled visible patches, times ``encoder`` is added to the loss. All
+    that is predicted, mapped and scored comes from the decoded tokens as before.
     """
 
     loss_metric = "esa_ce"
@@ -316,12 +333,25 @@ class LandCoverHead(Head):
     confusion_key = "confusion_masked"
 
     def __init__(
-        self, model: MaskedAutoencoder, target: Literal["mode", "fraction"] = "fraction"
+        self,
+        model: MaskedAutoencoder,
+        target: Literal["mode", "fraction"] = "fraction",
+        encoder: Annotated[float, Field(ge=0, le=1e6)] = 0.0,
     ) -> None:
         super().__init__()
         self.kind = target
         self.norm = nn.LayerNorm(model.decoded_width)
         self.linear = nn.Linear(model.decoded_width, NUM_CLASSES)
+        self.encoded = None
+        if encoder:
+            width = model.config.width
+            self.encoded = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, NUM_CLASSES))
+
+    @classmethod
+    def losses(cls, options: Mapping[str, Any]) -> dict[str, float]:
+        """Cross-entropy of decoded tokens, and of the encoder's where that is asked for."""
+        encoder = options.get("encoder")
+        return super().losses(options) | ({"esa_ce_encoder": float(encoder)} if encoder else {})
 
     def layers(self) -> tuple[Layer, ...]:
         """The land-cover classes."""
@@ -356,6 +386,23 @@ class LandCoverHead(Head):
     def count(self, batch: Batch, mask: Mask, model: MaskedAutoencoder) -> Tensor:
         """Labelled patches."""
         return (batch.class_counts.sum(2) > 0).sum()
+
+    def counts(self, batch: Batch, mask: Mask, model: MaskedAutoencoder) -> list[Tensor]:
+        """Labelled patches, and those of them that are visible."""
+        whole = super().counts(batch, mask, model)
+        if self.encoded is None:
+            return whole
+        labelled = batch.class_counts.sum(2) > 0
+        return [*whole, take_tokens(labelled, mask.visible).sum()]
+
+    def forward(self, tokens: Tokens, batch: Batch, model: MaskedAutoencoder) -> Sums:
+        """As of every head, and what the encoder's own vectors tell, if they are asked."""
+        sums = super().forward(tokens, batch, model)
+        if self.encoded is not None:
+            target = take_tokens(batch.class_counts, tokens.mask.visible)
+            each = self.cross_entropy(self.encoded(tokens.encoded).float(), target)
+            sums["esa_ce_encoder"] = each.sum(), (target.sum(2) > 0).sum()
+        return sums
 
     def measure(
         self,

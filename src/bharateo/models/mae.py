@@ -6,7 +6,7 @@ does not mind the order, and positions are gathered with it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,8 @@ from jaxtyping import Bool, Float, Real
 from torch import Tensor, nn
 
 from bharateo.config import ModelConfig
+from bharateo.errors import ContractError
+from bharateo.models.embedding import EMBEDDINGS, EnergyEmbedding, KeptInFloat32
 from bharateo.models.kernels import known_all, take_patches
 from bharateo.models.patches import Mask
 from bharateo.models.vit import blocks, init_transformer, sincos_positions, start_as_torch
@@ -25,12 +27,14 @@ class Tokens:
 
     ``patches`` are the tokens' patches in model units and ``pixels`` says which of their pixels
     are valid, in the same order: the visible ones were the input, the masked ones are the target.
+    ``encoded`` are the encoder's vectors of the visible ones.
     """
 
     values: Float[Tensor, "batch token dim"]
     mask: Mask
     patches: Float[Tensor, "batch token value"]
     pixels: Bool[Tensor, "batch token pixel"]
+    encoded: Float[Tensor, "batch visible width"]
 
     @property
     def masked(self) -> Float[Tensor, "batch masked dim"]:
@@ -38,7 +42,7 @@ class Tokens:
         return self.values[:, self.mask.num_visible :]
 
 
-class Normalise(nn.Module):
+class Normalise(KeptInFloat32):
     """Physical units to model units: (x - mean) / std per band.
 
     The first module of every model and the only normalisation anywhere. The statistics travel
@@ -56,16 +60,6 @@ class Normalise(nn.Module):
         super().__init__()
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32))
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Normalise:
-        """As for every module, which is how it is moved and cast, but never cast."""
-        whole = {"mean": self.mean, "std": self.std}
-        super()._apply(fn, recurse)
-        for name, value in whole.items():
-            applied = getattr(self, name)
-            if applied.dtype != value.dtype:
-                setattr(self, name, value.to(applied.device))
-        return self
 
     def model_units(self, physical: Float[Tensor, "*lead band"]) -> Float[Tensor, "*lead band"]:
         """Physical values of every band in model units."""
@@ -106,7 +100,8 @@ class MaskedAutoencoder(nn.Module):
     ``half()`` and ``bfloat16()`` change.
     """
 
-    embed: nn.Linear
+    embed: nn.Module
+    """One of ``EMBEDDINGS``."""
 
     def __init__(self, config: ModelConfig, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
@@ -116,6 +111,8 @@ class MaskedAutoencoder(nn.Module):
         self.num_tokens = self.grid**2
         self.values_per_patch = self.num_bands * config.patch_px**2
         self.normalise = Normalise(mean, std)
+        make = EMBEDDINGS[config.embedding]
+        self.embed = make(self.num_bands, config.patch_px, config.width)
 
     @property
     def decoded_width(self) -> int:
@@ -136,12 +133,18 @@ class MaskedAutoencoder(nn.Module):
         physical = take_patches(image.float(), self.config.patch_px, index)
         return self.normalise(physical, pixels), pixels
 
-    def embedded(
-        self, patches: Float[Tensor, "batch visible value"]
-    ) -> Float[Tensor, "batch visible dim"]:
-        """The first layer's vectors of patches in model units, in the weights' precision."""
-        vectors: Tensor = self.embed(patches.to(self.embed.weight.dtype))
-        return vectors
+    @torch.no_grad()
+    def fit_embedding(
+        self,
+        image: Real[Tensor, "batch band row col"],
+        valid: Bool[Tensor, "batch row col"],
+        seed: int,
+    ) -> None:
+        """Fit what of the embedding is not trained, to some chips of the train split."""
+        if isinstance(self.embed, EnergyEmbedding):
+            every = torch.arange(self.num_tokens, device=image.device)
+            patches = self.patches(image, valid, every.expand(len(image), -1))
+            self.embed.energies.fit(*patches, seed)
 
     def forward(
         self,
@@ -181,7 +184,6 @@ class V0(MaskedAutoencoder):
     def __init__(self, config: ModelConfig, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__(config, mean, std)
         width, decoder_width = config.width, config.decoder_width
-        self.embed = nn.Linear(self.values_per_patch, width)
         self.missing = nn.Parameter(torch.zeros(width))
         self.encoder = blocks(config.depth, width, config.num_heads, config.mlp_ratio)
         self.norm = nn.LayerNorm(width)
@@ -215,8 +217,9 @@ class V0(MaskedAutoencoder):
         """Encode the visible patches, then decode all tokens."""
         patches, pixels = self.patches(image, valid, mask.order)
         seen = slice(mask.num_visible)
-        encoded = self._encode(patches[:, seen], pixels[:, seen], mask)
-        return Tokens(self.decode(encoded, mask), mask, patches, pixels)
+        places = self.positions[mask.visible]
+        encoded = self._encode(patches[:, seen], pixels[:, seen], places)
+        return Tokens(self.decode(encoded, mask), mask, patches, pixels, encoded)
 
     def encode(
         self,
@@ -224,12 +227,18 @@ class V0(MaskedAutoencoder):
         valid: Bool[Tensor, "batch row col"],
         mask: Mask,
     ) -> Float[Tensor, "batch visible dim"]:
-        """The encoder's vectors of the visible patches alone."""
-        return self._encode(*self.patches(image, valid, mask.visible), mask)
+        """The encoder's vectors of the visible patches alone, of an image of any whole number of
+        patches: sine positions go on beyond the chips of the training.
+        """
+        rows, cols = (side // self.config.patch_px for side in image.shape[2:])
+        positions = self.positions
+        if (rows, cols) != (self.grid, self.grid):
+            positions = sincos_positions(rows, cols, self.config.width).to(positions)
+        return self._encode(*self.patches(image, valid, mask.visible), positions[mask.visible])
 
-    def _encode(self, patches: Tensor, pixels: Tensor, mask: Mask) -> Tensor:
+    def _encode(self, patches: Tensor, pixels: Tensor, places: Tensor) -> Tensor:
         missing = (1 - pixels.float().mean(2, keepdim=True)).to(self.missing.dtype)
-        x = self.embedded(patches) + missing * self.missing + self.positions[mask.visible]
+        x = self.embed(patches, pixels) + missing * self.missing + places
         return self.norm(self.encoder(x))
 
     def decode(
@@ -255,7 +264,6 @@ class Seed(MaskedAutoencoder):
 
     def __init__(self, config: ModelConfig, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__(config, mean, std)
-        self.embed = nn.Linear(self.values_per_patch, config.width)
         self.mask_token = nn.Parameter(torch.zeros(config.width))
         self.positions = nn.Parameter(torch.zeros(self.num_tokens, config.width))
         self.encoder = blocks(config.depth, config.width, config.num_heads, config.mlp_ratio)
@@ -276,10 +284,11 @@ class Seed(MaskedAutoencoder):
     ) -> Tokens:
         """All tokens through the encoder, masked ones as the mask token."""
         patches, pixels = self.patches(image, valid, mask.order)
-        seen = self.embedded(patches[:, : mask.num_visible])
+        seen = self.embed(patches[:, : mask.num_visible], pixels[:, : mask.num_visible])
         hidden = self.mask_token.to(seen.dtype).expand(*mask.masked.shape, -1)
         x = torch.cat([seen, hidden], 1) + self.positions.to(seen.dtype)[mask.order]
-        return Tokens(self.encoder(x), mask, patches, pixels)
+        values = self.encoder(x)
+        return Tokens(values, mask, patches, pixels, values[:, : mask.num_visible])
 
     def encode(
         self,
@@ -287,9 +296,19 @@ class Seed(MaskedAutoencoder):
         valid: Bool[Tensor, "batch row col"],
         mask: Mask,
     ) -> Float[Tensor, "batch visible dim"]:
-        """The vectors of the visible patches, where no masked ones take part."""
-        patches, _ = self.patches(image, valid, mask.visible)
-        encoded: Tensor = self.encoder(self.embedded(patches) + self.positions[mask.visible])
+        """The vectors of the visible patches, where no masked ones take part.
+
+        Raises:
+            ContractError: the image is no chip; what was learned of places is of chips alone.
+        """
+        side = self.config.chip_px
+        if tuple(image.shape[2:]) != (side, side):
+            raise ContractError(
+                f"image: the model 'seed' has learned the places in chips of {side} px and has "
+                f"none for {tuple(image.shape[2:])}; cut chips, or pretrain a 'v0'"
+            )
+        embedded = self.embed(*self.patches(image, valid, mask.visible))
+        encoded: Tensor = self.encoder(embedded + self.positions[mask.visible])
         return encoded
 
     def decode(

@@ -24,12 +24,13 @@ class Objective(nn.Module):
     ) -> None:
         super().__init__()
         self.model, self.heads = model, heads
-        self.weights = {name: weights[name].weight for name in heads}
+        self.weights = weights_of_losses({name: weights[name] for name in heads})
 
     def counts(self, batch: Batch, mask: Mask) -> Tensor:
-        """The heads' numbers of targets in a batch, float64 (head,)."""
+        """The numbers of targets of the heads' losses in a batch, float64 (loss,)."""
         heads = self.heads.by_name().values()
-        return torch.stack([head.count(batch, mask, self.model) for head in heads]).double()
+        found = [count for head in heads for count in head.counts(batch, mask, self.model)]
+        return torch.stack(found).double()
 
     def forward(self, batch: Batch, mask: Mask, counts: Tensor) -> tuple[Tensor, Sums]:
         """This part's share of the loss of a batch with ``counts`` targets, and metric sums.
@@ -37,16 +38,26 @@ class Objective(nn.Module):
         The shares of all parts, on any rank, add up to the loss of the whole.
         """
         tokens = self.model(batch.image, batch.valid, mask)
-        loss = torch.zeros((), device=counts.device)
         sums: Sums = {}
-        heads = self.heads.by_name().items()
-        for (name, head), count in zip(heads, counts.clamp(min=1).float(), strict=True):
-            metrics = head(tokens, batch, self.model)
-            loss = loss + self.weights[name] * metrics[head.loss_metric][0] / count
-            sums |= {key: (total.detach(), n) for key, (total, n) in metrics.items()}
-        return loss, sums
+        for head in self.heads.by_name().values():
+            sums |= head(tokens, batch, self.model)
+        loss = torch.zeros((), device=counts.device)
+        for (name, weight), count in zip(
+            self.weights.items(), counts.clamp(min=1).float(), strict=True
+        ):
+            loss = loss + weight * sums[name][0] / count
+        return loss, {name: (total.detach(), n) for name, (total, n) in sums.items()}
 
 
-def weighted_loss(means: Mapping[str, float], weights: Mapping[str, HeadConfig]) -> float:
+def weights_of_losses(heads: Mapping[str, HeadConfig]) -> dict[str, float]:
+    """Metric -> its weight in the loss, of every loss of every head."""
+    return {
+        metric: head.weight * weight
+        for name, head in heads.items()
+        for metric, weight in HEADS[name].losses(head.options).items()
+    }
+
+
+def weighted_loss(means: Mapping[str, float], heads: Mapping[str, HeadConfig]) -> float:
     """The loss that the heads' mean losses make."""
-    return sum(head.weight * means[HEADS[name].loss_metric] for name, head in weights.items())
+    return sum(weight * means[metric] for metric, weight in weights_of_losses(heads).items())

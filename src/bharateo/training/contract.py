@@ -102,6 +102,8 @@ class ModelShape(OpenRecord):
     decoder_depth: Annotated[int, Field(ge=0, le=1000)]
     decoder_num_heads: PositiveInt
     mlp_ratio: PositiveInt
+    embedding: Literal["linear", "energies", "stem"] = "linear"
+    """Missing in runs from before there was a choice."""
 
 
 class HeadOptions(Record):

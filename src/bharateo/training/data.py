@@ -109,6 +109,15 @@ def cut(dataset: Dataset, windows: Sequence[Window], chip_px: int, patch_px: int
     )
 
 
+def training_chips(dataset: Dataset, model: ModelConfig, num_chips: int, seed: int) -> Batch:
+    """At most so many chips of the train split, drawn from as many of its squares as there are."""
+    rng = np.random.default_rng(seed)
+    squares = rng.permutation(dataset.indices("train"))[:num_chips]
+    windows = fixed_windows(squares.tolist(), dataset.size_px, model.chip_px)
+    some = rng.permutation(len(windows))[:num_chips]
+    return cut(dataset, [windows[i] for i in some], model.chip_px, model.patch_px)
+
+
 def evaluation_mask(keys: Sequence[str], num_tokens: int, masked: int) -> Mask:
     """Masks that depend on the windows' ids alone: the same in every run, on every machine."""
     seeds = [hashlib.sha256(key.encode()).digest()[:8] for key in keys]

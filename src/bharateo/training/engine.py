@@ -284,7 +284,8 @@ class Launched:
 
 class Learner:
     """What learns, on one rank of an engine; ``mean`` and ``std`` are what the model normalises
-    with, by band.
+    with, by band. What of its embedding is not trained is fitted to ``chips``, by the first rank
+    for all; without any it stays as it is built.
     """
 
     def __init__(
@@ -294,9 +295,17 @@ class Learner:
         mean: Sequence[float],
         std: Sequence[float],
         engine: Engine,
+        chips: Batch | None = None,
     ) -> None:
         self.config, self.sensor, self.engine = config, sensor, engine
         model = build_model(config.model, mean, std)
+        if chips:
+
+            def fitted() -> dict[str, Tensor]:
+                model.fit_embedding(chips.image, chips.valid, config.training.seed)
+                return dict(model.embed.named_buffers())
+
+            model.embed.load_state_dict(engine.by_first(fitted), strict=False)
         self.objective = Objective(model, build_heads(config.heads, model), config.heads)
         self.module = engine.wrap(self.objective)
         self.optimisers = build_optimisers(self.objective, config)
@@ -316,7 +325,7 @@ class Learner:
         ready = [self.prepare(parts[0])] if len(parts) == 1 else None
         counts = sum(
             (self.objective.counts(*pair) for pair in ready or map(self.prepare, parts)),
-            torch.zeros(len(self.config.heads), dtype=torch.float64, device=self.engine.device),
+            torch.zeros((), dtype=torch.float64, device=self.engine.device),
         )
         counts = self.engine.total(counts)
         totals, names = torch.zeros((), dtype=torch.float64, device=self.engine.device), ()

@@ -42,7 +42,7 @@ from bharateo.training.contract import (
     Log,
     read_rows,
 )
-from bharateo.training.data import RawBatch, fixed_batch, fixed_windows
+from bharateo.training.data import RawBatch, fixed_batch, fixed_windows, training_chips
 from bharateo.training.engine import Engine, Launched, Learner, open_engine
 from bharateo.training.loader import Loader, read_ahead
 from bharateo.training.optimisers import learning_rate
@@ -59,6 +59,9 @@ from bharateo.training.run import (
     save_run,
     training_state,
 )
+
+FITTED_CHIPS = 64
+"""Training chips that what is not trained of an embedding is fitted to."""
 
 CHECKPOINT_SHARE = 0.02
 """Share of the time that writing checkpoints may take."""
@@ -327,7 +330,12 @@ class Trainer(Learner):
         self, dataset: Dataset, config: Config, run: Path, engine: Engine | None = None
     ) -> None:
         torch.manual_seed(config.training.seed)
-        super().__init__(config, dataset.sensor, *model_statistics(dataset), engine or Engine())
+        some = None
+        if config.model.embedding == "energies":
+            some = training_chips(dataset, config.model, FITTED_CHIPS, config.training.seed)
+        super().__init__(
+            config, dataset.sensor, *model_statistics(dataset), engine or Engine(), some
+        )
         self.dataset, self.run, self.sums, self.clock = dataset, run, MetricSums(), Clock()
         side_by_side = len(fixed_windows([0], dataset.size_px, config.model.chip_px))
         self.chips_per_epoch = (

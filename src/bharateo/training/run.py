@@ -191,9 +191,10 @@ class Run:
 
 
 def _least_values(model: ModelConfig, num_bands: int) -> int:
-    """Numbers that a model has in its first layer and its encoder's blocks alone."""
+    """Numbers that a model has in its first layer (but a stem) and its encoder's blocks alone."""
     block = (4 + 2 * model.mlp_ratio) * model.width**2
-    return model.depth * block + num_bands * model.patch_px**2 * model.width
+    first = 0 if model.embedding == "stem" else num_bands * model.patch_px**2 * model.width
+    return model.depth * block + first
 
 
 def _check_normalisation(run: Run) -> None:

@@ -13,7 +13,7 @@ from bharateo.evaluation import probe_table, probing
 from bharateo.evaluation.comparison import ResampledScores
 from bharateo.evaluation.features import Features
 from bharateo.evaluation.intervals import resampled_blocks
-from bharateo.evaluation.probe_table import text_tables, verdict, worst_zone
+from bharateo.evaluation.probe_table import MAJORITY, text_tables, verdict, worst_zone
 from bharateo.evaluation.probing import (
     Predictions,
     by_block,
@@ -32,6 +32,7 @@ from bharateo.evaluation.zones import OUTSIDE, Zoning
 from bharateo.results import Most, ProbeRow, Probes, read_result
 from bharateo.training.loop import pretrain
 from bharateo.training.run import Run
+from handover.tiny_run import tiny_run
 from small_datasets import PLAN, many_bands, small_config, small_dataset
 
 LINEAR, RIVAL = ProbeRow("encoder", "linear"), ProbeRow("band_statistics", "linear")
@@ -68,6 +69,25 @@ def result(record, features, probe, budget, level="patch"):
         for found in record.levels[level].results
         if (found.features, found.probe, found.budget) == (features, probe, budget)
     )
+
+
+# What is looked at.
+
+
+@pytest.mark.parametrize(
+    ("name", "chip_px", "side"),
+    [("v0", 40, 48), ("seed", 40, 40), ("v0", 32, 32), ("v0", 48, 48)],
+)
+def test_whole_squares_are_probed_where_they_hold_one_chip_and_some_ground_more(
+    reflectance_dataset, tmp_path, name, chip_px, side
+):
+    run = tiny_run(tmp_path, reflectance_dataset, name, chip_px=chip_px)
+    assert conditions(run, reflectance_dataset, 0).chip_px == side
+    per_square = (side // 8) ** 2 * (4 if chip_px == 32 else 1)
+    chips = len(reflectance_dataset.indices("test"))
+    for features in ("encoder", "band_statistics_context", "random_convolutions", MAJORITY):
+        found = examples_of(run, reflectance_dataset, features, 0)["test"]
+        assert 0.5 * per_square * chips < len(found["patch"].labels) <= per_square * chips
 
 
 # What is written.

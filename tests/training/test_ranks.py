@@ -34,7 +34,9 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def start(folder, dataset, num_ranks=1, parallel="ddp", optimiser="muon", **job):
+def start(
+    folder, dataset, num_ranks=1, parallel="ddp", optimiser="muon", embedding="linear", **job
+):
     """Train in ``folder``/run on so many ranks; exit status, losses by step, what was said."""
     folder.mkdir(exist_ok=True)
     (folder / "losses.json").unlink(missing_ok=True)
@@ -42,7 +44,8 @@ def start(folder, dataset, num_ranks=1, parallel="ddp", optimiser="muon", **job)
     training = {"epochs": 9, "batch_size": 12, "optimiser": optimiser, **job.pop("training", {})}
     config = small_config(**training)
     machine = MachineConfig(parallel=parallel, device="cpu", **job.pop("machine", {}))
-    config = replace(config, machine=machine)
+    model = replace(config.model, embedding=embedding)
+    config = replace(config, machine=machine, model=model)
     sections = asdict(config)
     job = {
         "config": {name: sections[name] for name in ("model", "heads", "training", "machine")},
@@ -117,6 +120,24 @@ def test_losses_and_weights_do_not_depend_on_the_ranks(
     for row, other in zip(map(json.loads, ours), map(json.loads, theirs), strict=True):
         assert row["val_masked_mae"] == pytest.approx(other["val_masked_mae"], rel=1e-5)
         assert row["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_what_is_fitted_of_an_embedding_is_the_same_on_every_rank(
+    reflectance_dataset, tmp_path, parallel
+):
+    found = []
+    for num_ranks in (1, 2):
+        status, losses, said = start(
+            tmp_path / str(num_ranks), reflectance_dataset, num_ranks, parallel,
+            embedding="energies", training={"epochs": 2},
+        )  # fmt: skip
+        assert status == 0, said
+        found.append(losses)
+    assert_same_curve(found[1], found[0])
+    assert_same_weights(tmp_path / "2", tmp_path / "1")
+    filters = [weights(tmp_path / name)["model.embed.energies.filters"] for name in "12"]
+    assert np.array_equal(*filters)
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])

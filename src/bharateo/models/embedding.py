@@ -39,6 +39,9 @@ _SAMPLES = 20_000
 _NO_WHITENING_BELOW = 1e-3
 """Variance, as a share of the largest, below which a direction is noise and is not blown up."""
 
+_STEM_CHANNELS = 64
+"""Numbers at a place that a stem's linear map takes."""
+
 _PATCHES_IN_CACHE = 64
 """Patches that eager work on a CPU takes at a time, so that responses stay in its cache."""
 
@@ -59,7 +62,7 @@ class LinearEmbedding(nn.Linear):
     """A linear map of a patch's pixels."""
 
     def __init__(self, num_bands: int, patch_px: int, width: int) -> None:
-        super().__init__(num_bands * patch_px**2, width)
+        super().__init__(linear_inputs("linear", num_bands, patch_px), width)
 
     def forward(  # type: ignore[override]
         self,
@@ -213,12 +216,11 @@ class StemEmbedding(nn.Module):
         self.stem = nn.Sequential(
             nn.Conv2d(num_bands, 32, FILTER_PX, STRIDE, FILTER_PX // 2),
             nn.GELU(),
-            nn.Conv2d(32, 64, FILTER_PX, STRIDE, FILTER_PX // 2),
+            nn.Conv2d(32, _STEM_CHANNELS, FILTER_PX, STRIDE, FILTER_PX // 2),
             nn.GELU(),
             nn.Flatten(),
         )
-        side = -(-patch_px // STRIDE**2)
-        self.linear = nn.Linear(64 * side**2, width)
+        self.linear = nn.Linear(linear_inputs("stem", num_bands, patch_px), width)
 
     def forward(
         self,
@@ -237,6 +239,14 @@ EMBEDDINGS: Mapping[str, Callable[[int, int, int], nn.Module]] = {
     "stem": StemEmbedding,
 }
 """What ``model.embedding`` may be: made for bands, side of a patch, and width."""
+
+
+def linear_inputs(embedding: str, num_bands: int, patch_px: int) -> int:
+    """Numbers of a patch that an embedding's large linear map takes: its pixels, or a stem's."""
+    if embedding != "stem":
+        return num_bands * patch_px**2
+    side = -(-patch_px // STRIDE**2)
+    return _STEM_CHANNELS * side**2
 
 
 def whitened_filters(

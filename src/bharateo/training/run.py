@@ -36,6 +36,7 @@ from bharateo.config import Config, ModelConfig, parse_config
 from bharateo.errors import ConfigError, RunError
 from bharateo.files import open_file, write_atomically, write_json
 from bharateo.landcover import BHARATEO_CLASSES
+from bharateo.models.embedding import linear_inputs
 from bharateo.models.heads import Heads, build_heads
 from bharateo.models.mae import MaskedAutoencoder, build_model, num_parameters
 from bharateo.sensor import Sensor
@@ -191,10 +192,10 @@ class Run:
 
 
 def _least_values(model: ModelConfig, num_bands: int) -> int:
-    """Numbers that a model has in its first layer (but a stem) and its encoder's blocks alone."""
+    """Numbers that a model has in its first linear layer and its encoder's blocks alone."""
     block = (4 + 2 * model.mlp_ratio) * model.width**2
-    first = 0 if model.embedding == "stem" else num_bands * model.patch_px**2 * model.width
-    return model.depth * block + first
+    inputs = linear_inputs(model.embedding, num_bands, model.patch_px)
+    return model.depth * block + inputs * model.width
 
 
 def _check_normalisation(run: Run) -> None:

@@ -13,6 +13,7 @@ from bharateo.evaluation.features import (
     random_convolutions,
     random_encoder,
     statistics_of_patches,
+    with_context,
 )
 from bharateo.inference import encoder
 from bharateo.landcover import IGNORE, patch_mode
@@ -142,18 +143,32 @@ def test_a_patch_without_a_valid_pixel_has_statistics_of_zero(batch):
     assert not statistics_of_patches(batch.image, valid, PATCH_PX)[0, 0].any()
 
 
-def test_the_context_holds_the_patch_its_neighbours_and_the_chip(extractors, batch):
-    own = extractors["band_statistics"].features(batch.image, batch.valid)
-    found = extractors["band_statistics_context"].features(batch.image, batch.valid)
-    dim = own.shape[2]
-    some = batch.valid.unfold(1, 8, 8).unfold(2, 8, 8).flatten(3).any(3).flatten(1)
-    around = [row * 4 + col for row in (1, 2, 3) for col in (0, 1, 2)]  # of row 2, col 1
-    kept = [token for token in around if some[0, token]]
-    assert torch.equal(found[0, 9, :dim], own[0, 9])
-    assert torch.allclose(found[0, 9, dim : 2 * dim], own[0, kept].mean(0), atol=1e-5)
-    assert torch.allclose(found[0, 9, 2 * dim :], own[0, some[0]].mean(0), atol=1e-5)
-    corner = own[1, [0, 1, 4, 5]].mean(0)
-    assert torch.allclose(found[1, 0, dim : 2 * dim], corner, atol=1e-5)
+def test_context_is_the_mean_around_a_patch_and_over_the_chip_of_patches_with_pixels():
+    """Nine patches of one pixel each with the numbers 0 to 8; the one with 8 has no valid pixel."""
+    image = torch.arange(9.0).view(1, 1, 3, 3)
+    valid = image[:, 0] < 8
+    own = Extractor("own", lambda image, valid: image.flatten(2).transpose(1, 2))
+    made = with_context(own, 1)
+    found = made.features(image, valid)[0]
+    assert made.name == "own_context"
+    assert found[0].tolist() == [0.0, (0 + 1 + 3 + 4) / 4, 28 / 8]
+    assert found[4].tolist() == [4.0, 28 / 8, 28 / 8]
+    assert found[5].tolist() == [5.0, (1 + 2 + 4 + 5 + 7) / 5, 28 / 8]
+
+
+@pytest.mark.parametrize("name", ["band_statistics", "random_convolutions", "log_energies"])
+def test_features_with_context_begin_with_those_of_the_patch(extractors, batch, name):
+    own = extractors[name].features(batch.image, batch.valid)
+    found = extractors[f"{name}_context"].features(batch.image, batch.valid)
+    assert found.shape == (*own.shape[:2], 3 * own.shape[2])
+    assert torch.equal(found[..., : own.shape[2]], own)
+
+
+def test_log_energies_are_logarithms_of_the_convolutions(extractors, batch):
+    pooled = extractors["random_convolutions"].features(batch.image, batch.valid)
+    found = extractors["log_energies"].features(batch.image, batch.valid)
+    assert pooled.min() == 0
+    assert torch.allclose(found, torch.log(1 + 10 * pooled), atol=1e-6)
 
 
 # Random convolutions.

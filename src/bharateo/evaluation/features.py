@@ -39,6 +39,9 @@ MOST_CHIPS = 2048
 _FILTER_CHIPS = 64
 _PIXELS_PER_CHIP = 200
 
+_FAINT = 10
+"""Responses from a tenth of a deviation on are taken for large by the logarithm."""
+
 
 @dataclass(frozen=True)
 class Extractor:
@@ -94,22 +97,25 @@ def band_statistics(patch_px: int, device: torch.device = CPU) -> Extractor:
     return Extractor("band_statistics", _on(device, compute))
 
 
-def band_statistics_context(patch_px: int, device: torch.device = CPU) -> Extractor:
-    """Band statistics of the patch, of the 3 x 3 patches around it, and of the whole chip."""
+def with_context(own: Extractor, patch_px: int) -> Extractor:
+    """The same numbers of the patch, and their means over the 3 x 3 patches around it and over
+    the whole chip, patches without a valid pixel left out.
+
+    An encoder sees the whole chip: what it is compared with may see as much.
+    """
 
     def features(image: Tensor, valid: Tensor) -> Tensor:
-        own = statistics_of_patches(image, valid, patch_px)
-        grid = image.shape[-1] // patch_px
+        found = own.features(image, valid)
+        side = image.shape[-1] // patch_px
         some = patchify(valid[:, None], patch_px).any(2)
-        known = some.float().unflatten(1, (grid, grid))[:, None]
-        by_place = own.transpose(1, 2).unflatten(2, (grid, grid))
+        known = some.to(found.dtype).unflatten(1, (side, side))[:, None]
+        by_place = found.transpose(1, 2).unflatten(2, (side, side))
         share = F.avg_pool2d(known, 3, 1, 1)
         around = F.avg_pool2d(by_place * known, 3, 1, 1) / share.clamp(min=1e-6)
-        chip = (own * some[..., None]).sum(1, keepdim=True)
-        chip = chip / some.sum(1)[:, None, None].clamp(min=1)
-        return torch.cat([own, around.flatten(2).transpose(1, 2), chip.expand_as(own)], 2)
+        chip = chip_means(found, some)[:, None].expand_as(found)
+        return torch.cat([found, around.flatten(2).transpose(1, 2), chip], 2)
 
-    return Extractor("band_statistics_context", _on(device, features))
+    return Extractor(f"{own.name}_context", features)
 
 
 def statistics_of_patches(
@@ -172,36 +178,67 @@ def random_convolutions(
     return Extractor("random_convolutions", _on(device, torch.no_grad()(features)))
 
 
+def log_energies(convolutions: Extractor) -> Extractor:
+    """log(1 + 10 x) of pooled responses x, each at least 0: what is faint is told apart as well
+    as what is strong.
+    """
+
+    def features(image: Tensor, valid: Tensor) -> Tensor:
+        return (_FAINT * convolutions.features(image, valid)).log1p()
+
+    return Extractor("log_energies", features)
+
+
 def _filled(image: Tensor, valid: Tensor, normalise: Normalise, patch_px: int) -> Tensor:
     """The image in model units, an invalid pixel the mean of its patch's valid ones."""
     patches = normalise(patchify(image, patch_px), patchify(valid[:, None], patch_px))
     return unpatchify(patches, patch_px, image.shape[-1] // patch_px)
 
 
+def _humble(name: str) -> Callable[[Run, Dataset, int], Extractor]:
+    """How features are made that nothing is trained for."""
+
+    def make(run: Run, dataset: Dataset, seed: int) -> Extractor:
+        patch_px = run.contract.patch_px
+        if name.startswith("band_statistics"):
+            own = band_statistics(patch_px, device_of(run.path))
+        else:
+            own = convolutions_of(run, dataset, seed)
+        if name.startswith("log_energies"):
+            own = log_energies(own)
+        return with_context(own, patch_px) if name.endswith("_context") else own
+
+    return make
+
+
+_PATCH_ALONE = {
+    "band_statistics": f"of every band in the patch: mean, deviation, quantiles {QUANTILES}",
+    "random_convolutions": f"{NUM_FILTERS} whitened squares of {FILTER_PX} px of training chips as "
+    "filters, positive and negative responses averaged over the patch",
+    "log_energies": f"log(1 + {_FAINT} x) of every x of the random convolutions",
+}
+_CONTEXT = ", and the means of these over the 3 x 3 patches around it and over the chip"
+HUMBLE: Mapping[str, str] = {
+    name + suffix: meaning + more
+    for name, meaning in _PATCH_ALONE.items()
+    for suffix, more in (("", ""), ("_context", _CONTEXT))
+}
+"""Features that nothing is trained for, and what they are; the best of them is the bar."""
+
+MEANINGS: Mapping[str, str] = {
+    "encoder": "the run's encoder, every patch visible",
+    "random_encoder": "the same encoder with random weights",
+    **HUMBLE,
+}
+
 MAKERS: Mapping[str, Callable[[Run, Dataset, int], Extractor]] = {
     "encoder": lambda run, dataset, seed: encoder(run),
     "random_encoder": lambda run, dataset, seed: random_encoder(
         run.model, seed, device_of(run.path)
     ),
-    "band_statistics": lambda run, dataset, seed: band_statistics(
-        run.contract.patch_px, device_of(run.path)
-    ),
-    "band_statistics_context": lambda run, dataset, seed: band_statistics_context(
-        run.contract.patch_px, device_of(run.path)
-    ),
-    "random_convolutions": lambda run, dataset, seed: convolutions_of(run, dataset, seed),
+    **{name: _humble(name) for name in HUMBLE},
 }
 """Every extractor by name, made for a run, a dataset (its train split) and a seed."""
-
-MEANINGS: Mapping[str, str] = {
-    "encoder": "the run's encoder, every patch visible",
-    "random_encoder": "the same encoder with random weights",
-    "band_statistics": f"of every band in the patch: mean, deviation, quantiles {QUANTILES}",
-    "band_statistics_context": "band statistics of the patch, and their means over the 3 x 3 "
-    "patches around it and over the chip",
-    "random_convolutions": f"{NUM_FILTERS} whitened squares of {FILTER_PX} px of training chips as "
-    "filters, positive and negative responses averaged over the patch",
-}
 
 
 def convolutions_of(run: Run, dataset: Dataset, seed: int) -> Extractor:

@@ -57,8 +57,8 @@ def probe(
         output: the JSON file to write (default: RUN/probes.json; needed with --dataset)
         levels: patch, chip or both
         budgets: labels a class, `all`: as many as there are
-        features: of encoder, random_encoder, band_statistics, band_statistics_context,
-            random_convolutions (default: all)
+        features: of encoder, random_encoder, band_statistics, random_convolutions, log_energies
+            and the last three with _context (default: all)
         zones: polygons (GeoJSON, GeoPackage) to score one by one (default: the dataset's zones,
             else its regions, else its blocks)
         zone_field: the column with the zones' names

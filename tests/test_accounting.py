@@ -75,7 +75,7 @@ def test_a_rows_value_is_shown_whole_or_with_three_digits(value, shown):
         ({"chips": 0}, "chips 0"),
         ({"num_bands": -1}, "num_bands -1"),
         ({"mask_ratio": 1.0}, "mask_ratio 1.0"),
-        ({"mask_ratio": 0.0}, "mask_ratio 0.0"),
+        ({"mask_ratio": -0.1}, "mask_ratio -0.1"),
         ({"mask_ratio": 0.001}, "hides none"),
     ],
 )

@@ -194,7 +194,7 @@ OUT_OF_BOUNDS = {
     "data.geotiff.scale": (0, -1), "data.geotiff.nodata": ("nan",),
     "data.geotiff.label_classes": ({1: 8}, {1: -1}, {"a": 1}),
     "data.geotiff.bands": ({"red": {"band": 0}}, {"red": {"resolution_m": 0}}),
-    "model.chip_px": (0,), "model.patch_px": (0,), "model.mask_ratio": (0, 1, 7),
+    "model.chip_px": (0,), "model.patch_px": (0,), "model.mask_ratio": (-0.1, 1, 7),
     "model.width": (0, -128, 10**12), "model.depth": (0, 10**9), "model.num_heads": (0, -4),
     "model.decoder_width": (0,), "model.decoder_depth": (-1,), "model.decoder_num_heads": (0,),
     "model.mlp_ratio": (0, 10**6), "heads.pixels.weight": (-1,), "training.epochs": (0, -3, 2**40),

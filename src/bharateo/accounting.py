@@ -39,7 +39,7 @@ class Accounting:
 
     Raises:
         ConfigError: a number is out of range, the patch does not divide the chip, or the mask
-            hides no token or every token.
+            hides no token, unless it is 0, or every token.
     """
 
     chips: int
@@ -59,12 +59,12 @@ class Accounting:
                 f"patch_px {self.patch_px} does not divide chip_px {self.chip_px}: choose a patch "
                 f"that does, such as {_nearest_divisor(self.chip_px, self.patch_px)}"
             )
-        if not 0 < self.mask_ratio < 1:
+        if not 0 <= self.mask_ratio < 1:
             raise ConfigError(
-                f"mask_ratio {self.mask_ratio} is the share of tokens hidden: give more than 0 "
+                f"mask_ratio {self.mask_ratio} is the share of tokens hidden: give 0 or more, "
                 "and less than 1"
             )
-        if self.masked_per_chip == 0:
+        if self.mask_ratio and self.masked_per_chip == 0:
             raise ConfigError(
                 f"mask_ratio {self.mask_ratio} of {self.tokens_per_chip} tokens hides none: raise "
                 "it, or use smaller patches"

@@ -248,8 +248,9 @@ class ModelConfig(_Section):
     """Side of a chip; a multiple of ``patch_px``."""
     patch_px: Side = 16
     """Side of a patch, which becomes one token."""
-    mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.75
-    """Share of a chip's patches that are hidden."""
+    mask_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.75
+    """Share of a chip's patches that are hidden; 0, none, where every head learns of visible ones
+    as well (``landcover`` does)."""
     width: Side = 128
     """Numbers in an encoder token, and so in a feature."""
     depth: Annotated[int, Field(ge=1, le=1_000)] = 4

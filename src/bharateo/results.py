@@ -234,9 +234,11 @@ class RowScores(OpenRecord):
         """Which row it is."""
         return ProbeRow(self.features, self.probe)
 
-    def score(self, metric: str) -> MeanScore:
-        """One of ``METRICS`` by its name."""
-        found: MeanScore = getattr(self, metric)
+    def score(self, metric: str) -> MeanScore | None:
+        """One of ``METRICS`` or the log-loss by its name; None where the probe gives no
+        probabilities.
+        """
+        found: MeanScore | None = getattr(self, metric)
         return found
 
 
@@ -246,6 +248,7 @@ class ZoneRow(RowScores):
     accuracy: MeanScore
     balanced_accuracy: MeanScore
     macro_f1: MeanScore
+    log_loss: MeanScore | None = None
 
 
 class ClassScores(OpenRecord):
@@ -261,14 +264,17 @@ class ClassScores(OpenRecord):
 class TableRow(RowScores):
     """A row's metrics on the whole test ground, and those of every class.
 
-    ``chosen`` is what validation chose in every draw; ``confusion`` is summed over draws.
+    ``chosen`` is what validation chose in every draw, ``val_log_loss`` what it reached there, the
+    mean over draws; ``confusion`` is summed over draws.
     """
 
     num_labels: list[Whole] = Field(default_factory=list)
     chosen: list[Number] | None = None
+    val_log_loss: Number | None = None
     accuracy: DrawnScore
     balanced_accuracy: DrawnScore
     macro_f1: DrawnScore
+    log_loss: DrawnScore | None = None
     per_class: dict[Name, ClassScores] = Field(default_factory=dict)
     confusion: Confusion | None = None
 
@@ -280,6 +286,22 @@ class Difference(RowScores):
     accuracy: DrawnScore
     balanced_accuracy: DrawnScore
     macro_f1: DrawnScore
+    log_loss: DrawnScore | None = None
+
+
+class HumbleBar(OpenRecord):
+    """With a budget: the features nothing is trained for whose linear probe has the least log-loss
+    on validation ground.
+    """
+
+    budget: Budget
+    features: Name
+    val_log_loss: Number
+
+    @property
+    def row(self) -> ProbeRow:
+        """Which row of the table it is."""
+        return ProbeRow(self.features, "linear")
 
 
 class ZoneScores(OpenRecord):
@@ -308,9 +330,13 @@ class Zones(OpenRecord):
 
 
 class SplitExamples(OpenRecord):
-    """How many examples a split has, and of which class."""
+    """How many examples a split has, and of which class.
+
+    ``of_chips`` is the share of its chips that was looked at.
+    """
 
     num_examples: Whole
+    of_chips: Annotated[float, Field(ge=0, le=1)] = 1.0
     num_chips: Whole = 0
     num_blocks: Whole
     per_class: dict[Name, Whole] = Field(default_factory=dict)
@@ -325,12 +351,23 @@ class Examples(OpenRecord):
 
 
 class Level(OpenRecord):
-    """Everything about patches, or about chips."""
+    """Everything about patches, or about chips.
+
+    Means over classes are over ``classes``, whatever is resampled; ``rare_classes`` are left out of
+    them, with the number of test blocks that they lie in.
+    """
 
     examples: Examples
+    classes: list[Name] = Field(default_factory=list)
+    rare_classes: dict[Name, Whole] = Field(default_factory=dict)
+    bars: list[HumbleBar] = Field(default_factory=list)
     results: list[TableRow]
     differences: list[Difference]
     zones: Zones
+
+    def bar(self, budget: Budget) -> HumbleBar | None:
+        """The humble bar with a budget; None without validation ground."""
+        return next((each for each in self.bars if each.budget == budget), None)
 
 
 class ProbedDataset(OpenRecord):
@@ -348,6 +385,7 @@ class Most(OpenRecord):
 
     chips_per_split: Whole = 0
     train_examples: Whole
+    nearest_examples: Whole | None = None
     val_examples: Whole = 0
 
 
@@ -445,6 +483,17 @@ class AblationProbe(OpenRecord):
     num_blocks: Whole
 
 
+class AgainstBar(OpenRecord):
+    """Differences to the humble bar, whose features are named: mean over seeds, with the interval
+    over seeds and ground.
+    """
+
+    features: Name
+    accuracy: MeanScore
+    balanced_accuracy: MeanScore
+    macro_f1: MeanScore
+
+
 class AblationCell(OpenRecord):
     """One combination of settings: its run folders, and what they reach."""
 
@@ -453,6 +502,7 @@ class AblationCell(OpenRecord):
     runs: list[PathText]
     config: Text
     scores: Compared
+    against_bar: AgainstBar | None = None
 
 
 class Ablation(Versioned):

@@ -13,11 +13,14 @@ from bharateo.evaluation.ablation import (
     WEIGHT,
     Factor,
     ablate,
+    controls,
     default_factors,
     grid,
     quick,
 )
+from bharateo.evaluation.features import HUMBLE, MAKERS
 from bharateo.sensor import SENTINEL2_L2A
+from bharateo.training.planning import Cost
 from bharateo.training.run import Run
 from small_datasets import PLAN, contents, many_bands, small_config, small_dataset
 
@@ -134,6 +137,28 @@ def test_the_smallest_grid_is_short_and_asks_one_thing(dataset):
     assert len(grid(config, dataset, factors)) == 2
 
 
+def test_controls_learn_of_labels_alone_and_without_labels_for_the_same_arithmetic(dataset):
+    config = replace(CONFIG, training=replace(CONFIG.training, epochs=30))
+    base, supervised, label_free = grid(config, dataset, [], also=controls(config, 2))
+    assert base.config == config
+    assert list(supervised.config.heads) == ["landcover"]
+    assert supervised.config.model == replace(config.model, mask_ratio=0)
+    assert list(label_free.config.heads) == ["pixels"]
+    assert label_free.config.model == config.model
+    # an encoder that sees every patch takes longer, a network with a head less is faster
+    assert supervised.config.training.epochs < 30 <= label_free.config.training.epochs
+    budget = 30 * Cost.of(config, 2).training
+    for cell in (supervised, label_free):
+        spent = cell.config.training.epochs * Cost.of(cell.config, 2).training
+        assert spent == pytest.approx(budget, rel=0.1)
+
+
+def test_controls_of_one_kind_of_heads_are_refused():
+    without = replace(CONFIG, heads={"pixels": CONFIG.heads["pixels"]})
+    with pytest.raises(ConfigError, match="--controls needs a head that learns from labels"):
+        controls(without, 2)
+
+
 # Running it.
 
 
@@ -155,7 +180,7 @@ def test_the_table_is_written_for_people_and_programs(done):
     folder, record = done
     assert json.loads((folder / "ablation.json").read_text()) == record
     text = (folder / "ablation.md").read_text()
-    assert "| weight | bands | accuracy | balanced accuracy | macro F1 |" in text
+    assert "| landcover weight | bands | accuracy | balanced accuracy | macro F1 |" in text
     assert text.count("\n| ") == 2 + 3
     assert f"{record['cells'][1]['scores']['macro_f1']['mean']:.3f}" in text
 
@@ -174,6 +199,40 @@ def test_scores_are_those_of_the_runs(done):
             assert scores["accuracy"] == pytest.approx(accuracy_score(true, predicted))
             balanced = balanced_accuracy_score(true, predicted)
             assert scores["balanced_accuracy"] == pytest.approx(balanced)
+
+
+def test_every_cell_is_set_against_the_humble_bar_of_its_bands(done):
+    folder, record = done
+    bars = {path.name: json.loads(path.read_text()) for path in folder.glob("humble-*.json")}
+    assert len(bars) == 2  # of both bands, and of one
+    for cell in record["cells"]:
+        against = cell["against_bar"]
+        assert against["features"] in HUMBLE
+        own = [json.loads((folder / run / "probe.json").read_text()) for run in cell["runs"]]
+        (bar,) = [
+            each for each in bars.values()
+            if cell["scores"]["accuracy"]["mean"] - against["accuracy"]["mean"]
+            == pytest.approx(share_right(each))
+        ]  # fmt: skip
+        assert bar["features"] == against["features"]
+        assert np.mean([share_right(each) for each in own]) == pytest.approx(
+            cell["scores"]["accuracy"]["mean"]
+        )
+        low, high = against["macro_f1"]["ci95"]
+        assert low < against["macro_f1"]["mean"] < high
+    assert "macro F1 against humble bar |" in (folder / "ablation.md").read_text()
+
+
+def test_the_humble_bar_is_the_one_with_the_least_log_loss_on_val(done):
+    run = Run.open(done[0] / "base" / "seed-42")
+    own = run.own_dataset()
+    reached = {name: ablation.probe(run, MAKERS[name](run, own, 0)).val_log_loss for name in HUMBLE}
+    assert ablation.humble_bar(run).features == min(reached, key=reached.get)
+
+
+def share_right(probed):
+    cells = np.sum(list(probed["confusion"].values()), 0)
+    return np.trace(cells) / cells.sum()
 
 
 def test_a_killed_ablation_goes_on_and_ends_as_one_that_ran_through(done, dataset, tmp_path):
@@ -202,7 +261,7 @@ def test_a_killed_ablation_goes_on_and_ends_as_one_that_ran_through(done, datase
 def test_finished_cells_are_not_scored_again(done, dataset, monkeypatch):
     folder, record = done
     before = contents(folder)
-    monkeypatch.setattr(ablation, "probe", None)
+    monkeypatch.setattr(ablation, "probe", lambda *_: pytest.fail("it is probed again"))
     assert ablated(grid(CONFIG, dataset, FACTORS), dataset, folder, 2) == record
     assert contents(folder) == before
 
@@ -237,6 +296,7 @@ def test_a_dataset_without_validation_ground_is_probed_all_the_same(tmp_path):
     dataset = small_dataset(tmp_path / "d", many_bands(2), plan)
     record = ablated(grid(CONFIG, dataset, [])[:1], dataset, tmp_path / "a", 1)
     assert len(record["cells"]) == 1
+    assert record["cells"][0]["against_bar"] is None
 
 
 def test_the_examples_are_the_same_in_every_cell(done):

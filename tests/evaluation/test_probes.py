@@ -3,6 +3,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
 
 from bharateo.errors import DatasetError
 from bharateo.evaluation import probes
@@ -13,6 +14,7 @@ from bharateo.evaluation.probes import (
     fit_linear,
     fit_nearest,
     load_probe,
+    log_losses,
     macro_f1,
     save_probe,
 )
@@ -73,18 +75,25 @@ def test_a_feature_that_is_constant_in_training_cannot_decide_anything():
         assert np.array_equal(low, high)
 
 
-def test_regularisation_is_the_one_with_the_best_macro_f1_on_validation(monkeypatch):
+def test_regularisation_is_the_one_with_the_least_log_loss_on_validation():
     values, labels = blobs(60, spread=3.0)
-    val = blobs(200, spread=3.0, seed=1)
-    chosen = fit_linear(values, labels, *val)
-    scores = {
-        strength: macro_f1(
-            val[1], fit_linear(values, labels, strengths=(strength,)).predict(val[0])
-        )
-        for strength in STRENGTHS
-    }
-    assert len({*scores.values()}) > 1
-    assert scores[chosen.chosen] == pytest.approx(max(scores.values()), abs=0.02)
+    val, val_labels = blobs(200, spread=3.0, seed=1)
+    chosen = fit_linear(values, labels, val, val_labels)
+    losses = {}
+    for strength in STRENGTHS:
+        alone = fit_linear(values, labels, strengths=(strength,))
+        losses[strength] = log_loss(val_labels, alone.probabilities(val), labels=alone.classes)
+    assert losses[chosen.chosen] == pytest.approx(min(losses.values()), abs=0.005)
+    assert max(losses.values()) > min(losses.values()) + 0.05
+    found = log_losses(chosen, val, val_labels).mean()
+    assert found == pytest.approx(losses[chosen.chosen], abs=0.005)
+
+
+def test_a_class_that_was_never_shown_costs_as_much_as_the_least_probability():
+    probe = fit_linear(*blobs())
+    queries, labels = blobs(10, seed=2)
+    losses = log_losses(probe, queries, np.full_like(labels, 6))
+    assert losses == pytest.approx(np.full(10, -np.log(probes.LEAST_PROBABILITY)))
 
 
 def test_neighbours_are_chosen_on_validation_and_vote():

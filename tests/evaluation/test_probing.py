@@ -5,7 +5,7 @@ import geopandas
 import numpy as np
 import pytest
 import shapely
-from sklearn.metrics import balanced_accuracy_score, f1_score
+from sklearn.metrics import balanced_accuracy_score, f1_score, log_loss
 
 from bharateo.chips.store import Dataset
 from bharateo.errors import ConfigError, ContractError, RegionError
@@ -14,6 +14,7 @@ from bharateo.evaluation.comparison import ResampledScores
 from bharateo.evaluation.features import Features
 from bharateo.evaluation.intervals import resampled_blocks
 from bharateo.evaluation.probe_table import MAJORITY, text_tables, verdict, worst_zone
+from bharateo.evaluation.probes import LEAST_PROBABILITY, fit_linear
 from bharateo.evaluation.probing import (
     Predictions,
     by_block,
@@ -149,11 +150,55 @@ def test_the_scores_are_scikit_learns(run, reflectance_dataset, record):
     made = predictions(by_split, LINEAR, "all", 0)
     true, guess = by_split["test"].labels, made.classes[0]
     found = result(record, "encoder", "linear", "all")
+    assert record.levels["patch"].rare_classes == {}
     assert found.accuracy.mean == pytest.approx((true == guess).mean())
     assert found.balanced_accuracy.mean == pytest.approx(balanced_accuracy_score(true, guess))
     scores = f1_score(true, guess, labels=np.unique(true), average=None, zero_division=0)
     assert found.macro_f1.mean == pytest.approx(scores.mean())
     assert [each.f1 for each in found.per_class.values()] == pytest.approx(scores)
+    train, val = by_split["train"], by_split["val"]
+    probe = fit_linear(train.values, train.labels, val.values, val.labels)
+    for split, reached in (("test", found.log_loss.mean), ("val", found.val_log_loss)):
+        given = np.maximum(probe.probabilities(by_split[split].values), LEAST_PROBABILITY)
+        expected = log_loss(by_split[split].labels, given, labels=probe.classes)
+        assert reached == pytest.approx(expected, rel=1e-4)
+
+
+def test_rows_without_probabilities_have_no_log_loss(record):
+    for found in record.levels["patch"].results:
+        there = found.probe in ("linear", "majority")
+        assert (found.log_loss is not None) == (found.val_log_loss is not None) == there
+    shares = np.array([*record.levels["patch"].examples.train.per_class.values()])
+    shares = shares / shares.sum()
+    majority = result(record, "majority", "majority", "all")
+    assert majority.val_log_loss == pytest.approx(-(shares * np.log(shares)).sum(), rel=0.2)
+
+
+def test_the_humble_bar_is_chosen_on_validation_and_the_encoder_is_set_against_it(
+    run, reflectance_dataset, tmp_path
+):
+    humble = ("band_statistics", "band_statistics_context", "log_energies")
+    found = probe_run(
+        run, reflectance_dataset, tmp_path / "p.json", budgets=(2, "all"), levels=("patch",),
+        features=("encoder", "random_encoder", *humble),
+    )  # fmt: skip
+    level = found.levels["patch"]
+    for budget in (2, "all"):
+        reached = {name: result(found, name, "linear", budget).val_log_loss for name in humble}
+        bar = level.bar(budget)
+        assert bar.features == min(reached, key=reached.get)
+        assert bar.val_log_loss == reached[bar.features]
+        for probe in ("linear", "nearest"):
+            against = [
+                each.baseline for each in level.differences
+                if (each.probe, each.budget) == (probe, budget)
+            ]  # fmt: skip
+            assert bar.row in against
+    name = level.bar("all").features.replace("_", " ")
+    assert f" the humble bar, {name} (" in verdict(found, "patch", "nearest", "all")
+    assert verdict(found, "patch", "linear", "all").index("the humble bar") < 70
+    assert f"{name} (all labels)" in probe_table.bar_sentence(level)
+    assert all(rows[-1][-1] == name for _, _, rows in text_tables(found))
 
 
 def test_settings_are_never_chosen_by_looking_at_the_test_split(run, reflectance_dataset):
@@ -164,6 +209,7 @@ def test_settings_are_never_chosen_by_looking_at_the_test_split(run, reflectance
     for row in table_rows(["band_statistics"]):
         first, again = (predictions(each, row, 2, 0) for each in (by_split, other))
         assert np.array_equal(first.classes, again.classes)
+        assert np.array_equal(first.val_log_loss, again.val_log_loss, equal_nan=True)
 
 
 # Draws of labels.
@@ -206,8 +252,10 @@ def features_of(labels, block):
     return Features(none, labels, block, np.arange(len(labels)))
 
 
-def made(classes, draws=1):
-    return Predictions(np.stack([classes] * draws), np.zeros(draws), np.full(draws, 9))
+def made(classes):
+    """Predictions without probabilities."""
+    none = np.full((1, len(classes)), np.nan, np.float32)
+    return Predictions(classes[None], none, none[:, 0].astype(float), np.zeros(1), np.full(1, 9))
 
 
 def wrong_in(labels, where):
@@ -272,7 +320,7 @@ def test_what_may_be_chance_is_not_called_better(ground):
     swapped = missed.copy()
     swapped[:60] = missed[:60][::-1]
     record = scored(ground, wrong_in(labels, swapped))
-    assert "neither beats nor loses to, by both measures, band" in verdict(
+    assert "neither beats nor loses to, by every measure, band" in verdict(
         record, "patch", "linear", "all"
     )
 
@@ -286,14 +334,47 @@ def test_one_block_has_no_interval(ground):
     assert "No interval: too few blocks: 1" in said
 
 
-def test_a_class_of_one_block_is_named_where_it_leaves_no_interval(ground):
+def test_a_class_of_few_blocks_stands_beside_the_means_and_is_named(ground):
     labels, block, missed = ground
     labels[:25] = np.where(missed[:25], 5, labels[:25])
     record = scored((labels, block, missed), labels)
-    result = record.levels["patch"].results[0]
-    assert result.macro_f1.ci95 is None and result.accuracy.ci95
-    assert result.per_class["water"].num_blocks == 1
+    level = record.levels["patch"]
+    ours, theirs = level.results
+    assert (level.classes, level.rare_classes) == (["tree", "cropland"], {"water": 1})
+    assert ours.macro_f1.ci95 and ours.per_class["water"].num_blocks == 1
+    means = [theirs.per_class[name].f1 for name in level.classes]
+    assert theirs.macro_f1.mean == pytest.approx(np.mean(means))
+    said = "over tree, cropland; too rare to be counted: water (1 block)"
+    assert any(said in sentence for sentence in probe_table.sentences(record))
+
+
+def test_where_every_class_is_rare_all_count_and_those_of_one_block_leave_no_interval(ground):
+    _, block, missed = ground
+    few = np.where(np.arange(1000) < 25, 5, 0)
+    record = scored((few, block, missed), few)
+    level = record.levels["patch"]
+    assert level.classes == ["tree", "water"] and not level.rare_classes
+    assert level.results[0].macro_f1.ci95 is None and level.results[0].accuracy.ci95
     assert "water lies in one block only" in verdict(record, "patch", "linear", "all")
+
+
+def test_a_lower_log_loss_is_better_and_a_mixed_outcome_is_no_win(ground):
+    labels, block, missed = ground
+    test = features_of(labels, block)
+
+    def surely(classes, loss):
+        each = np.where(classes == labels, 0.1, loss).astype(np.float32)[None]
+        return replace(made(classes), log_loss=each)
+
+    rival = wrong_in(labels, missed)
+    ours = wrong_in(labels, missed & (np.arange(1000) % 10 > 0))
+    for loss, said in ((2.0, "encoder beats band"), (9.0, "neither beats nor loses to")):
+        results = {(LINEAR, "all"): surely(ours, loss), (RIVAL, "all"): surely(rival, 2.0)}
+        record = probes_of_patches(test, results, block)
+        assert said in verdict(record, "patch", "linear", "all")
+        found = record.levels["patch"].results[0].log_loss
+        assert found.mean == pytest.approx(np.where(ours == labels, 0.1, loss).mean())
+        assert found.ci95[0] < found.mean < found.ci95[1]
 
 
 def test_intervals_cover_the_draws_of_the_labels_too(ground):
@@ -442,6 +523,14 @@ def test_budgets_are_numbers_or_all():
             parse_budget(text)
 
 
+def test_a_block_that_lies_in_two_splits_is_refused(run, reflectance_dataset, tmp_path):
+    dataset = Dataset.open(reflectance_dataset.path)
+    column = dataset.column
+    dataset.column = lambda name: np.full(32, "one") if name == "block" else column(name)
+    with pytest.raises(ContractError, match="block 'one' lies in two splits"):
+        probe_run(run, dataset, tmp_path / "p.json", **FEW)
+
+
 def test_a_dataset_without_test_ground_is_refused(run, tmp_path):
     plan = replace(PLAN, split=replace(PLAN.split, test=0.0))
     dataset = small_dataset(tmp_path / "d", many_bands(2), plan)
@@ -472,6 +561,8 @@ def test_without_validation_ground_it_works(run, tmp_path):
     dataset = small_dataset(tmp_path / "d", many_bands(2), plan)
     record = probe_run(run, dataset, tmp_path / "p.json", budgets=(2,), features=("encoder",))
     assert record.levels["patch"].examples.val.num_examples == 0
+    assert record.levels["patch"].bars == []
+    assert probe_table.bar_sentence(record.levels["patch"]) == ""
     assert result(record, "encoder", "linear", 2).chosen == [probing.STRENGTHS[3]] * 2
 
 
@@ -484,9 +575,39 @@ def test_tables_have_a_column_a_budget_and_forests_beside_every_probe(record):
     assert header == ["", "2 a class", "all labels"]
     assert [row[0] for row in rows] == [
         "encoder", "band statistics", "forest on band statistics", "majority class",
+        "the humble bar is",
     ]  # fmt: skip
+    assert "patch, linear probe: log-loss" in tables
+    assert "patch, nearest neighbours: log-loss" not in tables
     shown = result(record, "encoder", "nearest", "all").macro_f1
     assert rows[0][2] == f"{shown.mean:.3f}\n{shown.ci95[0]:.3f}-{shown.ci95[1]:.3f}"
+
+
+def test_where_not_all_labels_are_taken_the_heading_says_of_how_many(record):
+    level = record.levels["patch"]
+    train = level.examples.train
+
+    def heading(**of_train):
+        few = level.examples.model_copy(update={"train": train.model_copy(update=of_train)})
+        other = level.model_copy(update={"examples": few})
+        return [probe_table.budget_heading(other, "linear", each) for each in (2, "all")]
+
+    shown = f"{train.num_examples:,}"
+    assert heading() == ["2 a class", "all labels"]
+    assert heading(num_examples=90_000) == ["2 a class", f"{shown} of 90,000 labels"]
+    assert heading(of_chips=0.5)[1] == f"{shown} of about {2 * train.num_examples:,} labels"
+
+
+def test_nearest_neighbours_and_forests_are_shown_fewer_of_many(
+    run, reflectance_dataset, monkeypatch
+):
+    monkeypatch.setattr(probing, "MOST_EXAMPLES", 40)
+    monkeypatch.setattr(probing, "MOST_NEAREST", 30)
+    examples = examples_of(run, reflectance_dataset, "band_statistics", 0)
+    by_split = {split: found["patch"] for split, found in examples.items()}
+    num = {row.probe: predictions(by_split, row, "all", 0).num_labels.tolist()
+           for row in table_rows(["band_statistics"])}  # fmt: skip
+    assert num == {"linear": [40], "nearest": [30], "forest": [30], "majority": [40]}
 
 
 def test_what_pretraining_saw_is_said(record):

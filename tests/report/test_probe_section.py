@@ -25,7 +25,9 @@ def record():
 
     def made(share):
         wrong = rng.random((1, 800)) > share
-        return Predictions(np.where(wrong, (labels + 1) % 3, labels), np.ones(1), np.full(1, 9))
+        loss = np.where(wrong, 2, 0.1).astype(np.float32)
+        classes = np.where(wrong, (labels + 1) % 3, labels)
+        return Predictions(classes, loss, loss.mean(1), np.ones(1), np.full(1, 9))
 
     results = {
         (ProbeRow(name, probe), budget): made(share)
@@ -60,7 +62,12 @@ def test_the_section_says_who_wins_with_figures_and_links_to_it(page, record):
     assert '<a href="#probes">' in page
     mean = record.levels["patch"].results[1].macro_f1.mean
     assert f'<td class="num best">{mean:.3f}<span class="sr"> (best)</span>' in page
-    assert "Patch, linear probe, all labels: the encoder beats random encoder (+0.4" in page
+    said = (
+        "Patch, linear probe, all labels: the encoder beats the humble bar, band statistics (+0.1"
+    )
+    assert said in page
+    assert "log-loss); beats random encoder (+0.4" in page
+    assert "The humble bar, the best linear probe of features that nothing was trained for" in page
     assert "No chip was probed: the labels are of one class." in page
     assert "numbers &lt;made&gt; of pixels" in page
 
@@ -76,7 +83,7 @@ def test_the_best_of_every_column_is_marked(record):
     rows = {row.method: row for row in probes.table_rows(record.levels["patch"], "linear")}
     assert all(cell.best for cell in rows["model"].cells)
     assert not any(cell.best for cell in rows["majority"].cells)
-    assert [len(row.cells) for row in rows.values()] == [4] * 4
+    assert [len(row.cells) for row in rows.values()] == [8] * 4
 
 
 def test_the_encoder_and_its_closest_rival_are_in_colour(record):

@@ -12,6 +12,7 @@ import torch
 from bharateo.chips.store import Dataset
 from bharateo.config import HeadConfig, SplitConfig
 from bharateo.errors import BharatEOError, ConfigError, ContractError, DivergedError, RunError
+from bharateo.evaluation.evaluate import evaluate
 from bharateo.models.heads import HEADS
 from bharateo.sensor import WORLDCOVER_PALETTE
 from bharateo.training import data, loop
@@ -380,6 +381,11 @@ def test_another_datasets_folder_is_refused(palette_dataset, tmp_path):
         ({"model": {"num_heads": 3}}, ConfigError, "width 16 is not a multiple of num_heads 3"),
         ({"model": {"chip_px": 64}}, ContractError, r"chip_px 64 is larger .* \(48 px\).*size_px"),
         ({"heads": {}}, ConfigError, "heads is empty: give at least one of pixels, landcover"),
+        (
+            {"model": {"mask_ratio": 0.0}},
+            ConfigError,
+            r"model\.mask_ratio 0 hides no patch, and heads\.pixels learns of hidden ones alone",
+        ),
         ({"heads": {"edges": HeadConfig()}}, ConfigError, r"heads\.edges is not a head"),
     ],
 )
@@ -394,6 +400,24 @@ def test_a_configuration_that_does_not_fit_is_refused_and_claims_no_folder(
         pretrain(palette_dataset, replace(config, **{section: new}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
     pretrain(palette_dataset, small_config(epochs=1), tmp_path / "run")
+
+
+def test_labels_alone_are_learnt_with_nothing_hidden(reflectance_dataset, tmp_path):
+    config = small_config(epochs=4)
+    config = replace(
+        config,
+        model=replace(config.model, mask_ratio=0.0),
+        heads={"landcover": config.heads["landcover"]},
+    )
+    run = pretrain(reflectance_dataset, config, tmp_path / "run")
+    first, *_, last = history(run.path)
+    assert last["esa_ce"] < first["esa_ce"]
+    assert last["esa_acc"] == last["esa_acc_visible"]
+    opened = Run.open(run.path)
+    assert opened.contract.mask_ratio == 0
+    scores = evaluate(opened, reflectance_dataset, tmp_path / "e.json").splits["test"].model
+    assert scores.value("esa_acc_visible") == scores.value("esa_acc")
+    assert scores.value("esa_acc_masked") is None
 
 
 def test_a_dataset_without_training_ground_is_refused(palette_dataset, tmp_path, monkeypatch):

@@ -6,6 +6,8 @@
                                 is refused the folder
     DIR/CELL/seed-N/            a run, as ``pretrain`` makes it
     DIR/CELL/seed-N/probe.json  its probe's confusion matrices by block; written last
+    DIR/humble-KEY.json         the humble bar on the same patches, for cells of the same chips,
+                                patches and bands
     DIR/ablation.json, .md      the table, when every cell is there
 
 A cell is one combination of settings. Weights of 0 take a head out of the training.
@@ -15,8 +17,10 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +30,16 @@ from bharateo.artefacts import OpenRecord, checked, read_json
 from bharateo.chips.store import SPLITS, Dataset
 from bharateo.config import Config, setting, to_record, to_yaml, with_settings
 from bharateo.errors import ConfigError, ContractError, RunError
-from bharateo.evaluation.comparison import compared, shown
-from bharateo.evaluation.features import encoder, extract, probed_px
-from bharateo.evaluation.probes import fit_linear
+from bharateo.evaluation.comparison import Confusions, ResampledScores, compared, shown
+from bharateo.evaluation.features import HUMBLE, MAKERS, Extractor, encoder, extract, probed_px
+from bharateo.evaluation.intervals import resampled_blocks
+from bharateo.evaluation.probe_table import features_name
+from bharateo.evaluation.probes import fit_linear, log_losses
 from bharateo.evaluation.probing import by_block, some_of
 from bharateo.files import write_json, write_text
 from bharateo.handover.card import markdown_text
 from bharateo.landcover import NUM_CLASSES
+from bharateo.models.heads import HEADS
 from bharateo.plain_yaml import parse_yaml
 from bharateo.results import (
     ABLATION_FILE,
@@ -41,11 +48,13 @@ from bharateo.results import (
     Ablation,
     AblationCell,
     AblationProbe,
+    AgainstBar,
     Confusion,
     Number,
 )
 from bharateo.sensor import BAND_SETS, named_bands
 from bharateo.training.loop import pretrain
+from bharateo.training.planning import Cost
 from bharateo.training.run import Run, dataset_fingerprint
 from bharateo.version import __version__
 
@@ -115,11 +124,45 @@ def quick(config: Config) -> tuple[Config, list[Factor]]:
     return replace(config, training=training), [Factor(WEIGHT, (0, weight))]
 
 
+def controls(config: Config, num_bands: int) -> list[dict[str, Any]]:
+    """What is changed where the same network learns from labels alone, nothing hidden, and where
+    it learns without labels: each for as many epochs as take the arithmetic of the configuration.
+
+    Raises:
+        ConfigError: not both kinds of heads are configured.
+    """
+    of_labels = [name for name in config.heads if name in HEADS and HEADS[name].classes]
+    others = [name for name in config.heads if name not in of_labels]
+    if not (of_labels and others):
+        raise ConfigError(
+            "--controls needs a head that learns from labels and one that does not, e.g. "
+            f"landcover and pixels; heads are {', '.join(config.heads)}"
+        )
+    changes: list[dict[str, Any]] = [
+        {f"heads.{name}.weight": 0 for name in others} | {"model.mask_ratio": 0},
+        {f"heads.{name}.weight": 0 for name in of_labels},
+    ]
+
+    def cost(changed: Config) -> float:
+        heads = {name: head for name, head in changed.heads.items() if head.weight}
+        return Cost.of(replace(changed, heads=heads), num_bands).training
+
+    for change in changes:
+        share = cost(config) / cost(with_settings(config, change))
+        change["training.epochs"] = max(round(config.training.epochs * share), 1)
+    return changes
+
+
 def grid(
-    config: Config, dataset: Dataset, factors: Sequence[Factor], full: bool = False
+    config: Config,
+    dataset: Dataset,
+    factors: Sequence[Factor],
+    full: bool = False,
+    also: Sequence[dict[str, Any]] = (),
 ) -> list[Cell]:
     """The base cell, which is the configuration as it is, and the others: with one factor changed,
-    or (``full``) every combination. What is trained alike is one cell.
+    or (``full``) every combination; and ``also`` those with these settings changed together. What
+    is trained alike is one cell.
 
     Raises:
         ConfigError: a key or value does not exist.
@@ -131,17 +174,19 @@ def grid(
                 f"--vary {key}: vary keys of model, heads and training; seeds are what --seeds is "
                 "for"
             )
-    base = {factor.key: setting(config, factor.key) for factor in factors}
+    keys = dict.fromkeys([*(factor.key for factor in factors), *itertools.chain(*also)])
+    base = {key: setting(config, key) for key in keys}
     if BANDS in base:
         base[BANDS] = "+".join(base[BANDS]) or "all"
     changes: Iterator[dict[str, Any]]
     if full:
         products = itertools.product(*(factor.values for factor in factors))
-        changes = (dict(zip(base, values, strict=True)) for values in products)
+        varied = [factor.key for factor in factors]
+        changes = (dict(zip(varied, values, strict=True)) for values in products)
     else:
         changes = ({factor.key: value} for factor in factors for value in factor.values)
     cells: dict[str, Cell] = {}
-    for change in ({}, *changes):
+    for change in ({}, *changes, *also):
         values = dict(change)
         if BANDS in values:
             names = named_bands(str(values[BANDS]).split("+"))
@@ -193,6 +238,7 @@ def ablate(
     numbers = [base.training.seed + number for number in range(seeds)]
     total = len(cells) * seeds
     probes: dict[str, list[ProbeRecord]] = {}
+    bars: dict[str, ProbeRecord | None] = {}
     for done, (cell, seed) in enumerate(itertools.product(cells, numbers)):
         folder = output / cell.name / f"seed-{seed}"
 
@@ -207,26 +253,40 @@ def ablate(
         config = replace(cell.config, training=replace(cell.config.training, seed=seed))
         run = pretrain(dataset, config, folder, training)  # checks that the folder holds this run
         told(0.9, "probe")
-        path, remedy = folder / PROBE_FILE, "delete it, and the run is probed again"
-        if not path.exists():
-            write_json(path, probe(run).model_dump())
-        found = checked(ProbeRecord, read_json(path, RunError, remedy), str(path), RunError, remedy)
+        found = kept(folder / PROBE_FILE, partial(probe, run))
         probes.setdefault(cell.name, []).append(found)
+        if cell.name not in bars:
+            told(0.95, "humble bar")
+            shape = [run.model.config.chip_px, run.model.config.patch_px, *run.sensor.band_names]
+            key = hashlib.sha256(json.dumps(shape).encode()).hexdigest()[:12]
+            path = output / f"humble-{key}.json"
+            has_val = found.val_log_loss is not None
+            bars[cell.name] = kept(path, partial(humble_bar, run)) if has_val else None
     on_progress(total, total, "done")
 
     blocks = sorted(
         {block for some in probes.values() for each in some for block in each.confusion}
     )
     nothing = np.zeros((NUM_CLASSES, NUM_CLASSES), np.int64)  # windows of another size miss some
-    scores = compared(
-        {
-            name: np.array([
-                [each.confusion.get(block, nothing) for block in blocks] for each in some
-            ])
-            for name, some in probes.items()
-        },
-        cells[0].name,
-    )  # fmt: skip
+
+    def by_seed(some: Sequence[ProbeRecord]) -> Confusions:
+        return np.array([
+            [each.confusion.get(block, nothing) for block in blocks] for each in some
+        ])  # fmt: skip
+
+    scores = compared({name: by_seed(some) for name, some in probes.items()}, cells[0].name)
+    times = resampled_blocks(len(blocks), 0)
+
+    def against_bar(name: str) -> AgainstBar | None:
+        bar = bars[name]
+        if bar is None:
+            return None
+        ours, theirs = (ResampledScores.of(by_seed(some), times) for some in (probes[name], [bar]))
+        gains = ours.minus(theirs)
+        return AgainstBar(
+            features=bar.features, **{metric: gains.mean(metric) for metric in METRICS}
+        )
+
     first = probes[cells[0].name][0]
     record = Ablation(
         code_version=__version__,
@@ -244,6 +304,7 @@ def ablate(
                 runs=[f"{cell.name}/seed-{seed}" for seed in numbers],
                 config=hashlib.sha256(to_yaml(cell.config).encode()).hexdigest(),
                 scores=scores[cell.name],
+                against_bar=against_bar(cell.name),
             )
             for cell in cells
         ],
@@ -285,18 +346,43 @@ def lock(output: Path, base: Config, dataset: Dataset) -> None:
 class ProbeRecord(OpenRecord):
     """The contents of ``probe.json``; ``confusion`` is that of every block of test ground."""
 
+    features: str = "encoder"
     strength: Number | None = None
+    val_log_loss: Number | None = None
     num_train: int
     num_test: int
     confusion: dict[str, Confusion]
 
 
-def probe(run: Run) -> ProbeRecord:
-    """A linear probe of the run's patches, as confusion matrices by block of test ground."""
+def kept(path: Path, make: Callable[[], ProbeRecord]) -> ProbeRecord:
+    """The record of a file, which is made first where there is none.
+
+    Raises:
+        RunError: the file is damaged.
+    """
+    remedy = "delete it, and it is probed again"
+    if not path.exists():
+        write_json(path, make().model_dump())
+    return checked(ProbeRecord, read_json(path, RunError, remedy), str(path), RunError, remedy)
+
+
+def humble_bar(run: Run) -> ProbeRecord:
+    """Of the features that nothing is trained for, the probe with the least log-loss on the val
+    ground of the run's dataset: what the run's own features have to be better than.
+    """
+    found = [probe(run, MAKERS[name](run, run.own_dataset(), 0)) for name in HUMBLE]
+    return min(found, key=lambda each: each.val_log_loss or 0.0)
+
+
+def probe(run: Run, extractor: Extractor | None = None) -> ProbeRecord:
+    """A linear probe of the patches of a run's dataset, by its own features or others, as confusion
+    matrices by block of test ground.
+    """
+    extractor = extractor or encoder(run)
     dataset = run.own_dataset()
     size_px, patch_px = probed_px(run, dataset), run.model.config.patch_px
     examples = {
-        split: extract(dataset, split, encoder(run), size_px, patch_px)["patch"]
+        split: extract(dataset, split, extractor, size_px, patch_px)["patch"]
         for split in SPLITS
         if len(dataset.indices(split))
     }
@@ -307,7 +393,11 @@ def probe(run: Run) -> ProbeRecord:
     names, block = np.unique(test.block.astype(str), return_inverse=True)
     (cells,) = by_block(test.labels, fitted.predict(test.values)[None], block, len(names))
     return ProbeRecord(
+        features=extractor.name,
         strength=fitted.chosen,
+        val_log_loss=float(log_losses(fitted, val.values, val.labels).mean())
+        if val and len(val.labels)
+        else None,
         num_train=len(train.labels),
         num_test=len(test.labels),
         confusion=dict(zip(names.tolist(), cells.tolist(), strict=True)),
@@ -320,8 +410,12 @@ def probe(run: Run) -> ProbeRecord:
 def header(factors: Sequence[str]) -> list[str]:
     """The columns of ``rows``."""
     names = [metric.replace("_", " ").replace("f1", "F1") for metric in METRICS]
-    columns = [factor.rpartition(".")[2] for factor in factors]
-    return [*columns, *names, f"{names[-1]} against base"]
+    columns = [
+        factor.removeprefix("heads.").replace(".", " ") if factor.endswith(".weight")
+        else factor.rpartition(".")[2]
+        for factor in factors
+    ]  # fmt: skip
+    return [*columns, *names, f"{names[-1]} against base", f"{names[-1]} against humble bar"]
 
 
 def rows(record: Ablation) -> list[list[str]]:
@@ -334,6 +428,9 @@ def rows(record: Ablation) -> list[list[str]]:
             *(str(value) for value in cell.settings.values()),
             *(shown(score.mean, score.ci95) for score in scores),
             "base" if cell.name == record.base else shown(against, ci95, "+"),
+            f"{shown(bar.macro_f1.mean, bar.macro_f1.ci95, '+')} ({features_name(bar.features)})"
+            if (bar := cell.against_bar)
+            else "none",
         ])  # fmt: skip
     return table
 
@@ -362,6 +459,7 @@ def explained(record: Ablation) -> str:
         f"{probe.num_train:,} labelled patches of the train split, its regularisation chosen on "
         f"val, scored on {probe.num_test:,} patches in {probe.num_blocks} blocks of test "
         "ground. In brackets: 95 % intervals over resampled blocks, and over seeds by Student's "
-        "t. Differences to the base are paired by seed and block."
+        "t. Differences to the base are paired by seed and block, to the humble bar by block. The "
+        "bar is the best, on val, of the same probes of features that nothing was trained for."
         + (f" Where there is no interval: {without}." if without else "")
     )

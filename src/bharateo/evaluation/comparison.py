@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 
 from bharateo.evaluation.intervals import interval, resampled_blocks
 from bharateo.evaluation.scores import CLASS_MEANS, class_metrics, one_block_classes
@@ -21,6 +21,9 @@ from bharateo.results import METRICS, Compared, ComparedScore, MeanScore
 Confusions = Int64[np.ndarray, "repeat block true predicted"]
 """Counts of (true, predicted) classes of a cell, for every repeat and every block of ground."""
 
+LogLosses = Float[np.ndarray, "repeat block"]
+"""Summed over the examples of every repeat and block."""
+
 CLASS_NAMES = tuple(each.name for each in BHARATEO_CLASSES)
 
 
@@ -28,7 +31,8 @@ CLASS_NAMES = tuple(each.name for each in BHARATEO_CLASSES)
 class ResampledScores:
     """Every metric for every repeat, and the same on resampled ground.
 
-    ``num_blocks`` are those with examples; ``one_block`` the classes that lie in one of them only.
+    ``num_blocks`` are those with examples; ``one_block`` the classes of the means over classes that
+    lie in one of them only.
     """
 
     whole: Mapping[str, Float[np.ndarray, " repeat"]]
@@ -44,24 +48,35 @@ class ResampledScores:
         times: Int64[np.ndarray, "resample block"],
         classes: Sequence[str] = CLASS_NAMES,
         unit: str = "block",
+        counted: Bool[np.ndarray, " true"] | None = None,
+        log_loss: LogLosses | None = None,
     ) -> ResampledScores:
-        """The scores of confusion matrices; ``times`` says how often resamples take each block."""
+        """The scores of confusion matrices; ``times`` says how often resamples take each block.
+
+        ``counted`` are the classes of means over classes, None: all that occur. With the sums of
+        ``log_loss`` its mean is a score as well.
+        """
         whole = cells.sum(1)
         # As floats, which are exact up to 2**53, the product takes a tenth of the time.
-        resampled = np.tensordot(times.astype(float), cells.astype(float), (1, 1))
-        return cls(
-            class_metrics(whole),
-            class_metrics(resampled, whole),
-            int(cells[0].any((1, 2)).sum()),
-            one_block_classes(cells[0], classes),
-            unit,
-        )
+        drawn = times.astype(float)
+        resampled = np.tensordot(drawn, cells.astype(float), (1, 1))
+        found = class_metrics(whole, counted=counted)
+        again = class_metrics(resampled, whole, counted)
+        if log_loss is not None:
+            found["log_loss"] = log_loss.sum(1) / whole.sum((1, 2))
+            again["log_loss"] = drawn @ log_loss.T / resampled.sum((2, 3))
+        of_means = cells[0] if counted is None else cells[0] * counted[:, None]
+        alone = one_block_classes(of_means, classes)
+        return cls(found, again, int(cells[0].any((1, 2)).sum()), alone, unit)
 
     def minus(self, other: ResampledScores) -> ResampledScores:
-        """Differences; a row of one repeat stands against every repeat of the other."""
+        """Differences of what both have; one of one repeat stands against every repeat of the
+        other.
+        """
+        both = [name for name in self.whole if name in other.whole]
         return ResampledScores(
-            {name: self.whole[name] - other.whole[name] for name in METRICS},
-            {name: self.resampled[name] - other.resampled[name] for name in METRICS},
+            {name: self.whole[name] - other.whole[name] for name in both},
+            {name: self.resampled[name] - other.resampled[name] for name in both},
             min(self.num_blocks, other.num_blocks),
             tuple(sorted({*self.one_block, *other.one_block})),
             self.unit,

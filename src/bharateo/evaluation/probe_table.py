@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 from bharateo.evaluation.comparison import shown
-from bharateo.results import Budget, Level, MeanScore, ProbeRow, Probes, TableRow
+from bharateo.results import (
+    Budget,
+    Difference,
+    Level,
+    MeanScore,
+    ProbeRow,
+    Probes,
+    TableRow,
+)
 
 SUBJECT = "encoder"
 """The features that all others are compared with."""
 
 MAJORITY = "majority"
-METRIC_NAMES = {"macro_f1": "macro-F1", "balanced_accuracy": "balanced accuracy"}
+METRIC_NAMES = {
+    "macro_f1": "macro-F1",
+    "balanced_accuracy": "balanced accuracy",
+    "accuracy": "accuracy",
+    "log_loss": "log-loss",
+}
+LOWER_IS_BETTER = ("log_loss",)
 PROBE_NAMES = {"linear": "linear probe", "nearest": "nearest neighbours"}
 
 
@@ -31,22 +45,42 @@ def table(level: Level, probe: str) -> dict[ProbeRow, list[TableRow]]:
     return rows
 
 
-def text_tables(record: Probes) -> list[tuple[str, list[str], list[list[str]]]]:
-    """Title, header and rows of every table: macro-F1 and balanced accuracy, a budget a column."""
+def metrics_of(level: Level, probe: str) -> dict[str, str]:
+    """Metrics that a probe's table shows, with their names: the log-loss where the probe gives
+    probabilities.
+    """
+    results = [each for each in level.results if each.probe == probe]
+    return {
+        metric: name
+        for metric, name in METRIC_NAMES.items()
+        if any(each.score(metric) for each in results)
+    }
 
-    def cell(score: MeanScore) -> str:
+
+def text_tables(record: Probes) -> list[tuple[str, list[str], list[list[str]]]]:
+    """Title, header and rows of every table, one for each metric with a budget a column; the last
+    row names the humble bar.
+    """
+
+    def cell(score: MeanScore | None) -> str:
+        if score is None:
+            return "none"
         value = f"{score.mean:.3f}"
         return f"{value}\n{score.ci95[0]:.3f}-{score.ci95[1]:.3f}" if score.ci95 else value
 
     tables = []
-    header = ["", *(budget_name(budget) for budget in record.budgets)]
     for name, level in record.levels.items():
+        bars = [level.bar(budget) for budget in record.budgets]
         for probe in probes_of(level):
-            for metric, metric_name in METRIC_NAMES.items():
+            header = ["", *(budget_heading(level, probe, each) for each in record.budgets)]
+            for metric, metric_name in metrics_of(level, probe).items():
                 rows = [
                     [row_name(row), *(cell(result.score(metric)) for result in results)]
                     for row, results in table(level, probe).items()
                 ]
+                if any(bars):
+                    names = [features_name(bar.features) if bar else "none" for bar in bars]
+                    rows.append(["the humble bar is", *names])
                 tables.append((f"{name}, {PROBE_NAMES[probe]}: {metric_name}", header, rows))
     return tables
 
@@ -54,6 +88,22 @@ def text_tables(record: Probes) -> list[tuple[str, list[str], list[list[str]]]]:
 def budget_name(budget: Budget) -> str:
     """A budget for readers."""
     return "all labels" if budget == "all" else f"{budget} a class"
+
+
+def budget_heading(level: Level, probe: str, budget: Budget) -> str:
+    """A budget at the head of a probe's column: where all labels are not all, of how many."""
+    train = level.examples.train
+    shown = [
+        num
+        for each in level.results
+        if (each.probe, each.budget) == (probe, budget)
+        for num in each.num_labels
+    ]
+    there = round(train.num_examples / train.of_chips) if train.of_chips else 0
+    if budget != "all" or not shown or max(shown) >= there:
+        return budget_name(budget)
+    about = "" if train.of_chips == 1 else "about "
+    return f"{max(shown):,} of {about}{there:,} labels"
 
 
 def features_name(features: str) -> str:
@@ -70,35 +120,69 @@ def row_name(row: ProbeRow) -> str:
 
 
 def verdict(record: Probes, level: str, probe: str, budget: Budget) -> str:
-    """What the encoder beats beyond the interval of the difference, and what it does not; empty
-    where there is nothing to compare.
+    """What the encoder beats beyond the interval of the difference, and what it does not, the
+    humble bar first; empty where there is nothing to compare.
     """
+    bar = record.levels[level].bar(budget)
     found: dict[str, list[str]] = {}
+    of_bar = ""
     reasons: dict[str, None] = {}
     for difference in record.levels[level].differences:
         if (difference.probe, difference.budget) == (probe, budget):
-            scores = {name: difference.score(metric) for metric, name in METRIC_NAMES.items()}
-            by = [f"{shown(each.mean, each.ci95, '+')} {name}" for name, each in scores.items()]
-            # won or lost is what is won or lost by every metric
-            intervals = [each.ci95 for each in scores.values()]
-            known = [ci95 for ci95 in intervals if ci95 is not None]
-            if len(known) < len(intervals):
-                outcome = "cannot be judged against"
-            elif all(low > 0 for low, _ in known):
-                outcome = "beats"
-            elif all(high < 0 for _, high in known):
-                outcome = "loses to"
-            else:
-                outcome = "neither beats nor loses to, by both measures,"
+            every = {name: difference.score(metric) for metric, name in METRIC_NAMES.items()}
+            scores = {name: each for name, each in every.items() if each}
+            by = {
+                name: f"{shown(each.mean, each.ci95, '+')} {name}" for name, each in scores.items()
+            }
             reasons |= {each.no_interval: None for each in scores.values() if each.no_interval}
-            baseline = row_name(difference.baseline)
-            found.setdefault(outcome, []).append(f"{baseline} ({', '.join(by)})")
-    if not found:
+            outcome = _outcome(difference)
+            if bar and difference.baseline == bar.row:
+                of_bar = f"{outcome} the humble bar, {row_name(bar.row)} ({', '.join(by.values())})"
+            else:
+                one = f"{row_name(difference.baseline)} ({by[METRIC_NAMES['macro_f1']]})"
+                found.setdefault(outcome, []).append(one)
+    others = [f"{outcome} {', '.join(some)}" for outcome, some in found.items()]
+    if not (of_bar or others):
         return ""
-    said = "; ".join(f"{outcome} {', '.join(some)}" for outcome, some in found.items())
+    said = "; ".join(filter(None, (of_bar, *others)))
     why = "; ".join(reasons)
     return f"{level}, {PROBE_NAMES[probe]}, {budget_name(budget)}: the encoder {said}." + (
         f" No interval: {why}." if why else ""
+    )
+
+
+def _outcome(difference: Difference) -> str:
+    """Won or lost is what is won or lost by every metric."""
+    better = []
+    for metric in METRIC_NAMES:
+        if score := difference.score(metric):
+            if score.ci95 is None:
+                return "cannot be judged against"
+            low, high = score.ci95
+            better.append((-high, -low) if metric in LOWER_IS_BETTER else (low, high))
+    if all(low > 0 for low, _ in better):
+        return "beats"
+    if all(high < 0 for _, high in better):
+        return "loses to"
+    return "neither beats nor loses to, by every measure,"
+
+
+def bar_sentence(level: Level) -> str:
+    """The humble bar with every budget, in words; empty without one."""
+    names = [f"{features_name(each.features)} ({budget_name(each.budget)})" for each in level.bars]
+    what = "the best linear probe of features that nothing was trained for, by log-loss on val"
+    return f"The humble bar, {what}: {', '.join(names)}." if names else ""
+
+
+def classes_sentence(level: Level) -> str:
+    """Which classes means over classes leave out, in words; empty where none."""
+    rare = ", ".join(
+        f"{name} ({num} block{'s' if num > 1 else ''})" for name, num in level.rare_classes.items()
+    )
+    return (
+        f"Means over classes are over {', '.join(level.classes)}; too rare to be counted: {rare}."
+        if rare
+        else ""
     )
 
 
@@ -107,7 +191,8 @@ def sentences(record: Probes) -> list[str]:
     said = []
     for level, found in record.levels.items():
         said += [verdict(record, level, probe, record.budgets[-1]) for probe in probes_of(found)]
-        said.append(worst_zone(record, level))
+        classes = classes_sentence(found)
+        said += [f"{level}: {classes}" if classes else "", worst_zone(record, level)]
     return [sentence for sentence in (*said, explained(record)) if sentence]
 
 
@@ -122,9 +207,8 @@ def explained(record: Probes) -> str:
     seen = "landcover" in record.pretraining_heads and record.own_dataset
     return (
         f"Probes of frozen features on held-out ground ({sizes}). Budgets are drawn "
-        f"{record.draws_per_budget} times, all labels are at most "
-        f"{record.most.train_examples:,} examples; settings are chosen on the val split. In "
-        "brackets: 95 % intervals over blocks of ground and draws; differences are paired."
+        f"{record.draws_per_budget} times; settings are chosen on the val split. In brackets: 95 % "
+        "intervals over blocks of ground and draws; differences are paired."
         + (" The encoder was pretrained with land-cover labels of the train split." if seen else "")
     )
 

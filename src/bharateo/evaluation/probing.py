@@ -5,6 +5,9 @@ beat. All are shown the same labelled examples: those of the train split, or a f
 (a budget), drawn several times over, from different blocks of ground where there are as many.
 Settings are chosen on the val split, also for small budgets, and scores are of the test split.
 
+The *humble bar* of a level and budget is what an encoder has to be better than: of the features
+that nothing is trained for those whose linear probe has the least log-loss on the val split.
+
 ::
 
     probes.json        the table, written last
@@ -14,23 +17,26 @@ Settings are chosen on the val split, also for small budgets, and scores are of 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
-from jaxtyping import Float, Int64, Shaped
+from jaxtyping import Float, Float32, Int64, Shaped
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 from torch import Tensor
 
 from bharateo.chips.store import SPLITS, Dataset
 from bharateo.errors import ConfigError, ContractError
-from bharateo.evaluation.comparison import Confusions, ResampledScores
+from bharateo.evaluation.comparison import Confusions, LogLosses, ResampledScores
 from bharateo.evaluation.features import (
+    HUMBLE,
     LEVELS,
     MAKERS,
     MEANINGS,
@@ -48,22 +54,25 @@ from bharateo.evaluation.probes import (
     NEIGHBOURS,
     NUM_TREES,
     STRENGTHS,
+    Likelihoods,
     Probe,
     fit_forest,
     fit_linear,
     fit_nearest,
+    log_losses,
 )
+from bharateo.evaluation.scores import common_classes
 from bharateo.evaluation.zones import Zoning
 from bharateo.files import read_bytes, write_bytes, write_json
 from bharateo.landcover import BHARATEO_CLASSES, NUM_CLASSES
 from bharateo.models.patches import patchify
 from bharateo.results import (
-    METRICS,
     Budget,
     ClassScores,
     Difference,
     DrawnScore,
     Examples,
+    HumbleBar,
     Level,
     Most,
     ProbeConditions,
@@ -77,13 +86,17 @@ from bharateo.results import (
     Zones,
     ZoneScores,
 )
+from bharateo.training.data import fixed_windows
 from bharateo.training.run import Run, dataset_fingerprint
 from bharateo.version import __version__
 
 BUDGETS: tuple[Budget, ...] = (5, 20, 100, "all")
 NUM_DRAWS = 5
-MOST_EXAMPLES = 20_000
+MOST_EXAMPLES = 60_000
 """Training examples of the budget ``all``: of more, that many are drawn."""
+
+MOST_NEAREST = 20_000
+"""The same for nearest neighbours and forests, whose time grows faster."""
 
 MOST_VALIDATION = 10_000
 FEWEST_IN_ZONE = {"patch": 200, "chip": 10}
@@ -91,16 +104,18 @@ FEWEST_IN_ZONE = {"patch": 200, "chip": 10}
 
 PROBES: dict[str, dict[str, str | list[int | float]]] = {
     "linear": {
-        "what": "multinomial logistic regression, no class weights; its C chosen on val; at most "
-        f"{MOST_ITERATIONS} iterations of L-BFGS",
+        "what": "multinomial logistic regression, no class weights; its C chosen by log-loss on "
+        f"val; at most {MOST_ITERATIONS} iterations of L-BFGS",
         "choices": list(STRENGTHS),
     },
     "nearest": {
-        "what": "vote of the nearest by cosine of standardised features; how many chosen on val",
+        "what": "vote of the nearest by cosine of standardised features; how many chosen by "
+        "macro-F1 on val",
         "choices": list(NEIGHBOURS),
     },
     "forest": {
-        "what": f"random forest of {NUM_TREES} trees; fewest examples of a leaf chosen on val",
+        "what": f"random forest of {NUM_TREES} trees; fewest examples of a leaf chosen by "
+        "macro-F1 on val",
         "choices": list(LEAVES),
     },
     MAJORITY: {"what": "the commonest class of the train split, whatever the budget"},
@@ -151,7 +166,8 @@ def probe_run(
 
     Raises:
         ConfigError: a level or a kind of features does not exist.
-        ContractError: the dataset breaks the run's contract, or has no train or no test chips.
+        ContractError: the dataset breaks the run's contract, has no train or no test chips, or a
+            block of ground in two splits.
         StorageError: ``output`` cannot be written.
     """
     for given, known in ((levels, LEVELS), (features, tuple(MAKERS))):
@@ -164,6 +180,12 @@ def probe_run(
                 f"{dataset.path} has no chip in its {split} split: a probe is fitted on train and "
                 f"scored on test ground; build the dataset with data.plan.split.{split}"
             )
+    blocks = [{*dataset.column("block")[dataset.indices(split)]} for split in SPLITS]
+    if twice := set.union(*(a & b for a, b in itertools.combinations(blocks, 2))):
+        raise ContractError(
+            f"{dataset.path}: block {min(map(str, twice))!r} lies in two splits, so that a probe "
+            "would be scored beside its own examples; build the dataset again"
+        )
     zoning = zoning or Zoning.of(dataset)
     told = conditions(run, dataset, seed)
     folder = parts_folder(output, told)
@@ -209,6 +231,11 @@ def probe_run(
                 f"{level}: {row.probe} probe of {name}, {budget} labels",
             )
 
+    chip_px = run.model.config.chip_px
+    num_chips = {
+        split: len(fixed_windows(dataset.indices(split).tolist(), dataset.size_px, chip_px))
+        for split in SPLITS
+    }
     record = Probes(
         **dict(told),
         features={name: MEANINGS[name] for name in features},
@@ -222,6 +249,7 @@ def probe_run(
                 zoning.of_chip[truth["test"][level].chip],
                 FEWEST_IN_ZONE[level],
                 seed,
+                {split: min(MOST_CHIPS / max(num, 1), 1) for split, num in num_chips.items()},
             )
             for level in levels
             if level not in skipped
@@ -251,7 +279,10 @@ def conditions(run: Run, dataset: Dataset, seed: int) -> ProbeConditions:
         patch_px=contract.patch_px,
         seed=seed,
         most=Most(
-            chips_per_split=MOST_CHIPS, train_examples=MOST_EXAMPLES, val_examples=MOST_VALIDATION
+            chips_per_split=MOST_CHIPS,
+            train_examples=MOST_EXAMPLES,
+            nearest_examples=MOST_NEAREST,
+            val_examples=MOST_VALIDATION,
         ),
         draws_per_budget=NUM_DRAWS,
         probes=PROBES,
@@ -306,10 +337,14 @@ def examples_of(
 class Predictions:
     """What a row with one budget says of every test example, one line a draw of the labels.
 
-    ``chosen`` is what validation chose in every draw; ``num_labels`` how many were shown.
+    ``log_loss`` is that of each, in nats, ``val_log_loss`` the mean on validation; both NaN without
+    probabilities, the latter without validation examples. ``chosen`` is what validation chose in
+    every draw; ``num_labels`` how many were shown.
     """
 
     classes: Int64[np.ndarray, "draw example"]
+    log_loss: Float32[np.ndarray, "draw example"]
+    val_log_loss: Float[np.ndarray, " draw"]
     chosen: Float[np.ndarray, " draw"]
     num_labels: Int64[np.ndarray, " draw"]
 
@@ -323,7 +358,8 @@ class Predictions:
         """Those of a file; None where there is none, or one that is damaged."""
         try:
             arrays = load(read_bytes(path))
-            return cls(arrays["classes"].astype(np.int64), arrays["chosen"], arrays["num_labels"])
+            names = ("log_loss", "val_log_loss", "chosen", "num_labels")
+            return cls(arrays["classes"].astype(np.int64), *(arrays[name] for name in names))
         except (OSError, SafetensorError, KeyError):
             return None
 
@@ -335,15 +371,24 @@ def predictions(
     train, test = examples["train"], examples["test"]
     val = examples["val"].take(some_of(len(examples["val"].labels), MOST_VALIDATION, seed))
     if budget == "all" or row.probe == MAJORITY:
-        draws = [some_of(len(train.labels), MOST_EXAMPLES, seed)]
+        most = MOST_NEAREST if row.probe in ("nearest", "forest") else MOST_EXAMPLES
+        draws = [some_of(len(train.labels), most, seed)]
     else:
         draws = [
             few_labels(train.labels, train.block, budget, np.random.default_rng([seed, draw]))
             for draw in range(NUM_DRAWS)
         ]
     probes = [fit_row(row, train.take(index), val, seed) for index in draws]
+
+    def losses(probe: Probe, of: Features) -> np.ndarray:
+        if not isinstance(probe, Likelihoods):
+            return np.full(len(of.labels), np.nan, np.float32)
+        return log_losses(probe, of.values, of.labels).astype(np.float32)
+
     return Predictions(
         np.stack([probe.predict(test.values) for probe in probes]),
+        np.stack([losses(probe, test) for probe in probes]),
+        np.array([losses(probe, val).mean() if len(val.labels) else np.nan for probe in probes]),
         np.array([probe.chosen for probe in probes], float),
         np.array([len(index) for index in draws]),
     )
@@ -351,20 +396,28 @@ def predictions(
 
 @dataclass(frozen=True)
 class MajorityProbe:
-    """The same class, everywhere."""
+    """The commonest class everywhere, and everywhere the same shares of all."""
 
-    class_id: int
+    classes: Int64[np.ndarray, " cls"]
+    shares: Float[np.ndarray, " cls"]
     chosen = float("nan")
 
     def predict(self, features: Float[np.ndarray, "example dim"]) -> Int64[np.ndarray, " example"]:
-        """The class, for every example."""
-        return np.full(len(features), self.class_id)
+        """The commonest class, for every example."""
+        return np.full(len(features), self.classes[self.shares.argmax()])
+
+    def probabilities(
+        self, features: Float[np.ndarray, "example dim"]
+    ) -> Float[np.ndarray, "example cls"]:
+        """The shares, for every example."""
+        return np.tile(self.shares, (len(features), 1))
 
 
 def fit_row(row: ProbeRow, train: Features, val: Features, seed: int) -> Probe:
     """The probe of a row, its settings chosen on ``val`` where there are such examples."""
     if row.probe == MAJORITY:
-        return MajorityProbe(int(np.bincount(train.labels).argmax()))
+        classes, counts = np.unique(train.labels, return_counts=True)
+        return MajorityProbe(classes, counts / counts.sum())
     values, labels = (val.values, val.labels) if len(val.labels) else (None, None)
     if row.probe == "forest":
         return fit_forest(train.values, train.labels, values, labels, seed)
@@ -428,35 +481,47 @@ def level_record(
     zone: Shaped[np.ndarray, " example"],
     fewest: int,
     seed: int,
+    of_chips: Mapping[str, float] = MappingProxyType({}),
 ) -> Level:
     """Scores of predictions of the test examples: of every row, of how far rows differ from the
     encoder's, and zone by zone.
 
     Every row is a set of confusion matrices, one for each draw of the labels and each block of test
     ground, so that scores, intervals and differences are sums of them. Blocks are resampled alike
-    for all rows, so differences are paired. ``examples`` are those of every split, ``zone`` that of
-    every test example; zones of less than ``fewest`` are not called the worst.
+    for all rows, so differences are paired. ``examples`` are those of every split, ``of_chips`` the
+    share of its chips that they come from; ``zone`` is that of every test example, and zones of
+    less than ``fewest`` are not called the worst. Means over classes are over those that lie in
+    enough blocks (``common_classes``), in zones over all that occur there.
     """
     test = examples["test"]
 
     def counts(
         where: Int64[np.ndarray, " some"], some: Results
-    ) -> dict[tuple[ProbeRow, Budget], Confusions]:
+    ) -> dict[tuple[ProbeRow, Budget], tuple[Confusions, LogLosses | None]]:
         names, block = np.unique(test.block[where].astype(str), return_inverse=True)
-        return {
-            key: by_block(test.labels[where], made.classes[:, where], block, len(names))
-            for key, made in some.items()
-        }
+        found = {}
+        for key, made in some.items():
+            cells = by_block(test.labels[where], made.classes[:, where], block, len(names))
+            losses = made.log_loss[:, where]
+            sums = [np.bincount(block, each, len(names)) for each in losses]
+            found[key] = cells, None if np.isnan(losses).any() else np.stack(sums)
+        return found
 
     def drawn(scores: ResampledScores) -> dict[str, DrawnScore]:
         return {
-            metric: DrawnScore(**dict(scores.mean(metric)), per_draw=scores.whole[metric].tolist())
-            for metric in METRICS
+            metric: DrawnScore(**dict(scores.mean(metric)), per_draw=whole.tolist())
+            for metric, whole in scores.whole.items()
         }
 
-    cells = counts(np.arange(len(test.labels)), results)
-    times = resampled_blocks(next(iter(cells.values())).shape[1], seed)
-    scores = {key: ResampledScores.of(each, times) for key, each in cells.items()}
+    sums = counts(np.arange(len(test.labels)), results)
+    cells = {key: each for key, (each, _) in sums.items()}
+    every = next(iter(cells.values()))[0]
+    counted_classes = common_classes(every)
+    times = resampled_blocks(len(every), seed)
+    scores = {
+        key: ResampledScores.of(each, times, counted=counted_classes, log_loss=losses)
+        for key, (each, losses) in sums.items()
+    }
     rows = [
         TableRow(
             features=row.features,
@@ -464,13 +529,26 @@ def level_record(
             budget=budget,
             num_labels=made.num_labels.tolist(),
             chosen=made.chosen.tolist() if row.probe != MAJORITY else None,
+            val_log_loss=None
+            if np.isnan(made.val_log_loss).any()
+            else float(made.val_log_loss.mean()),
             **drawn(scores[row, budget]),
             per_class=per_class(cells[row, budget]),
             confusion=cells[row, budget].sum((0, 1)).tolist(),
         )
         for (row, budget), made in results.items()
     ]
-    # the encoder beside every row of its own probe, and beside rows whose probe it has not
+    bars: dict[Budget, HumbleBar] = {}
+    for each in rows:
+        loss = each.val_log_loss
+        if each.features in HUMBLE and each.probe == "linear" and loss is not None:
+            bar = bars.get(each.budget)
+            if bar is None or loss < bar.val_log_loss:
+                bars[each.budget] = HumbleBar(
+                    budget=each.budget, features=each.features, val_log_loss=loss
+                )
+    # the encoder beside every row of its own probe, beside rows whose probe it has not, and always
+    # beside the humble bar
     own = {row.probe for row, _ in results if row.features == SUBJECT}
     differences = [
         Difference(
@@ -483,7 +561,11 @@ def level_record(
         for subject, budget in results if subject.features == SUBJECT
         for row, other in results
         if other == budget and row.features != SUBJECT
-        and (row.probe == subject.probe or row.probe not in own)
+        and (
+            row.probe == subject.probe
+            or row.probe not in own
+            or (budget in bars and row == bars[budget].row)
+        )
     ]  # fmt: skip
 
     last = [budget for _, budget in results][-1]
@@ -493,9 +575,12 @@ def level_record(
     for name in np.unique(zone.astype(str)).tolist():
         there = np.flatnonzero(zone.astype(str) == name)
         of_zone = counts(there, largest)
-        num_blocks = next(iter(of_zone.values())).shape[1]
+        num_blocks = next(iter(of_zone.values()))[0].shape[1]
         times = resampled_blocks(num_blocks, seed)
-        scored = {key: ResampledScores.of(each, times) for key, each in of_zone.items()}
+        scored = {
+            key: ResampledScores.of(each, times, log_loss=losses)
+            for key, (each, losses) in of_zone.items()
+        }
         zones[name] = ZoneScores(
             num_examples=len(there),
             num_blocks=num_blocks,
@@ -504,7 +589,7 @@ def level_record(
                     features=row.features,
                     probe=row.probe,
                     budget=budget,
-                    **{metric: own_scores.mean(metric) for metric in METRICS},
+                    **{metric: own_scores.mean(metric) for metric in own_scores.whole},
                 )
                 for (row, budget), own_scores in scored.items()
             ],
@@ -512,8 +597,18 @@ def level_record(
         subjects = [each for each in zones[name].results if each.features == SUBJECT]
         if subjects and len(there) >= fewest:
             reached[name] = subjects[0].macro_f1.mean
+    num_blocks_of = (every.sum(2) > 0).sum(0)
     return Level(
-        examples=Examples(**{split: counted(some) for split, some in examples.items()}),
+        examples=Examples(
+            **{split: counted(some, of_chips.get(split, 1.0)) for split, some in examples.items()}
+        ),
+        classes=[each.name for each in BHARATEO_CLASSES if counted_classes[each.id]],
+        rare_classes={
+            each.name: int(num_blocks_of[each.id])
+            for each in BHARATEO_CLASSES
+            if num_blocks_of[each.id] and not counted_classes[each.id]
+        },
+        bars=list(bars.values()),
         results=rows,
         differences=differences,
         zones=Zones(
@@ -525,11 +620,12 @@ def level_record(
     )
 
 
-def counted(examples: Features) -> SplitExamples:
-    """How many examples there are, and of which class."""
+def counted(examples: Features, of_chips: float) -> SplitExamples:
+    """How many examples there are, of which share of the chips, and of which class."""
     counts = np.bincount(examples.labels, minlength=len(BHARATEO_CLASSES))
     return SplitExamples(
         num_examples=len(examples.labels),
+        of_chips=of_chips,
         num_chips=len(np.unique(examples.chip)),
         num_blocks=len(np.unique(examples.block.astype(str))),
         per_class={each.name: int(counts[each.id]) for each in BHARATEO_CLASSES if counts[each.id]},

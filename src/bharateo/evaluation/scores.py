@@ -13,9 +13,9 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float, Int64, Shaped
+from jaxtyping import Bool, Float, Int64, Shaped
 
-from bharateo.evaluation.intervals import interval, resampled_blocks
+from bharateo.evaluation.intervals import LEAST_BLOCKS, interval, resampled_blocks
 from bharateo.landcover import NUM_CLASSES
 from bharateo.results import Against, Scores
 
@@ -69,16 +69,20 @@ def confusion(
 def class_metrics(
     cells: Shaped[np.ndarray, "*lead true predicted"],
     whole: Shaped[np.ndarray, "*tail true predicted"] | None = None,
+    counted: Bool[np.ndarray, " true"] | None = None,
 ) -> dict[str, Float[np.ndarray, "*lead"]]:
     """Accuracy, balanced accuracy and macro-F1 of confusion matrices of any number of classes.
 
     Means are over the classes that occur as true ones; what is taken for another class counts as
     missed. Of resampled ground ``whole`` is the matrix of all of it (its axes are the last of
     ``cells``): its classes are those of the mean, and a class that a resample lacks keeps the value
-    it has there, so that every resample measures the same thing.
+    it has there, so that every resample measures the same thing. ``counted`` are the classes that
+    means are over, where not all that occur are.
     """
     whole = cells if whole is None else whole
     present = whole.sum(-1) > 0
+    if counted is not None:
+        present = present & counted
     here = cells.sum(-1) > 0
     recall = np.where(here, _recall(cells), _recall(whole))
     f1 = np.where(here, _f1(cells), _f1(whole))
@@ -104,6 +108,17 @@ def one_block_classes(
     """Names of the true classes that lie in a single block."""
     num_blocks = (cells.sum(-1) > 0).sum(0)
     return tuple(name for name, num in zip(classes, num_blocks, strict=True) if num == 1)
+
+
+def common_classes(
+    cells: Shaped[np.ndarray, "block true predicted"],
+) -> Bool[np.ndarray, " true"]:
+    """The true classes that lie in ``LEAST_BLOCKS`` blocks or more: how much their part of a mean
+    varies between blocks can be told. All that occur, where fewer than two lie in as many.
+    """
+    num_blocks = (cells.sum(-1) > 0).sum(0)
+    common: np.ndarray = num_blocks >= LEAST_BLOCKS
+    return common if common.sum() >= 2 else num_blocks > 0
 
 
 def metrics(

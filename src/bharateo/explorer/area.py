@@ -150,8 +150,10 @@ class PatchModel:
 
 
 def covering_masks(num_tokens: int, mask_ratio: float) -> list[Mask]:
-    """Fixed masks of one chip that together hide every token."""
+    """Fixed masks of one chip that together hide every token; none where a mask hides nothing."""
     masked = num_masked(num_tokens, mask_ratio)
+    if not masked:
+        return []
     drawn = torch.from_numpy(np.random.default_rng(0).permutation(num_tokens))
     num = max(NUM_MASKS, -(-num_tokens // masked))
     masks = []

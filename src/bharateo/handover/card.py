@@ -28,6 +28,7 @@ _PROBE_METRICS = {
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
     "macro_f1": "macro-F1",
+    "log_loss": "log-loss",
 }
 
 
@@ -144,13 +145,15 @@ def _probe_tables(folder: Path) -> list[str]:
         rows = [
             ["**encoder**" if each.features == "encoder" else markdown_text(each.features),
              markdown_text(each.probe),
-             *(_with_interval(score.mean, score.ci95) for score in map(each.score, _PROBE_METRICS))]
+             *(_with_interval(score.mean, score.ci95) if score else "none"
+               for score in map(each.score, _PROBE_METRICS))]
             for each in level.results
             if each.budget == "all"
         ]  # fmt: skip
         if rows:
             head = ["features", "probe", *_PROBE_METRICS.values()]
-            scores = [each.score(metric) for each in level.results for metric in _PROBE_METRICS]
+            every = (each.score(metric) for each in level.results for metric in _PROBE_METRICS)
+            scores = [score for score in every if score]
             intervals = _said_of_intervals(
                 any(score.ci95 for score in scores), [score.no_interval for score in scores]
             )

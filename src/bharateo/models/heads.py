@@ -93,6 +93,8 @@ class Head(nn.Module):
     """Those that it tells apart, if it does; ``confusion`` counts them."""
     confusion_key: ClassVar[str] = ""
     """The key of the confusion matrix in files, of a head that tells classes apart."""
+    learns_of_visible: ClassVar[bool] = False
+    """Whether visible patches are targets as well as hidden ones, so that none need be hidden."""
     rebuilds_image: ClassVar[bool] = False
     """Whether what it predicts are the patches of the image, in model units."""
 
@@ -331,6 +333,7 @@ class LandCoverHead(Head):
     )
     classes = BHARATEO_CLASSES
     confusion_key = "confusion_masked"
+    learns_of_visible = True
 
     def __init__(
         self,

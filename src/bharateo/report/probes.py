@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bharateo.evaluation import probe_table
-from bharateo.evaluation.probe_table import METRIC_NAMES, SUBJECT, budget_name, row_name
+from bharateo.evaluation.probe_table import LOWER_IS_BETTER, SUBJECT, row_name
 from bharateo.report import charts
 from bharateo.report.charts import MUTED, SERIES, Chart, Line
 from bharateo.report.scores import MethodRow, TableCell
@@ -16,8 +16,6 @@ def section(record: Probes) -> dict[str, Any]:
     """Everything the page's section shows of a record."""
     return {
         "explained": probe_table.explained(record),
-        "budgets": [budget_name(budget) for budget in record.budgets],
-        "metrics": list(METRIC_NAMES.values()),
         "charts": [
             budget_chart(record, name, probe)
             for name, level in record.levels.items()
@@ -26,9 +24,16 @@ def section(record: Probes) -> dict[str, Any]:
         "levels": [
             {
                 "worst": probe_table.worst_zone(record, name),
+                "bar": probe_table.bar_sentence(level),
+                "classes": probe_table.classes_sentence(level),
                 "tables": [
                     {
                         "title": f"{name}, {probe_table.PROBE_NAMES[probe]}",
+                        "columns": [
+                            f"{metric}, {probe_table.budget_heading(level, probe, budget)}"
+                            for metric in probe_table.metrics_of(level, probe).values()
+                            for budget in record.budgets
+                        ],
                         "rows": table_rows(level, probe),
                         "verdict": probe_table.verdict(record, name, probe, record.budgets[-1]),
                     }
@@ -46,16 +51,22 @@ def section(record: Probes) -> dict[str, Any]:
 
 def table_rows(level: Level, probe: str) -> list[MethodRow]:
     """A row a kind of features, a cell a metric and budget; the best of each column is marked."""
+    metrics = probe_table.metrics_of(level, probe)
+    found = probe_table.table(level, probe)
     columns = {
-        row: [result.score(metric) for metric in METRIC_NAMES for result in results]
-        for row, results in probe_table.table(level, probe).items()
+        row: [result.score(metric) for metric in metrics for result in results]
+        for row, results in found.items()
     }
-    best = [
-        max(f"{score.mean:.3f}" for score in column)
-        for column in zip(*columns.values(), strict=True)
-    ]
+    num_budgets = len(next(iter(found.values())))
+    best = []
+    for place, column in enumerate(zip(*columns.values(), strict=True)):
+        lower = [*metrics][place // num_budgets] in LOWER_IS_BETTER
+        means = [score.mean for score in column if score]
+        best.append(f"{min(means) if lower else max(means):.3f}")
 
-    def cell(score: MeanScore, best: str) -> TableCell:
+    def cell(score: MeanScore | None, best: str) -> TableCell | None:
+        if score is None:
+            return None
         shown, ci95 = f"{score.mean:.3f}", score.ci95
         return TableCell(shown, f"{ci95[0]:.3f} to {ci95[1]:.3f}" if ci95 else "", shown == best)
 

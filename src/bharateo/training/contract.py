@@ -94,7 +94,7 @@ class ModelShape(OpenRecord):
     name: Literal["v0", "seed"]
     chip_px: Px
     patch_px: Px
-    mask_ratio: Annotated[float, Field(gt=0, lt=1)]
+    mask_ratio: Annotated[float, Field(ge=0, lt=1)]
     width: PositiveInt
     depth: Annotated[int, Field(ge=0, le=1000)]
     num_heads: PositiveInt
@@ -227,7 +227,7 @@ def _contradiction(said: Contract) -> str | None:
             return f"{name} is {ours}, model.{name} {models}"
     if said.chip_px % said.patch_px:
         return f"patch_px {said.patch_px} does not divide chip_px {said.chip_px}"
-    if int((said.chip_px // said.patch_px) ** 2 * said.mask_ratio) < 1:
+    if said.mask_ratio and int((said.chip_px // said.patch_px) ** 2 * said.mask_ratio) < 1:
         return f"mask_ratio {said.mask_ratio} hides no patch of a chip"
     parts = [("", model.width, model.num_heads)]
     if model.name != "seed":  # which has no decoder

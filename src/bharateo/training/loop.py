@@ -140,6 +140,12 @@ def check_fit(config: Config, dataset: Dataset, num_ranks: int = 1) -> None:
         )
     if not config.heads:
         raise ConfigError(f"heads is empty: give at least one of {', '.join(HEADS)}")
+    blind = [name for name in config.heads if name in HEADS and not HEADS[name].learns_of_visible]
+    if model.mask_ratio == 0 and blind:
+        raise ConfigError(
+            f"model.mask_ratio 0 hides no patch, and heads.{blind[0]} learns of hidden ones alone: "
+            "raise it, or leave the head out"
+        )
     Accounting(  # refuses sizes that make no tokens, or none to hide
         1, 1, model.chip_px, model.patch_px, dataset.sensor.num_bands, model.mask_ratio
     )

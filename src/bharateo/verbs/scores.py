@@ -164,6 +164,7 @@ def ablate(
     full: bool = False,
     seeds: int | None = None,
     quick: bool = False,
+    controls: bool = False,
     settings: Settings = (),
     display: MaybeDisplay = None,
 ) -> Ablation:
@@ -171,10 +172,10 @@ def ablate(
 
     Trains the configuration with something changed, several seeds each, and scores the frozen
     features by a linear probe on the dataset's test ground: one table with intervals over seeds
-    and blocks of ground. Without --vary: the weight of the land-cover loss (0, 0.2, 0.5), its
-    target (mode, fraction), and the usual sets of bands that the dataset holds, one changed at a
-    time. Every training is a run folder below OUTPUT. Kill it, run it again, ask for more cells or
-    seeds: what is there is kept.
+    and blocks of ground, beside the best features that nothing is trained for. Without --vary:
+    the weight of the land-cover loss (0, 0.2, 0.5), its target (mode, fraction), and the usual
+    sets of bands that the dataset holds, one changed at a time. Every training is a run folder
+    below OUTPUT. Kill it, run it again, ask for more cells or seeds: what is there is kept.
 
       bharateo ablate configs/sentinel2-10band.yaml --dataset datasets/d --output a
       bharateo ablate configs/sample.yaml --dataset datasets/sample --output a --quick
@@ -191,6 +192,8 @@ def ablate(
         full: every combination, instead of one key changed at a time
         seeds: trainings of every cell (default: 3; 2 with --quick)
         quick: the smallest grid: with land-cover labels and without, two seeds, at most ten epochs
+        controls: also the same network for the same arithmetic without the pretext task (labels
+            alone, nothing hidden) and without labels; alone, unless --vary or --quick is given
         settings: override one key of the configuration, e.g. training.lr=0.001; repeat for
             several
 
@@ -216,7 +219,10 @@ def ablate(
         config, factors = ablation.quick(config)
     if vary:
         factors = [ablation.Factor.parse(text) for text in vary]
-    cells = ablation.grid(config, dataset, factors, full)
+    also = ablation.controls(config, dataset.sensor.num_bands) if controls else []
+    if controls and not (vary or quick):
+        factors = []
+    cells = ablation.grid(config, dataset, factors, full, also)
     display.say(f"ablate: {len(cells)} cells x {seeds} seeds = {len(cells) * seeds} trainings")
     with display.bar("ablate") as bar:
         record = ablation.ablate(cells, dataset, output, seeds, bar.update)

@@ -235,6 +235,16 @@ def share_right(probed):
     return np.trace(cells) / cells.sum()
 
 
+def test_controls_are_trained_and_scored_beside_the_configuration(dataset, tmp_path):
+    cells = grid(CONFIG, dataset, [], also=controls(CONFIG, 2))
+    record = ablated(cells, dataset, tmp_path, 1)
+    heads = [[*Run.open(tmp_path / cell["runs"][0]).heads] for cell in record["cells"]]
+    assert heads == [["pixels", "landcover"], ["landcover"], ["pixels"]]
+    assert len([*tmp_path.glob("humble-*.json")]) == 1
+    text = (tmp_path / "ablation.md").read_text()
+    assert "| pixels weight | mask_ratio | epochs | landcover weight | accuracy" in text
+
+
 def test_a_killed_ablation_goes_on_and_ends_as_one_that_ran_through(done, dataset, tmp_path):
     """Killed in the middle of a training, before a probe, and in the second cell."""
     cells = grid(CONFIG, dataset, FACTORS[:1])

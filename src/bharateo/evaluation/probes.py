@@ -28,7 +28,7 @@ from bharateo.landcover import NUM_CLASSES
 if TYPE_CHECKING:
     from sklearn.ensemble import RandomForestClassifier
 
-STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 """Inverse regularisation of the linear probe to choose from (scikit-learn's ``C``)."""
 
 NEIGHBOURS = (1, 5, 20)

@@ -195,7 +195,9 @@ def test_the_humble_bar_is_chosen_on_validation_and_the_encoder_is_set_against_i
             ]  # fmt: skip
             assert bar.row in against
     name = level.bar("all").features.replace("_", " ")
-    assert f" the humble bar, {name} (" in verdict(found, "patch", "nearest", "all")
+    assert f" the humble bar, a linear probe of {name} (" in verdict(
+        found, "patch", "nearest", "all"
+    )
     assert verdict(found, "patch", "linear", "all").index("the humble bar") < 70
     assert f"{name} (all labels)" in probe_table.bar_sentence(level)
     assert all(rows[-1][-1] == name for _, _, rows in text_tables(found))

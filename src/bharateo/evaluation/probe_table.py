@@ -137,7 +137,8 @@ def verdict(record: Probes, level: str, probe: str, budget: Budget) -> str:
             reasons |= {each.no_interval: None for each in scores.values() if each.no_interval}
             outcome = _outcome(difference)
             if bar and difference.baseline == bar.row:
-                of_bar = f"{outcome} the humble bar, {row_name(bar.row)} ({', '.join(by.values())})"
+                named = f"the humble bar, a linear probe of {row_name(bar.row)}"
+                of_bar = f"{outcome} {named} ({', '.join(by.values())})"
             else:
                 one = f"{row_name(difference.baseline)} ({by[METRIC_NAMES['macro_f1']]})"
                 found.setdefault(outcome, []).append(one)

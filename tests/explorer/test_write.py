@@ -53,6 +53,10 @@ def test_the_masks_hide_every_patch(num_tokens, ratio):
     assert all(sorted(mask.order[0].tolist()) == [*range(num_tokens)] for mask in masks)
 
 
+def test_where_nothing_is_hidden_no_mask_covers_anything():
+    assert covering_masks(16, 0) == []
+
+
 def test_errors_are_in_physical_units_over_valid_pixels(explored_run, monkeypatch):
     model = explored_run.model
     image = torch.rand(2, model.num_bands, 32, 32, generator=torch.Generator().manual_seed(0))

@@ -30,12 +30,13 @@ OPTIONS = {
     "pretrain": "CONFIG --dataset --output --epochs --seed --set",
     "evaluate": "RUN --dataset --output",
     "report": "RUN",
-    "probe": "RUN --dataset --output --levels --budgets --features --zones --zone-field --seed",
+    "probe": "RUN --dataset --output --levels --budgets --features --zones --zone-field --seed "
+    "--readout",
     "probe-task": f"RUN FOLDER --output --layout --resize --split-file {READING}",
     "ablate": "CONFIG --dataset --output --vary --full --seeds --quick --controls --set",
     "tokens": "RUN --chips --epochs --bands --chip-px --patch-px --mask-ratio --model --machine "
     "--num-machines --watts --grid --masks-per-chip --batch-size --precision",
-    "embed": f"RUN INPUT --output --dtype --stride --step --precision --level {READING}",
+    "embed": f"RUN INPUT --output --dtype --stride --step --precision --level --readout {READING}",
     "map": f"RUN RASTER --output --probe --against --stride --precision {READING}",
     "teach": f"RUN RASTER --points --output --class-field --stride --precision {READING}",
     "search": f"EMBEDDING INPUT --like --output --count --away {READING}",

@@ -408,6 +408,7 @@ class ProbeConditions(Versioned):
     own_dataset: bool
     chip_px: Whole | None = None
     patch_px: Whole | None = None
+    readout: Name = "token"
     seed: int | None = None
     most: Most
     draws_per_budget: Whole

@@ -18,7 +18,7 @@ from rio_cogeo.cogeo import cog_validate
 
 from bharateo.errors import ConfigError, ContractError, EmptyRegionError
 from bharateo.inference.embed import Embedding, embed_dataset, embed_raster
-from bharateo.inference.encoder import FrozenEncoder
+from bharateo.inference.encoder import FrozenEncoder, over_symmetries
 from bharateo.inference.inputs import RasterInput, open_input
 from bharateo.inference.tiles import CellGrid, Tile
 from bharateo.models.heads import build_heads
@@ -186,9 +186,11 @@ def test_a_raster_without_a_valid_pixel_is_all_nodata_and_no_table(run, raster, 
 # Datasets.
 
 
-def test_a_dataset_becomes_a_row_a_patch(run, reflectance_dataset, tmp_path):
+@pytest.mark.parametrize("readout", ["token", "d4"])
+def test_a_dataset_becomes_a_row_a_patch(run, reflectance_dataset, tmp_path, readout):
     path, dataset = tmp_path / "d.parquet", reflectance_dataset
-    embed_dataset(run, dataset, [path], Embedding(dtype="float32"), quietly, quietly)
+    how = Embedding(dtype="float32", readout=readout)
+    embed_dataset(run, dataset, [path], how, quietly, quietly)
     frame = geopandas.read_parquet(path)
     assert frame.crs.to_epsg() == 4326
     chip = dataset.num_chips - 1
@@ -201,7 +203,10 @@ def test_a_dataset_becomes_a_row_a_patch(run, reflectance_dataset, tmp_path):
         window = (slice(row, row + height), slice(col, col + width))
         return image[:, *window], valid[window]
 
-    alone = grid.predict(read, FrozenEncoder.of_run(run).features, Tile(slice(0, 6), slice(0, 6)))
+    features = FrozenEncoder.of_run(run).features
+    if readout == "d4":
+        features = over_symmetries(features)
+    alone = grid.predict(read, features, Tile(slice(0, 6), slice(0, 6)))
     row, col = (own[name].to_numpy() - dataset.column(name)[chip] for name in ("row", "col"))
     assert len(own) == (~np.isnan(alone[..., 0])).sum()
     np.testing.assert_allclose(

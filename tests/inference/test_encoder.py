@@ -2,7 +2,13 @@ import pytest
 import torch
 
 from bharateo.errors import ContractError, RunError
-from bharateo.inference.encoder import CHIPS_AT_ONCE, FrozenEncoder, all_visible, device_of
+from bharateo.inference.encoder import (
+    CHIPS_AT_ONCE,
+    FrozenEncoder,
+    all_visible,
+    device_of,
+    over_symmetries,
+)
 from models.tiny_models import HEADS, random_batch, tiny_heads, tiny_model, with_pixels
 
 
@@ -90,6 +96,40 @@ def test_a_run_without_a_land_cover_head_has_no_classes_of_its_own():
     batch, _ = random_batch(frozen.model)
     with pytest.raises(RunError, match=r"heads\.landcover.*probe"):
         frozen.class_probabilities(batch.image, batch.valid)
+
+
+# Read out over symmetries.
+
+
+def test_turned_or_flipped_a_chip_has_the_same_vectors_in_other_places():
+    """Of patches that come to lie on patches; of the encoder as it is that is not so."""
+    frozen = encoder()
+    batch, _ = random_batch(frozen.model, all_valid=False)
+    image, valid = batch.image, batch.valid
+
+    def grids(predict, turned):
+        values = predict(turned(image), turned(valid))
+        return turned(values.transpose(1, 2).unflatten(2, (frozen.grid, frozen.grid)))
+
+    mean = over_symmetries(frozen.features)
+    for turned in (lambda x: x.flip(-1), lambda x: x.flip(-2), lambda x: x.transpose(-1, -2)):
+        as_it_is = grids(mean, lambda x: x)
+        torch.testing.assert_close(grids(mean, turned), as_it_is, atol=1e-5, rtol=1e-4)
+        plain = grids(frozen.features, lambda x: x)
+        assert not torch.allclose(grids(frozen.features, turned), plain, atol=1e-3)
+
+
+def test_a_mean_over_symmetries_is_over_all_eight():
+    image = torch.arange(9.0).reshape(1, 1, 3, 3)
+    seen = []
+
+    def predict(image, valid):
+        seen.append(image.clone())
+        return image.flatten(2).transpose(1, 2)  # each token says its own pixel
+
+    found = over_symmetries(predict)(image, image[:, 0] >= 0)
+    assert torch.equal(found, image.flatten(2).transpose(1, 2))
+    assert len({tuple(each.flatten().tolist()) for each in seen}) == 8
 
 
 # Where it computes.

@@ -64,6 +64,7 @@ from bharateo.evaluation.probes import (
 from bharateo.evaluation.scores import common_classes
 from bharateo.evaluation.zones import Zoning
 from bharateo.files import read_bytes, write_bytes, write_json
+from bharateo.inference.encoder import Readout, over_symmetries
 from bharateo.landcover import BHARATEO_CLASSES, NUM_CLASSES
 from bharateo.models.patches import patchify
 from bharateo.results import (
@@ -158,9 +159,12 @@ def probe_run(
     features: Sequence[str] = tuple(MAKERS),
     zoning: Zoning | None = None,
     seed: int = 0,
+    readout: Readout = "token",
     on_step: OnStep = lambda done, total, note: None,
 ) -> Probes:
     """The table of a run on a dataset, also written to ``output``; goes on where it stopped.
+
+    ``readout`` is how the encoder's vectors are read out, the untrained one's too.
 
     A level whose labels are of one class is skipped, and the record says so.
 
@@ -187,7 +191,7 @@ def probe_run(
             "would be scored beside its own examples; build the dataset again"
         )
     zoning = zoning or Zoning.of(dataset)
-    told = conditions(run, dataset, seed)
+    told = conditions(run, dataset, seed, readout)
     folder = parts_folder(output, told)
     truth = examples_of(run, dataset, MAJORITY, seed)
     skipped = {}
@@ -219,7 +223,7 @@ def probe_run(
             on_step(len(made) + _EXTRACTION * (number + share), total, f"features: {name}")
 
         missing = [part for part in asked if part[1].features == name and part not in made]
-        examples = examples_of(run, dataset, name, seed, on_chips) if missing else {}
+        examples = examples_of(run, dataset, name, seed, readout, on_chips) if missing else {}
         for part in missing:
             level, row, budget = part
             by_split = {split: found[level] for split, found in examples.items()}
@@ -260,7 +264,9 @@ def probe_run(
     return record
 
 
-def conditions(run: Run, dataset: Dataset, seed: int) -> ProbeConditions:
+def conditions(
+    run: Run, dataset: Dataset, seed: int, readout: Readout = "token"
+) -> ProbeConditions:
     """Everything that decides the predictions of a run's probes on a dataset."""
     contract, fingerprint = run.contract, dataset_fingerprint(dataset)
     return ProbeConditions(
@@ -277,6 +283,7 @@ def conditions(run: Run, dataset: Dataset, seed: int) -> ProbeConditions:
         own_dataset=fingerprint == contract.dataset.fingerprint,
         chip_px=probed_px(run, dataset),
         patch_px=contract.patch_px,
+        readout=readout,
         seed=seed,
         most=Most(
             chips_per_split=MOST_CHIPS,
@@ -306,10 +313,11 @@ def examples_of(
     dataset: Dataset,
     features: str,
     seed: int,
+    readout: Readout = "token",
     on_chips: Callable[[float], None] = lambda share: None,
 ) -> dict[str, dict[str, Features]]:
     """Every split's examples at every level with these features, none for the majority class;
-    ``on_chips`` is told the share that is done.
+    ``readout`` is that of an encoder's, ``on_chips`` is told the share that is done.
     """
     size_px, patch_px = probed_px(run, dataset), run.model.config.patch_px
     if features == MAJORITY:
@@ -320,6 +328,8 @@ def examples_of(
         extractor = Extractor(features, nothing)
     else:
         extractor = MAKERS[features](run, dataset, seed)
+        if readout == "d4" and features not in HUMBLE:
+            extractor = Extractor(features, over_symmetries(extractor.features))
     found = {}
     for number, split in enumerate(SPLITS):
 

@@ -16,7 +16,13 @@ from pyproj import CRS
 from bharateo.chips.store import Dataset
 from bharateo.errors import ConfigError
 from bharateo.geography import to_lonlat
-from bharateo.inference.encoder import CHIPS_AT_ONCE, FrozenEncoder
+from bharateo.inference.encoder import (
+    CHIPS_AT_ONCE,
+    FrozenEncoder,
+    PerToken,
+    Readout,
+    over_symmetries,
+)
 from bharateo.inference.inputs import RasterInput
 from bharateo.inference.products import (
     MadeBy,
@@ -68,7 +74,8 @@ class Embedding:
     """How vectors are made and kept.
 
     ``stride_px``: distance of patches (None: the patch size); ``step``: distance of windows in
-    tokens (None: half a chip); ``level``: one row a patch or a chip, of datasets.
+    tokens (None: half a chip); ``level``: one row a patch or a chip, of datasets; ``readout``: of
+    the chip as it is, or the mean over its symmetries.
     """
 
     dtype: str = "float16"
@@ -76,6 +83,12 @@ class Embedding:
     step: int | None = None
     precision: str = "fp32"
     level: str = "patch"
+    readout: Readout = "token"
+
+    def predicting(self, encoder: FrozenEncoder) -> PerToken:
+        """The vectors of chips in this precision, read out in this way."""
+        predict = encoder.in_precision(encoder.features, self.precision)
+        return over_symmetries(predict) if self.readout == "d4" else predict
 
     @property
     def kept_as(self) -> str:
@@ -114,7 +127,7 @@ def embed_raster(
     grid = CellGrid(source.shape, encoder.chip_px, encoder.patch_px, stride, how.step)
 
     def make(folder: Path, plan: EmbeddingRecord, missing: Sequence[Path]) -> None:
-        predict = encoder.in_precision(encoder.features, how.precision)
+        predict = how.predicting(encoder)
         vectors = predict_tiles(grid, source.read, predict, folder, progress, how.kept_as)
         for output in missing:
             if output.suffix == ".parquet":
@@ -162,7 +175,7 @@ def embed_dataset(
         patch_px = encoder.patch_px
         side_px = dataset.size_px // patch_px * patch_px
         grid = TokenGrid((side_px, side_px), encoder.chip_px, patch_px, how.step)
-        predict = encoder.in_precision(encoder.features, how.precision)
+        predict = how.predicting(encoder)
 
         def vectors(chips: range) -> Float[np.ndarray, "chip row col dim"]:
             stored = np.stack([dataset.image(chip)[:, :side_px, :side_px] for chip in chips])

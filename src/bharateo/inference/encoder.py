@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, cast, runtime_checkable
+from typing import Literal, Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Real
@@ -48,6 +50,29 @@ class RunLayer:
 def all_visible(num_chips: int, num_tokens: int, device: torch.device | None = None) -> Mask:
     """The mask that hides nothing."""
     return Mask(torch.arange(num_tokens, device=device).expand(num_chips, num_tokens), num_tokens)
+
+
+Readout = Literal["token", "d4"]
+"""How a vector is read out: of the chip as it is, or the mean ``over_symmetries``."""
+
+
+def over_symmetries(predict: PerToken) -> PerToken:
+    """The mean of what is predicted of a chip's eight flips and quarter turns, turned back: eight
+    times the work, and what only the way up has made of a patch averages out.
+    """
+
+    def mean(image: Tensor, valid: Tensor) -> Tensor:
+        total = torch.zeros(())
+        for turns, flipped in itertools.product(range(4), (False, True)):
+            turned = [torch.rot90(each, turns, (-2, -1)) for each in (image, valid)]
+            values = predict(*(each.flip(-1) if flipped else each for each in turned))
+            side = math.isqrt(values.shape[1])
+            grid = values.transpose(1, 2).unflatten(2, (side, side))
+            grid = torch.rot90(grid.flip(-1) if flipped else grid, -turns, (-2, -1))
+            total = total + grid.flatten(2).transpose(1, 2) / 8
+        return total
+
+    return mean
 
 
 def device_of(run: Path) -> torch.device:

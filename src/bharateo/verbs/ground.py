@@ -46,6 +46,7 @@ def embed(
     step: Annotated[int | None, Parameter(metavar="TOKENS")] = None,
     precision: Precision = "fp32",
     level: Literal["patch", "chip"] = "patch",
+    readout: Literal["token", "d4"] = "token",
     reading: MaybeReading = None,
     display: MaybeDisplay = None,
 ) -> list[Path]:
@@ -80,6 +81,8 @@ def embed(
             slower, a whole chip's leaves seams
         precision: of the model's arithmetic; auto: bf16 where the processor has it
         level: of a dataset: one row a patch, or a chip with the mean of its patches
+        readout: d4: the mean over a chip's eight flips and turns, which is worth more to probes
+            and takes eight times as long
 
     Returns:
         The files.
@@ -101,7 +104,8 @@ def embed(
     from bharateo.outputs import check_outputs
 
     return_freed_memory()
-    outputs, how = list_of_paths(outputs), Embedding(dtype, stride_px, step, precision, level)
+    outputs = list_of_paths(outputs)
+    how = Embedding(dtype, stride_px, step, precision, level, readout)
     check_outputs("embed", embedding_products(outputs), [location])
     opened, display = open_run(run), display or Display()
     is_dataset = (Path(location) / DATASET_FILE).exists()

@@ -38,6 +38,7 @@ def probe(
     zones: PathLike | None = None,
     zone_field: str | None = None,
     seed: int = 0,
+    readout: Literal["token", "d4"] = "token",
     display: MaybeDisplay = None,
 ) -> Probes:
     """What a run's frozen features are worth, for few labels and for many.
@@ -63,6 +64,8 @@ def probe(
             else its regions, else its blocks)
         zone_field: the column with the zones' names
         seed: of the labels, filters and weights drawn
+        readout: of the encoder's vectors; d4: the mean over a chip's eight flips and turns, which
+            takes eight times as long
 
     Returns:
         What the file holds.
@@ -87,7 +90,7 @@ def probe(
         record = probe_run(
             opened, ground, output, levels=levels, budgets=counts,
             features=tuple(MAKERS) if features is None else features, zoning=zoning, seed=seed,
-            on_step=bar.update,
+            readout=readout, on_step=bar.update,
         )  # fmt: skip
     for level, why in record.skipped.items():
         display.say(f"no {level} is probed: {why}")

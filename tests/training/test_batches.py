@@ -4,6 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bharateo.errors import ConfigError
 from bharateo.landcover import IGNORE, patch_class_counts
 from bharateo.models.patches import patchify
 from bharateo.training.data import (
@@ -15,7 +16,7 @@ from bharateo.training.data import (
     symmetric,
     window_ids,
 )
-from bharateo.training.loop import Trainer
+from bharateo.training.loop import Trainer, pretrain
 from small_datasets import many_bands, small_config, small_dataset
 
 MODEL = small_config().model
@@ -54,6 +55,43 @@ def test_an_epoch_shows_its_chips_and_no_more(palette_dataset, tmp_path):
     trainer = Trainer(palette_dataset, small_config(chips_per_epoch=37), tmp_path)
     sizes = [len(trainer.batch(step)[0].chip) for step in range(trainer.num_steps)]
     assert sizes == [16, 16, 5] * 2
+
+
+# Under another light.
+
+
+def test_jitter_multiplies_and_shifts_every_band_of_a_chip_and_nothing_else(
+    reflectance_dataset, tmp_path
+):
+    jitter = 0.2
+    plain = Trainer(reflectance_dataset, small_config(), tmp_path / "plain")
+    trainer = Trainer(reflectance_dataset, small_config(jitter=jitter), tmp_path / "jitter")
+    (batch, mask), (relit, other) = plain.batch(3), trainer.batch(3)
+    assert torch.equal(mask.order, other.order)
+    for name in ("valid", "class_counts", "chip"):
+        assert torch.equal(getattr(batch, name), getattr(relit, name))
+    assert same(trainer.batch(3), (relit, other))
+    std = trainer.objective.model.normalise.std
+    gains = []
+    for chip in range(len(batch.chip)):
+        by_band = []
+        for band, deviation in enumerate(std.tolist()):
+            x, y = batch.image[chip, band].flatten(), relit.image[chip, band].flatten()
+            low, high = x.argmin(), x.argmax()
+            gain = float((y[high] - y[low]) / (x[high] - x[low]))
+            shift = float(y[low] - gain * x[low])
+            torch.testing.assert_close(y, gain * x + shift, atol=1e-4, rtol=1e-3)
+            assert abs(gain - 1) <= 1.5 * jitter + 1e-3
+            assert abs(shift) <= 2 * jitter * deviation + 1e-3
+            by_band.append(gain)
+        gains.append(by_band)
+    assert np.std(gains, axis=1).min() > 0  # bands by themselves
+    assert np.std(np.mean(gains, axis=1)) > 0.03  # and all of a chip together
+
+
+def test_colours_that_stand_for_classes_have_no_light(palette_dataset, tmp_path):
+    with pytest.raises(ConfigError, match=r"training\.jitter 0\.2: .* stand for classes"):
+        pretrain(palette_dataset, small_config(jitter=0.2), tmp_path)
 
 
 # Where chips are cut.

@@ -15,7 +15,9 @@ def drawn(positions, masks_per_chip=1, seed=3, epoch=1, spare_px=9, num_tokens=1
     """Draws in which every loaded chip's square is 1000 and its place."""
     positions = np.asarray(positions, np.int64)
     chips = 1000 + positions // masks_per_chip
-    return draw(positions, chips, spare_px, num_tokens, augment, seed, epoch, masks_per_chip)
+    return draw(
+        positions, chips, spare_px, num_tokens, augment, seed, epoch, masks_per_chip, num_light=5
+    )
 
 
 def assert_same(draws, other):
@@ -204,6 +206,20 @@ def test_windows_and_symmetries_are_uniform_over_all_there_are():
     assert draws.noise.min() >= 0
     assert draws.noise.max() < 1
     assert abs(np.corrcoef(draws.noise[:, :4].T) - np.eye(4)).max() < 0.05
+
+
+def test_the_light_is_uniform_and_changes_nothing_else():
+    light = drawn(range(4000)).light
+    assert light.shape == (4000, 5)
+    assert -1 <= light.min() < -0.99
+    assert 0.99 < light.max() < 1
+    assert np.abs(light.mean(0)).max() < 0.05
+    whole = drawn(range(50))
+    chips = whole.chip
+    without = draw(np.arange(50), chips, 9, 16, True, 3, 1)
+    assert without.light.shape == (50, 0)
+    for name in ("row", "col", "symmetry", "noise"):
+        np.testing.assert_array_equal(getattr(without, name), getattr(whole, name))
 
 
 def test_a_square_of_the_chips_own_size_has_one_window():

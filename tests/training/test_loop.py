@@ -257,6 +257,23 @@ def test_killed_at_any_step_and_resumed_it_ends_in_the_same_bytes(
     assert without_speed(history(tmp_path)) == without_speed(history(undisturbed))
 
 
+def test_killed_and_resumed_chips_lie_under_the_light_they_would_have(
+    reflectance_dataset, tmp_path
+):
+    config = small_config(jitter=0.2, masks_per_chip=2, checkpoint_seconds=0.0)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    pretrain(reflectance_dataset, config, whole)
+    assert killed_after(reflectance_dataset, config, killed, lambda _, n: n == 3) == [1, 2, 3]
+    micro = replace(config, machine=replace(config.machine, micro_batch=3))
+    pretrain(reflectance_dataset, micro, killed)
+    weights = (Run.open(each).model.state_dict() for each in (whole, killed))
+    for one, other in zip(*(each.values() for each in weights), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-3)
+    pretrain(reflectance_dataset, config, tmp_path / "again")
+    model = "model.safetensors"
+    assert (tmp_path / "again" / model).read_bytes() == (whole / model).read_bytes()
+
+
 @pytest.mark.parametrize("step", [3, 4, 6])
 def test_killed_around_the_end_of_an_epoch_no_row_is_lost_or_doubled(
     whole, palette_dataset, tmp_path, step

@@ -159,7 +159,8 @@ _WORDS_PER_COUNT = 4
 @dataclass(frozen=True)
 class Draws:
     """What presentations show: stored squares, the upper left pixels of the windows in them, the
-    symmetry of each (0 to 7, see ``symmetric``) and the noise that makes its mask.
+    symmetry of each (0 to 7, see ``symmetric``), the noise that makes its mask, and the numbers of
+    ``relit``, if any.
     """
 
     chip: Int64[np.ndarray, " shown"]
@@ -167,13 +168,19 @@ class Draws:
     col: Int64[np.ndarray, " shown"]
     symmetry: Int64[np.ndarray, " shown"]
     noise: Float64[np.ndarray, "shown token"]
+    light: Float64[np.ndarray, "shown number"]
 
     def __len__(self) -> int:
         return len(self.chip)
 
     def __getitem__(self, some: slice) -> Draws:
         return Draws(
-            self.chip[some], self.row[some], self.col[some], self.symmetry[some], self.noise[some]
+            self.chip[some],
+            self.row[some],
+            self.col[some],
+            self.symmetry[some],
+            self.noise[some],
+            self.light[some],
         )
 
 
@@ -258,23 +265,30 @@ def draw(
     seed: int,
     epoch: int,
     masks_per_chip: int = 1,
+    num_light: int = 0,
 ) -> Draws:
     """What the positions of an epoch show, which are ascending; ``chips`` are their squares.
 
     ``spare_px`` is by how much a square is larger than a chip. Windows are uniform over all
-    places, the same for all presentations of a loaded chip; symmetry (0 unless ``augment``) and
-    noise are every presentation's own.
+    places, the same for all presentations of a loaded chip; symmetry (0 unless ``augment``), noise
+    and ``num_light`` numbers in [-1, 1) of the light are every presentation's own.
     """
     firsts = positions - positions % masks_per_chip
     begin, end = (int(firsts[0]), int(positions[-1]) + 1) if len(positions) else (0, 0)
-    # Row p - begin holds position p's numbers in [0, 1), wherever the range begins.
-    counts = -(-(3 + num_tokens) // _WORDS_PER_COUNT)
-    philox = np.random.Philox(np.random.SeedSequence([seed, epoch])).advance(begin * counts)
-    numbers = np.random.Generator(philox).random((end - begin, counts * _WORDS_PER_COUNT))
-    window, own = numbers[firsts - begin], numbers[positions - begin]
+
+    def numbers(num: int, *key: int) -> Float64[np.ndarray, "place number"]:
+        """Row p - begin holds position p's numbers in [0, 1), wherever the range begins."""
+        counts = -(-num // _WORDS_PER_COUNT)
+        philox = np.random.Philox(np.random.SeedSequence(key)).advance(begin * counts)
+        return np.random.Generator(philox).random((end - begin, counts * _WORDS_PER_COUNT))
+
+    drawn = numbers(3 + num_tokens, seed, epoch)
+    window, own = drawn[firsts - begin], drawn[positions - begin]
     row, col = (window[:, :2] * (spare_px + 1)).astype(np.int64).T
     symmetry = (own[:, 2] * (8 if augment else 1)).astype(np.int64)
-    return Draws(chips, row, col, symmetry, own[:, 3 : 3 + num_tokens])
+    # A stream of its own, so that who wants no other light draws what they always drew.
+    light = 2 * numbers(num_light, seed, epoch, 1)[positions - begin, :num_light] - 1
+    return Draws(chips, row, col, symmetry, own[:, 3 : 3 + num_tokens], light)
 
 
 # What a step loads, and what it is made into.
@@ -342,6 +356,28 @@ def prepare(raw: RawBatch, sensor: Sensor, patch_px: int, num_masked: int) -> tu
     else:
         turned, chip, noise = turned_at_once, raw.drawn.chip, raw.drawn.noise
     return Batch(*turned(raw, sensor, patch_px), chip), mask_from_noise(noise, num_masked)
+
+
+def num_light(num_bands: int, jitter: float) -> int:
+    """How many numbers ``relit`` takes for a chip."""
+    return 1 + 2 * num_bands if jitter else 0
+
+
+def relit(
+    image: Float[Tensor, "shown band row col"],
+    light: Float64[Tensor, "shown number"],
+    std: Float[Tensor, " band"],
+    jitter: float,
+) -> Float[Tensor, "shown band row col"]:
+    """Chips in physical units as if under another light, see ``training.jitter``.
+
+    ``light`` are numbers in [-1, 1): one for the gain of all bands, then one a band for its own
+    gain, then one a band for its shift, which is in the band's deviations ``std``.
+    """
+    common, own, shift = (light.to(image) * jitter).split([1, len(std), len(std)], 1)
+    gain = 1 + common + own / 2
+    shift = 2 * shift * std
+    return torch.addcmul(shift[:, :, None, None], image, gain[:, :, None, None])
 
 
 Turned = tuple[

@@ -11,7 +11,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
 from typing import TypeVar
@@ -34,7 +34,7 @@ from bharateo.models.objective import Objective
 from bharateo.models.patches import Mask, num_masked
 from bharateo.models.vit import TransformerBlock
 from bharateo.sensor import Sensor
-from bharateo.training.data import RawBatch, prepare
+from bharateo.training.data import RawBatch, prepare, relit, sent
 from bharateo.training.optimisers import build_optimisers
 
 T = TypeVar("T")
@@ -312,8 +312,13 @@ class Learner:
         self.num_masked = num_masked(model.num_tokens, config.model.mask_ratio)
 
     def prepare(self, raw: RawBatch) -> tuple[Batch, Mask]:
-        """Chips in physical units and their masks, on the device."""
-        return prepare(raw, self.sensor, self.config.model.patch_px, self.num_masked)
+        """Chips in physical units, as the light is drawn, and their masks, on the device."""
+        batch, mask = prepare(raw, self.sensor, self.config.model.patch_px, self.num_masked)
+        if jitter := self.config.training.jitter:
+            std = self.objective.model.normalise.std
+            light = sent(raw.draws.light, std.device)
+            batch = replace(batch, image=relit(batch.image, light, std, jitter))
+        return batch, mask
 
     def differentiate(self, step: int, lr: float, raw: RawBatch) -> Launched:
         """Loss and gradients of a step, those of all ranks; the gradients are clipped."""

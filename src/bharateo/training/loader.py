@@ -25,7 +25,16 @@ from bharateo.chips.records import RecordReader
 from bharateo.chips.store import LAYERS, Dataset
 from bharateo.config import Config
 from bharateo.errors import ConfigError
-from bharateo.training.data import Draws, RawBatch, draw, epoch_order, sent, share, signed
+from bharateo.training.data import (
+    Draws,
+    RawBatch,
+    draw,
+    epoch_order,
+    num_light,
+    sent,
+    share,
+    signed,
+)
 
 T = TypeVar("T")
 
@@ -285,6 +294,7 @@ class Loader:
             augment=training.augment == "d4",
             seed=training.seed,
             masks_per_chip=masks,
+            num_light=num_light(dataset.sensor.num_bands, training.jitter),
         )
         own = chips[rank::num_ranks] if training.lanes > 1 else chips
         num_bytes = len(own) * sum(lies.read_bytes for lies in dataset.layers.values())

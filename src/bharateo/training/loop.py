@@ -138,6 +138,11 @@ def check_fit(config: Config, dataset: Dataset, num_ranks: int = 1) -> None:
             f"{training.epochs}: the learning rate would never come to training.lr; lower the one "
             "or raise the other"
         )
+    if training.jitter and not dataset.sensor.standardised:
+        raise ConfigError(
+            f"training.jitter {training.jitter:g}: {dataset.sensor.title} holds colours that stand "
+            "for classes, which no light changes: set it to 0"
+        )
     if not config.heads:
         raise ConfigError(f"heads is empty: give at least one of {', '.join(HEADS)}")
     blind = [name for name in config.heads if name in HEADS and not HEADS[name].learns_of_visible]

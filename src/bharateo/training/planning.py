@@ -31,7 +31,7 @@ from bharateo.models.mae import build_model, num_parameters
 from bharateo.models.objective import Objective
 from bharateo.models.patches import Mask, num_masked
 from bharateo.sensor import SENTINEL2_L2A
-from bharateo.training.data import Draws, RawBatch
+from bharateo.training.data import Draws, RawBatch, num_light
 from bharateo.training.optimisers import build_optimisers
 
 if TYPE_CHECKING:
@@ -489,9 +489,10 @@ def generated(config: Config, num_bands: int, batch_size: int, device: torch.dev
     valid = np.full((num_chips, side, -(-side // 8)), 255, np.uint8)
     symmetry = rng.integers(0, 8, batch_size) * (config.training.augment == "d4")
     noise = rng.random((batch_size, (side // config.model.patch_px) ** 2))
+    light = rng.random((batch_size, num_light(num_bands, config.training.jitter)))
     layers = {"image": image, "landcover": landcover, "valid": valid}
     tensors = {name: torch.from_numpy(each).to(device) for name, each in layers.items()}
-    return RawBatch(**tensors, draws=Draws(shows, zero, zero, symmetry, noise), shows=shows)
+    return RawBatch(**tensors, draws=Draws(shows, zero, zero, symmetry, noise, light), shows=shows)
 
 
 def durations(

@@ -311,7 +311,7 @@ class TrainingConfig(_Section):
     """``d4``: one of the eight flips and quarter turns of a square, drawn per chip."""
     jitter: Annotated[float, Field(ge=0, lt=0.6)] = 0.0
     """How much the light on a chip varies from one presentation to the next: every band is
-    multiplied by 1 +- ``jitter`` (+- half as much by itself) and shifted by +- 2 ``jitter`` of its
+    multiplied by 1 +- ``jitter`` (+- half as much by itself) and shifted by +- 3 ``jitter`` of its
     deviations. Little ground then lasts longer; not for class colours. 0.2 is strong."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """``auto``: bf16 where the processor multiplies it natively, else fp32."""

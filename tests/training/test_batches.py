@@ -82,7 +82,7 @@ def test_jitter_multiplies_and_shifts_every_band_of_a_chip_and_nothing_else(
             shift = float(y[low] - gain * x[low])
             torch.testing.assert_close(y, gain * x + shift, atol=1e-4, rtol=1e-3)
             assert abs(gain - 1) <= 1.5 * jitter + 1e-3
-            assert abs(shift) <= 2 * jitter * deviation + 1e-3
+            assert abs(shift) <= 3 * jitter * deviation + 1e-3
             by_band.append(gain)
         gains.append(by_band)
     assert np.std(gains, axis=1).min() > 0  # bands by themselves

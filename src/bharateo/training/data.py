@@ -376,7 +376,7 @@ def relit(
     """
     common, own, shift = (light.to(image) * jitter).split([1, len(std), len(std)], 1)
     gain = 1 + common + own / 2
-    shift = 2 * shift * std
+    shift = 3 * shift * std
     return torch.addcmul(shift[:, :, None, None], image, gain[:, :, None, None])
 
 

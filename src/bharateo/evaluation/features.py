@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from bharateo.chips.store import Dataset
 from bharateo.inference.encoder import CHIPS_AT_ONCE, FrozenEncoder, PerToken, device_of
 from bharateo.landcover import IGNORE, patch_mode
-from bharateo.models.embedding import FILTER_PX, STRIDE, THRESHOLD, whitened_filters
+from bharateo.models.embedding import FILTER_PX, GAIN, STRIDE, THRESHOLD, whitened_filters
 from bharateo.models.kernels import CHIPS_IN_CACHE
 from bharateo.models.mae import MaskedAutoencoder, Normalise, build_model
 from bharateo.models.patches import patchify, unpatchify
@@ -38,9 +38,6 @@ MOST_CHIPS = 2048
 
 _FILTER_CHIPS = 64
 _PIXELS_PER_CHIP = 200
-
-_FAINT = 10
-"""Responses from a tenth of a deviation on are taken for large by the logarithm."""
 
 
 @dataclass(frozen=True)
@@ -184,7 +181,7 @@ def log_energies(convolutions: Extractor) -> Extractor:
     """
 
     def features(image: Tensor, valid: Tensor) -> Tensor:
-        return (_FAINT * convolutions.features(image, valid)).log1p()
+        return (GAIN * convolutions.features(image, valid)).log1p()
 
     return Extractor("log_energies", features)
 
@@ -215,7 +212,7 @@ _PATCH_ALONE = {
     "band_statistics": f"of every band in the patch: mean, deviation, quantiles {QUANTILES}",
     "random_convolutions": f"{NUM_FILTERS} whitened squares of {FILTER_PX} px of training chips as "
     "filters, positive and negative responses averaged over the patch",
-    "log_energies": f"log(1 + {_FAINT} x) of every x of the random convolutions",
+    "log_energies": f"log(1 + {GAIN:g} x) of every x of the random convolutions",
 }
 _CONTEXT = ", and the means of these over the 3 x 3 patches around it and over the chip"
 HUMBLE: Mapping[str, str] = {

@@ -30,7 +30,7 @@ THRESHOLD = 0.5
 STRIDE = 2
 """A response is taken at every second row and column; their mean over a patch hardly differs."""
 
-_GAIN = 10.0
+GAIN = 10.0
 """The logarithm is taken of 1 + so many energies: small ones, as of water, stay apart."""
 
 _SAMPLES = 20_000
@@ -158,7 +158,7 @@ class Energies(KeptInFloat32):
                 found = self._energies(squares, known)
         else:  # a graph that is exported has no such context in it
             found = self._energies(squares, known)
-        return torch.log1p(_GAIN * found).unflatten(0, patches.shape[:2])
+        return torch.log1p(GAIN * found).unflatten(0, patches.shape[:2])
 
     def _squares(self, patches: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Patches and their validity as images: (patch, band, row, col) and (patch, row, col)."""

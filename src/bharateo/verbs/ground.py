@@ -17,6 +17,7 @@ from bharateo.verbs.arguments import (
     Paths,
     Points,
     Precision,
+    Readout,
     RunLike,
     Stride,
     list_of_paths,
@@ -46,7 +47,7 @@ def embed(
     step: Annotated[int | None, Parameter(metavar="TOKENS")] = None,
     precision: Precision = "fp32",
     level: Literal["patch", "chip"] = "patch",
-    readout: Literal["token", "d4"] = "token",
+    readout: Readout = "token",
     reading: MaybeReading = None,
     display: MaybeDisplay = None,
 ) -> list[Path]:

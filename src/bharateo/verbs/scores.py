@@ -14,6 +14,7 @@ from bharateo.verbs.arguments import (
     MaybeDisplay,
     MaybeReading,
     PathLike,
+    Readout,
     RunLike,
     Settings,
     Words,
@@ -38,7 +39,7 @@ def probe(
     zones: PathLike | None = None,
     zone_field: str | None = None,
     seed: int = 0,
-    readout: Literal["token", "d4"] = "token",
+    readout: Readout = "token",
     display: MaybeDisplay = None,
 ) -> Probes:
     """What a run's frozen features are worth, for few labels and for many.

@@ -196,7 +196,7 @@ class GeotiffConfig(_Section):
     display_range: tuple[float, float] | None = None
     """Physical values shown black and white; default: 2 % to 98 % of a look at the pixels."""
     labels: str = "worldcover"
-    """``worldcover``, or a label raster."""
+    """``worldcover``, a label raster, or ``none``: chips to learn from without labels."""
     label_classes: Mapping[int, Annotated[int, Field(ge=0, le=7)]] = field(default_factory=dict)
     """Label raster: its code -> class id 0..7; WorldCover's codes if empty."""
     attribution: tuple[str, ...] = ()

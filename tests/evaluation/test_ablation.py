@@ -4,6 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+import bharateo
 from bharateo.config import SplitConfig
 from bharateo.errors import ConfigError, ContractError, RunError
 from bharateo.evaluation import ablation
@@ -17,8 +18,10 @@ from bharateo.evaluation.ablation import (
     default_factors,
     grid,
     quick,
+    targets,
 )
 from bharateo.evaluation.features import HUMBLE, MAKERS
+from bharateo.models.targets import TARGETS
 from bharateo.sensor import SENTINEL2_L2A
 from bharateo.training.planning import Cost
 from bharateo.training.run import Run
@@ -159,6 +162,23 @@ def test_controls_of_one_kind_of_heads_are_refused():
         controls(without, 2)
 
 
+def test_targets_are_learned_without_labels_for_the_same_arithmetic(dataset):
+    config = replace(CONFIG, training=replace(CONFIG.training, epochs=300))
+    base, *others = grid(config, dataset, [], also=targets(config, 2))
+    asked = [
+        (head, each.options["target"])
+        for cell in others
+        for head, each in cell.config.heads.items()
+    ]
+    assert asked == [("pixels", "pixels"), ("pixels", "correction"),
+                     *(("features", target) for target in TARGETS)]  # fmt: skip
+    assert base.config == config
+    budget = 300 * Cost.of(config, 2).training
+    for cell in others:
+        spent = cell.config.training.epochs * Cost.of(cell.config, 2).training
+        assert spent == pytest.approx(budget, rel=0.01)
+
+
 # Running it.
 
 
@@ -243,6 +263,16 @@ def test_controls_are_trained_and_scored_beside_the_configuration(dataset, tmp_p
     assert len([*tmp_path.glob("humble-*.json")]) == 1
     text = (tmp_path / "ablation.md").read_text()
     assert "| pixels weight | mask_ratio | epochs | landcover weight | accuracy" in text
+
+
+def test_targets_are_trained_and_scored_beside_the_configuration(dataset, tmp_path):
+    record = ablate(grid(CONFIG, dataset, [], also=targets(CONFIG, 2)), dataset, tmp_path, 1)
+    assert len(record.cells) == 1 + 2 + len(TARGETS)
+    for cell in record.cells:
+        (run,) = cell.runs
+        scores = bharateo.evaluate(tmp_path / run).splits["test"].model
+        (head,) = [name for name in ("pixels", "features") if cell.settings[f"heads.{name}.weight"]]
+        assert scores.value({"pixels": "masked_mae", "features": "feature_mse"}[head]) > 0
 
 
 def test_a_killed_ablation_goes_on_and_ends_as_one_that_ran_through(done, dataset, tmp_path):

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bharateo.evaluation.baselines import BASELINES, Seen, pull_push
+from bharateo.evaluation.baselines import BASELINES, Seen
 from bharateo.models.heads import Batch
-from bharateo.models.patches import Mask, mask_from_noise, patchify
+from bharateo.models.patches import Mask, mask_from_noise, patchify, pull_push
 
 GRID, PATCH, BANDS = 4, 2, 2
 TRAIN_MEAN = torch.tensor([0.25, -0.5])

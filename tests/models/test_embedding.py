@@ -119,7 +119,7 @@ def test_in_half_precision_vectors_are_about_the_same(embedding, dtype):
     model = build_model(replace(TINY, embedding=embedding), [5000.0, 3000.0], [2500.0, 1200.0])
     image = torch.randint(1, 9000, (4, 2, 32, 32)).float()
     valid = torch.ones(4, 32, 32, dtype=torch.bool)
-    model.fit_embedding(image, valid, 0)
+    model.embed.fit(*model.every_patch(image, valid), 0)
     whole = FrozenEncoder(model).features(image, valid)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         mixed = FrozenEncoder(model).features(image, valid)

@@ -101,7 +101,9 @@ def test_nothing_to_learn_from_gives_no_loss_and_no_gradient(head_name):
 
 
 def test_an_unknown_head_is_refused_with_the_known_ones():
-    with pytest.raises(ConfigError, match=r"heads\.pixel is not a head; known are pixels, landcov"):
+    with pytest.raises(
+        ConfigError, match=r"heads\.pixel is not a head; known are pixels, features, landcov"
+    ):
         build_heads({"pixel": HeadConfig()}, tiny_model())
 
 

@@ -26,7 +26,7 @@ def tiny_model(name="v0", num_bands=3, seed=0, **sizes):
     model = build_model(replace(TINY, name=name, **sizes), mean, [0.5 + m for m in mean])
     px, generator = model.config.chip_px, torch.Generator().manual_seed(seed)
     noise = torch.rand(8, num_bands, px, px, generator=generator)
-    model.fit_embedding(noise, torch.ones(8, px, px, dtype=torch.bool), seed)
+    model.embed.fit(*model.every_patch(noise, torch.ones(8, px, px, dtype=torch.bool)), seed)
     return randomised(model)
 
 

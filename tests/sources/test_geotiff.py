@@ -564,6 +564,14 @@ def test_few_files_stay_open(chips, label_raster):
     assert len(made.image.opened) < 30
 
 
+def test_chips_may_have_no_labels(chips, tmp_path):
+    plan = replace(FILES, min_classes=0)
+    built = build(recipe(chips, "none", plan, label_classes={}), plan, tmp_path / "d", 0)
+    assert built.num_chips == 40
+    assert (built.chips["labelled_fraction"] == 0).all()
+    assert all((built.landcover(chip) == IGNORE).all() for chip in range(3))
+
+
 # What is refused
 
 
@@ -584,6 +592,7 @@ def test_few_files_stay_open(chips, label_raster):
         ({"composites": dict.fromkeys("abc", ("red",) * 3)}, "has 3, reports show two"),
         ({"label_classes": {1: 9}}, "1: 9 is no code from 0 to 255 with the id of a class"),
         ({"labels": "no-such.tif"}, r"data\.geotiff\.labels 'no-such\.tif' does not exist"),
+        ({"labels": "none"}, r"labels is 'none'.*min_classes to 0"),
         ({"labels": "worldcover"}, "label_classes says what the codes of a label raster mean"),
         ({"path": "no-such-folder"}, "'no-such-folder' is no file, folder or pattern"),
         ({"path": "no-such/*.tif"}, r"'no-such/\*\.tif' is no file, folder or pattern"),

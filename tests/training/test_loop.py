@@ -1,3 +1,4 @@
+import copy
 import itertools
 import json
 import math
@@ -14,8 +15,10 @@ from bharateo.config import HeadConfig, SplitConfig
 from bharateo.errors import BharatEOError, ConfigError, ContractError, DivergedError, RunError
 from bharateo.evaluation.evaluate import evaluate
 from bharateo.models.heads import HEADS
+from bharateo.models.targets import TARGETS
 from bharateo.sensor import WORLDCOVER_PALETTE
 from bharateo.training import data, loop
+from bharateo.training.data import training_chips
 from bharateo.training.loop import Trainer, pretrain
 from bharateo.training.optimisers import build_optimisers, learning_rate
 from bharateo.training.run import Run
@@ -397,7 +400,11 @@ def test_another_datasets_folder_is_refused(palette_dataset, tmp_path):
         ({"model": {"width": 18}}, ConfigError, "multiple of 4, got 18"),
         ({"model": {"num_heads": 3}}, ConfigError, "width 16 is not a multiple of num_heads 3"),
         ({"model": {"chip_px": 64}}, ContractError, r"chip_px 64 is larger .* \(48 px\).*size_px"),
-        ({"heads": {}}, ConfigError, "heads is empty: give at least one of pixels, landcover"),
+        (
+            {"heads": {}},
+            ConfigError,
+            "heads is empty: give at least one of pixels, features, landcover",
+        ),
         (
             {"model": {"mask_ratio": 0.0}},
             ConfigError,
@@ -435,6 +442,49 @@ def test_labels_alone_are_learnt_with_nothing_hidden(reflectance_dataset, tmp_pa
     scores = evaluate(opened, reflectance_dataset, tmp_path / "e.json").splits["test"].model
     assert scores.value("esa_acc_visible") == scores.value("esa_acc")
     assert scores.value("esa_acc_masked") is None
+
+
+def test_a_dead_target_is_refused_and_claims_no_folder(reflectance_dataset, tmp_path, monkeypatch):
+    def flat(*what):
+        some = training_chips(*what)
+        return replace(some, image=some.image.mean((2, 3), keepdim=True).expand_as(some.image))
+
+    config = small_config()
+    config = replace(config, heads={"features": HeadConfig(1.0, {"target": "normalised"})})
+    said = []
+    with monkeypatch.context() as changed:
+        changed.setattr(loop, "training_chips", flat)
+        said_why = r"heads\.features: nothing can be learned .*hardly varies"
+        with pytest.raises(ConfigError, match=said_why):
+            pretrain(reflectance_dataset, config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    pretrain(reflectance_dataset, config, tmp_path / "run", say=said.append)
+    assert "effective rank" in said[0]
+
+
+def test_classes_are_not_learnt_where_nothing_is_labelled(reflectance_dataset, tmp_path):
+    unlabelled = copy.copy(reflectance_dataset)
+    unlabelled.chips = unlabelled.chips.assign(labelled_fraction=0.0)
+    with pytest.raises(
+        ConfigError, match=r"heads\.landcover learns from labels, and .* holds none"
+    ):
+        pretrain(unlabelled, small_config(), tmp_path / "run")
+    without = replace(small_config(), heads={"features": HeadConfig()})
+    pretrain(unlabelled, without, tmp_path / "run")
+
+
+@pytest.mark.parametrize("target", [*TARGETS, "correction"])
+def test_what_is_hidden_is_learned_better_than_by_filling_it_in(
+    reflectance_dataset, tmp_path, target
+):
+    head = "pixels" if target == "correction" else "features"
+    config = small_config(epochs=12, chips_per_epoch=320)
+    config = replace(config, heads={head: HeadConfig(1.0, {"target": target})})
+    run = pretrain(reflectance_dataset, config, tmp_path / "run")
+    scores = evaluate(run, reflectance_dataset, tmp_path / "e.json").splits["test"]
+    metric = "masked_mae" if head == "pixels" else "feature_mse"
+    bar = scores.baselines["bilinear" if head == "pixels" else "nearest_visible"]
+    assert scores.model.value(metric) < bar.value(metric)
 
 
 def test_a_dataset_without_training_ground_is_refused(palette_dataset, tmp_path, monkeypatch):

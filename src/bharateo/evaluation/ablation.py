@@ -40,6 +40,7 @@ from bharateo.files import write_json, write_text
 from bharateo.handover.card import markdown_text
 from bharateo.landcover import NUM_CLASSES
 from bharateo.models.heads import HEADS
+from bharateo.models.targets import TARGETS
 from bharateo.plain_yaml import parse_yaml
 from bharateo.results import (
     ABLATION_FILE,
@@ -126,31 +127,59 @@ def quick(config: Config) -> tuple[Config, list[Factor]]:
 
 def controls(config: Config, num_bands: int) -> list[dict[str, Any]]:
     """What is changed where the same network learns from labels alone, nothing hidden, and where
-    it learns without labels: each for as many epochs as take the arithmetic of the configuration.
+    it learns without labels, each ``at_equal_cost``.
 
     Raises:
         ConfigError: not both kinds of heads are configured.
     """
-    of_labels = [name for name in config.heads if name in HEADS and HEADS[name].classes]
-    others = [name for name in config.heads if name not in of_labels]
+    of_labels, others = _heads_by_kind(config)
     if not (of_labels and others):
         raise ConfigError(
             "--controls needs a head that learns from labels and one that does not, e.g. "
             f"landcover and pixels; heads are {', '.join(config.heads)}"
         )
-    changes: list[dict[str, Any]] = [
+    changes = [
         {f"heads.{name}.weight": 0 for name in others} | {"model.mask_ratio": 0},
         {f"heads.{name}.weight": 0 for name in of_labels},
     ]
+    return at_equal_cost(config, changes, num_bands)
+
+
+def targets(config: Config, num_bands: int) -> list[dict[str, Any]]:
+    """What is changed where the same network learns without labels what hidden patches are: their
+    pixels, what these differ by from a smooth fill, or each kind of features; ``at_equal_cost``.
+    """
+    weights = {f"heads.{name}.weight": 0 for name in config.heads}
+    rebuilt: list[dict[str, Any]] = [
+        {"heads.pixels.weight": 1.0, "heads.pixels.options.target": each}
+        for each in ("pixels", "correction")
+    ]
+    predicted: list[dict[str, Any]] = [
+        {"heads.features.weight": 1.0, "heads.features.options.target": each} for each in TARGETS
+    ]
+    return at_equal_cost(config, [weights | each for each in (*rebuilt, *predicted)], num_bands)
+
+
+def _heads_by_kind(config: Config) -> tuple[list[str], list[str]]:
+    """The heads that learn from labels, and the others."""
+    of_labels = [name for name in config.heads if name in HEADS and HEADS[name].classes]
+    return of_labels, [name for name in config.heads if name not in of_labels]
+
+
+def at_equal_cost(
+    config: Config, changes: Sequence[dict[str, Any]], num_bands: int
+) -> list[dict[str, Any]]:
+    """Each change with as many epochs as take the arithmetic of the configuration."""
 
     def cost(changed: Config) -> float:
         heads = {name: head for name, head in changed.heads.items() if head.weight}
         return Cost.of(replace(changed, heads=heads), num_bands).training
 
-    for change in changes:
+    def epochs(change: dict[str, Any]) -> int:
         share = cost(config) / cost(with_settings(config, change))
-        change["training.epochs"] = max(round(config.training.epochs * share), 1)
-    return changes
+        return max(round(config.training.epochs * share), 1)
+
+    return [change | {"training.epochs": epochs(change)} for change in changes]
 
 
 def grid(

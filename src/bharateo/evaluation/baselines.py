@@ -21,10 +21,9 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
-from torch.nn import functional as F
 
 from bharateo.models.heads import Batch
-from bharateo.models.patches import Mask, patchify, take_tokens, unpatchify
+from bharateo.models.patches import Mask, patchify, pull_push, take_tokens, unpatchify
 
 _SHARE = 2**40
 """What stands for the whole of a patch where its class counts are made of shares: single-precision
@@ -130,27 +129,6 @@ def bilinear(seen: Seen) -> Batch:
     full = pull_push(shares, (labelled > 0).float(), shares.new_zeros(shares.shape[1]))
     counts = (full.flatten(2).transpose(1, 2) * _SHARE).long()
     return seen.filled(filled.unflatten(2, (len(seen.train_mean), -1)), counts)
-
-
-def pull_push(
-    image: Float[Tensor, "batch band row col"],
-    weight: Float[Tensor, "batch 1 row col"],
-    empty: Float[Tensor, " band"],
-) -> Float[Tensor, "batch band row col"]:
-    """The image with pixels of weight 0 filled from ever coarser averages of the others.
-
-    ``empty`` fills chips of which nothing is visible.
-    """
-    if image.shape[-1] == 1 or image.shape[-1] % 2:
-        total = weight.sum((2, 3), keepdim=True)
-        mean = (image * weight).sum((2, 3), keepdim=True) / total.clamp(min=1)
-        coarse = torch.where(total > 0, mean, empty[:, None, None])
-        return torch.where(weight > 0, image, coarse)
-    half = F.avg_pool2d(weight, 2)
-    means = F.avg_pool2d(image * weight, 2) / half.clamp(min=1e-12)
-    pulled = pull_push(means * (half > 0), (half > 0).float(), empty)
-    pushed = F.interpolate(pulled, scale_factor=2, mode="bilinear", align_corners=False)
-    return torch.where(weight > 0, image, pushed)
 
 
 def _nearest(grid: int, usable: Bool[Tensor, "batch token"]) -> Int64[Tensor, "batch token"]:

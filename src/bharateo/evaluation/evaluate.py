@@ -72,8 +72,8 @@ def predictions(
     (batch, token, value), as the head predicts them.
     """
     heads = run.heads.by_name()
-    values = mask.restore(run.model(batch.image, batch.valid, mask).values)
-    made = {MODEL: {name: head.predict(values) for name, head in heads.items()}}
+    tokens = run.model(batch.image, batch.valid, mask)
+    made = {MODEL: {name: mask.restore(head.answer(tokens)) for name, head in heads.items()}}
     seen = seen_by_baselines(run, batch, mask)
     for baseline in baselines:
         filled = BASELINES[baseline](seen)

@@ -81,7 +81,7 @@ class AutoencoderGraph(nn.Module):
         tokens = self.model(image, valid, mask)
         outputs = []
         if self.heads.rebuilding:
-            predicted = self.heads.rebuilding.predict(tokens.masked)
+            predicted = self.heads.rebuilding.answer(tokens)[:, mask.num_visible :]
             patches = torch.cat([tokens.patches[:, : mask.num_visible], predicted], 1)
             normalised = unpatchify(
                 mask.restore(patches), self.model.config.patch_px, self.model.grid
@@ -90,7 +90,7 @@ class AutoencoderGraph(nn.Module):
         for head in self.heads.by_name().values():
             if not (layers := head.layers()):
                 continue
-            predicted = mask.restore(head.predict(tokens.values))
+            predicted = mask.restore(head.answer(tokens))
             parts = predicted.split([layer.num_values for layer in layers], 2)
             for layer, values in zip(layers, parts, strict=True):
                 outputs.append(values.softmax(2) if layer.classes else values)

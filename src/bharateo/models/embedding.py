@@ -10,7 +10,6 @@ with the pixels. ``EnergyEmbedding`` and ``StemEmbedding`` can, by convolutions 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Protocol
 
 import torch
 from jaxtyping import Bool, Float, Float32
@@ -46,19 +45,27 @@ _PATCHES_IN_CACHE = 64
 """Patches that eager work on a CPU takes at a time, so that responses stay in its cache."""
 
 
-class PatchEmbedding(Protocol):
+class PatchEmbedding(nn.Module):
     """Makes a vector of every patch, by that patch alone."""
 
-    def __call__(
+    def fit(
+        self,
+        patches: Float32[Tensor, "batch chosen value"],
+        pixels: Bool[Tensor, "batch chosen pixel"],
+        seed: int,
+    ) -> None:
+        """Measure once, of training patches in model units, what is not trained."""
+
+    def forward(
         self,
         patches: Float[Tensor, "batch chosen value"],
         pixels: Bool[Tensor, "batch chosen pixel"],
     ) -> Float[Tensor, "batch chosen dim"]:
         """Vectors of patches in model units, in the weights' precision; ``pixels`` are valid."""
-        ...
+        raise NotImplementedError
 
 
-class LinearEmbedding(nn.Linear):
+class LinearEmbedding(PatchEmbedding, nn.Linear):
     """A linear map of a patch's pixels."""
 
     def __init__(self, num_bands: int, patch_px: int, width: int) -> None:
@@ -70,7 +77,7 @@ class LinearEmbedding(nn.Linear):
         pixels: Bool[Tensor, "batch chosen pixel"],
     ) -> Float[Tensor, "batch chosen dim"]:
         """See ``PatchEmbedding``."""
-        return super().forward(patches.to(self.weight.dtype))
+        return F.linear(patches.to(self.weight.dtype), self.weight, self.bias)
 
 
 class KeptInFloat32(nn.Module):
@@ -194,6 +201,15 @@ class EnergyEmbedding(LinearEmbedding):
         self.norm = nn.LayerNorm(self.energies.size)
         self.linear = nn.Linear(self.energies.size, width)
 
+    def fit(
+        self,
+        patches: Float32[Tensor, "batch chosen value"],
+        pixels: Bool[Tensor, "batch chosen pixel"],
+        seed: int,
+    ) -> None:
+        """The energies."""
+        self.energies.fit(patches, pixels, seed)
+
     def forward(  # type: ignore[override]
         self,
         patches: Float[Tensor, "batch chosen value"],
@@ -205,7 +221,7 @@ class EnergyEmbedding(LinearEmbedding):
         return super().forward(patches, pixels) + vectors
 
 
-class StemEmbedding(nn.Module):
+class StemEmbedding(PatchEmbedding):
     """Two learned convolutions of ``FILTER_PX`` px with GELU, each at every second pixel, then a
     linear map. They see zeros around the patch.
     """
@@ -233,7 +249,7 @@ class StemEmbedding(nn.Module):
         return vectors.unflatten(0, patches.shape[:2])
 
 
-EMBEDDINGS: Mapping[str, Callable[[int, int, int], nn.Module]] = {
+EMBEDDINGS: Mapping[str, Callable[[int, int, int], PatchEmbedding]] = {
     "linear": LinearEmbedding,
     "energies": EnergyEmbedding,
     "stem": StemEmbedding,

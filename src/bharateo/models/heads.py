@@ -6,6 +6,7 @@ A new task is one class here, one line in ``HEADS`` and one entry under ``heads`
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import (
@@ -31,7 +32,8 @@ from bharateo.errors import ConfigError
 from bharateo.landcover import BHARATEO_CLASSES, IGNORE, NUM_CLASSES, LandCoverClass
 from bharateo.models.kernels import pixel_errors, take_patches
 from bharateo.models.mae import MaskedAutoencoder, Tokens
-from bharateo.models.patches import Mask, take_tokens
+from bharateo.models.patches import Mask, patchify, pull_push, take_tokens, unpatchify
+from bharateo.models.targets import TARGETS
 from bharateo.results import Metric
 
 Sums = dict[str, tuple[Tensor, Tensor]]
@@ -97,6 +99,19 @@ class Head(nn.Module):
     """Whether visible patches are targets as well as hidden ones, so that none need be hidden."""
     rebuilds_image: ClassVar[bool] = False
     """Whether what it predicts are the patches of the image, in model units."""
+    frozen: ClassVar[bool] = False
+    """Whether its target is a choice of the experiment, refused if nothing can be learned of it."""
+
+    def fit(
+        self,
+        patches: Float[Tensor, "batch token value"],
+        pixels: Bool[Tensor, "batch token pixel"],
+        seed: int,
+    ) -> None:
+        """Measure what its target needs, once, of training patches in model units."""
+
+    def begin(self) -> None:
+        """Change the weights that it is given to start from."""
 
     def layers(self) -> tuple[Layer, ...]:
         """What maps can show of it: ``predict`` gives their values, one layer after the other."""
@@ -114,6 +129,10 @@ class Head(nn.Module):
     ) -> Float[Tensor, "batch token value"]:
         """What it says of decoded tokens, each by itself, in whatever order they come."""
         raise NotImplementedError
+
+    def answer(self, tokens: Tokens) -> Float[Tensor, "batch token value"]:
+        """What it says of all tokens, in the mask's order."""
+        return self.predict(tokens.values)
 
     def measure(
         self,
@@ -164,7 +183,7 @@ class Head(nn.Module):
         mask = tokens.mask
         place = torch.arange(mask.order.shape[1], device=mask.order.device)
         sums = self.measure(
-            self.predict(tokens.values).float(),
+            self.answer(tokens).float(),
             take_tokens(self.target(batch, model), mask.order),
             (place >= mask.num_visible).expand_as(mask.order),
             model,
@@ -178,6 +197,9 @@ class Head(nn.Module):
 
 class PixelHead(Head):
     """Rebuild the pixels of the masked patches: LayerNorm, Linear, SmoothL1 in model units.
+
+    With ``target`` "correction" it says what is to be added to ``pull_push``, a smooth fill from
+    the visible patches, and starts where that ends; "pixels" are said as they are.
 
     Metrics: ``rec_smooth_l1`` (model units) and ``masked_mae`` (physical units), over valid
     scalars of masked patches.
@@ -208,17 +230,25 @@ class PixelHead(Head):
     rebuilds_image = True
 
     def __init__(
-        self, model: MaskedAutoencoder, beta: Annotated[float, Field(gt=0, le=1e6)] = 0.1
+        self,
+        model: MaskedAutoencoder,
+        beta: Annotated[float, Field(gt=0, le=1e6)] = 0.1,
+        target: Literal["pixels", "correction"] = "pixels",
     ) -> None:
         super().__init__()
-        self.beta, self.patch_px = beta, model.config.patch_px
+        self.beta, self.patch_px, self.kind = beta, model.config.patch_px, target
         self.norm = nn.LayerNorm(model.decoded_width)
         self.linear = nn.Linear(model.decoded_width, model.values_per_patch)
 
+    def begin(self) -> None:
+        """No correction."""
+        if self.kind == "correction":
+            nn.init.zeros_(self.linear.weight)
+            nn.init.zeros_(self.linear.bias)
+
     def target(self, batch: Batch, model: MaskedAutoencoder) -> Float[Tensor, "batch token value"]:
         """Patches in model units."""
-        every = torch.arange(model.num_tokens, device=batch.image.device)
-        patches, valid = model.patches(batch.image, batch.valid, every.expand(len(batch.image), -1))
+        patches, valid = model.every_patch(batch.image, batch.valid)
         return patches.masked_fill(~valid.repeat(1, 1, model.num_bands), torch.nan)
 
     def predict(
@@ -227,6 +257,22 @@ class PixelHead(Head):
         """Patches in model units."""
         predicted: Tensor = self.linear(self.norm(decoded))
         return predicted
+
+    def answer(self, tokens: Tokens) -> Float[Tensor, "batch token value"]:
+        """Patches in model units; of a correction, with what it corrects."""
+        predicted = self.predict(tokens.values)
+        return predicted + self.fill(tokens) if self.kind == "correction" else predicted
+
+    def fill(self, tokens: Tokens) -> Float[Tensor, "batch token value"]:
+        """All patches, the hidden ones filled by ``pull_push`` from the visible ones."""
+        mask, patches, pixels = tokens.mask, tokens.patches, tokens.pixels
+        hidden = torch.arange(mask.order.shape[1], device=mask.order.device) >= mask.num_visible
+        known = mask.restore(pixels & ~hidden[:, None])
+        grid = math.isqrt(len(hidden))
+        weight = unpatchify(known.to(patches.dtype), self.patch_px, grid)
+        image = unpatchify(mask.restore(patches), self.patch_px, grid)
+        filled = pull_push(image, weight, image.new_zeros(image.shape[1]))
+        return take_tokens(patchify(filled, self.patch_px), mask.order)
 
     def measure(
         self,
@@ -256,10 +302,112 @@ class PixelHead(Head):
         masked = slice(tokens.mask.num_visible, None)
         target, valid = tokens.patches[:, masked], tokens.pixels[:, masked]
         predicted = self.predict(tokens.masked).float()
+        if self.kind == "correction":
+            predicted = predicted + self.fill(tokens)[:, masked]
         total, absolute = pixel_errors(predicted, target, valid, self.beta)
         mae = (absolute * model.normalise.std).sum()
         count = valid.sum() * model.num_bands
         return {"rec_smooth_l1": (total, count), "masked_mae": (mae, count)}
+
+
+class FeatureHead(Head):
+    """Predict frozen features of the masked patches: LayerNorm, Linear, SmoothL1.
+
+    ``target`` names them (``TARGETS``): "energies", how strongly a patch responds to whitened
+    squares; "normalised", its pixels whatever the light; "gradients", histograms of them and
+    differences of bands; "projection" in random directions, "whitened" or not. All are standardised
+    as they vary over training patches. Metrics, over masked patches with a valid pixel:
+    ``feature_smooth_l1`` and ``feature_mse``, which is about 1 for always saying the mean.
+    """
+
+    loss_metric = "feature_smooth_l1"
+    metrics = (
+        Metric(
+            name="feature_smooth_l1",
+            title="SmoothL1 of features",
+            better="lower",
+            meaning="SmoothL1 over the standardised features of masked patches",
+            shown=False,
+        ),
+        Metric(
+            name="feature_mse",
+            title="Features, squared error",
+            better="lower",
+            meaning="mean squared error of the standardised features of masked patches: about 1 "
+            "for saying the mean of all patches",
+            phrase="feature error",
+            subject="features",
+            sentence="predicts hidden patches' features with a squared error of {}, against {} for "
+            "the copy",
+            against="ratio",
+        ),
+    )
+    frozen = True
+
+    def __init__(
+        self,
+        model: MaskedAutoencoder,
+        target: Literal["energies", "normalised", "gradients", "projection", "whitened"] = (
+            "energies"
+        ),
+    ) -> None:
+        super().__init__()
+        self.features = TARGETS[target](model.num_bands, model.config.patch_px)
+        self.norm = nn.LayerNorm(model.decoded_width)
+        self.linear = nn.Linear(model.decoded_width, self.features.size)
+
+    def fit(
+        self,
+        patches: Float[Tensor, "batch token value"],
+        pixels: Bool[Tensor, "batch token pixel"],
+        seed: int,
+    ) -> None:
+        """Draw and standardise the features."""
+        self.features.fit(patches, pixels, seed)
+
+    @torch.no_grad()
+    def target(self, batch: Batch, model: MaskedAutoencoder) -> Float[Tensor, "batch token value"]:
+        """The features of every patch, NaN of one without a valid pixel."""
+        patches, valid = model.every_patch(batch.image, batch.valid)
+        return self.features(patches, valid).masked_fill(~valid.any(2, keepdim=True), torch.nan)
+
+    def predict(
+        self, decoded: Float[Tensor, "batch token decoded"]
+    ) -> Float[Tensor, "batch token value"]:
+        """Standardised features."""
+        predicted: Tensor = self.linear(self.norm(decoded))
+        return predicted
+
+    def measure(
+        self,
+        predicted: Float[Tensor, "batch token value"],
+        target: Float[Tensor, "batch token value"],
+        hidden: Bool[Tensor, "batch token"],
+        model: MaskedAutoencoder,
+    ) -> Sums:
+        """SmoothL1 and squared error over the features of hidden patches."""
+        known = target.isfinite() & hidden[:, :, None]
+        aim = torch.where(known, target, predicted)
+        smooth = F.smooth_l1_loss(predicted, aim, reduction="none").sum((1, 2))
+        squared = (predicted - aim).detach().square().sum((1, 2))
+        count = known.sum((1, 2))
+        return {"feature_smooth_l1": (smooth, count), "feature_mse": (squared, count)}
+
+    def count(self, batch: Batch, mask: Mask, model: MaskedAutoencoder) -> Tensor:
+        """Features of masked patches with a valid pixel."""
+        valid = take_patches(batch.valid[:, None], model.config.patch_px, mask.masked)
+        return valid.any(2).sum() * self.features.size
+
+    def forward(self, tokens: Tokens, batch: Batch, model: MaskedAutoencoder) -> Sums:
+        """As of every head, and fast: of the model's own masked patches alone."""
+        masked = slice(tokens.mask.num_visible, None)
+        valid = tokens.pixels[:, masked]
+        with torch.no_grad():
+            target = self.features(tokens.patches[:, masked], valid)
+        target = target.masked_fill(~valid.any(2, keepdim=True), torch.nan)
+        predicted = self.predict(tokens.masked).float()
+        found = self.measure(predicted, target, target.new_ones(target.shape[:2]) > 0, model)
+        return {name: (total.sum(), count.sum()) for name, (total, count) in found.items()}
 
 
 class LandCoverHead(Head):
@@ -447,7 +595,11 @@ def patch_mode(counts: Int64[Tensor, "batch token cls"]) -> Int64[Tensor, "batch
     return torch.where(most > 0, first, torch.full_like(mode, IGNORE))
 
 
-HEADS: dict[str, type[Head]] = {"pixels": PixelHead, "landcover": LandCoverHead}
+HEADS: dict[str, type[Head]] = {
+    "pixels": PixelHead,
+    "features": FeatureHead,
+    "landcover": LandCoverHead,
+}
 
 
 @runtime_checkable
@@ -502,7 +654,10 @@ def build_heads(heads: Mapping[str, HeadConfig], model: MaskedAutoencoder) -> He
                 f"heads.{shortened(name)} is not a head; known are {', '.join(HEADS)}"
             )
         options = checked_options(HEADS[name], config.options, f"heads.{name}.options")
-        built[name] = HEADS[name](model, **options).apply(model.init_weights)
+        head = HEADS[name](model, **options)
+        head.apply(model.init_weights)
+        head.begin()
+        built[name] = head
     return Heads(built)
 
 

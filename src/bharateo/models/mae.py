@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from bharateo.config import ModelConfig
 from bharateo.errors import ContractError
-from bharateo.models.embedding import EMBEDDINGS, EnergyEmbedding, KeptInFloat32
+from bharateo.models.embedding import EMBEDDINGS, KeptInFloat32, PatchEmbedding
 from bharateo.models.kernels import known_all, take_patches
 from bharateo.models.patches import Mask
 from bharateo.models.vit import blocks, init_transformer, sincos_positions, start_as_torch
@@ -100,7 +100,7 @@ class MaskedAutoencoder(nn.Module):
     ``half()`` and ``bfloat16()`` change.
     """
 
-    embed: nn.Module
+    embed: PatchEmbedding
     """One of ``EMBEDDINGS``."""
 
     def __init__(self, config: ModelConfig, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -133,18 +133,12 @@ class MaskedAutoencoder(nn.Module):
         physical = take_patches(image.float(), self.config.patch_px, index)
         return self.normalise(physical, pixels), pixels
 
-    @torch.no_grad()
-    def fit_embedding(
-        self,
-        image: Real[Tensor, "batch band row col"],
-        valid: Bool[Tensor, "batch row col"],
-        seed: int,
-    ) -> None:
-        """Fit what of the embedding is not trained, to some chips of the train split."""
-        if isinstance(self.embed, EnergyEmbedding):
-            every = torch.arange(self.num_tokens, device=image.device)
-            patches = self.patches(image, valid, every.expand(len(image), -1))
-            self.embed.energies.fit(*patches, seed)
+    def every_patch(
+        self, image: Real[Tensor, "batch band row col"], valid: Bool[Tensor, "batch row col"]
+    ) -> tuple[Float[Tensor, "batch token value"], Bool[Tensor, "batch token pixel"]]:
+        """``patches``, all of them, row-major."""
+        every = torch.arange(self.num_tokens, device=image.device)
+        return self.patches(image, valid, every.expand(len(image), -1))
 
     def forward(
         self,

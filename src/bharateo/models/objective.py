@@ -11,6 +11,10 @@ from bharateo.config import HeadConfig
 from bharateo.models.heads import HEADS, Batch, Heads, Sums
 from bharateo.models.mae import MaskedAutoencoder
 from bharateo.models.patches import Mask
+from bharateo.models.targets import Conditioning
+
+MEASURED_PATCHES = 1000
+"""About so many, spread over the chips, tell what a target is like."""
 
 
 class Objective(nn.Module):
@@ -25,6 +29,36 @@ class Objective(nn.Module):
         super().__init__()
         self.model, self.heads = model, heads
         self.weights = weights_of_losses({name: weights[name] for name in heads})
+
+    @torch.no_grad()
+    def fit(self, batch: Batch, seed: int) -> dict[str, Tensor]:
+        """Measure what training does not move, of some training chips: name -> what is so held."""
+        patches, pixels = self.model.every_patch(batch.image, batch.valid)
+        self.model.embed.fit(patches, pixels, seed)
+        for head in self.heads.by_name().values():
+            head.fit(patches, pixels, seed)
+        return dict(self.named_buffers())
+
+    @torch.no_grad()
+    def conditioning(self, batch: Batch) -> dict[str, Conditioning]:
+        """Head -> what its targets of some chips are like; of those alone that name no classes.
+
+        Patches that are not wholly valid are left out, and heads of whose target nothing is left.
+        """
+        patches, pixels = self.model.every_patch(batch.image, batch.valid)
+        means = patches.unflatten(2, (self.model.num_bands, -1)).mean(3)
+        found = {}
+        for name, head in self.heads.by_name().items():
+            if head.classes:
+                continue
+            target = head.target(batch, self.model)
+            known = pixels.all(2) & target.isfinite().all(2)
+            chosen = known.flatten().nonzero()[:, 0]
+            chosen = chosen[:: max(1, len(chosen) // MEASURED_PATCHES)]
+            if len(chosen) > 1:
+                rows = (each.flatten(0, 1)[chosen] for each in (target, means))
+                found[name] = Conditioning.of(*rows)
+        return found
 
     def counts(self, batch: Batch, mask: Mask) -> Tensor:
         """The numbers of targets of the heads' losses in a batch, float64 (loss,)."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
+from torch.nn import functional as F
 
 
 @dataclass(frozen=True)
@@ -103,3 +104,24 @@ def unpatchify(
     return grid.permute(0, 3, 1, 4, 2, 5).reshape(
         batch, bands, rows * patch_px, num_cols * patch_px
     )
+
+
+def pull_push(
+    image: Float[Tensor, "batch band row col"],
+    weight: Float[Tensor, "batch 1 row col"],
+    empty: Float[Tensor, " band"],
+) -> Float[Tensor, "batch band row col"]:
+    """The image with pixels of weight 0 filled from ever coarser averages of the others.
+
+    ``empty`` fills chips of which nothing is visible.
+    """
+    if image.shape[-1] == 1 or image.shape[-1] % 2:
+        total = weight.sum((2, 3), keepdim=True)
+        mean = (image * weight).sum((2, 3), keepdim=True) / total.clamp(min=1)
+        coarse = torch.where(total > 0, mean, empty[:, None, None])
+        return torch.where(weight > 0, image, coarse)
+    half = F.avg_pool2d(weight, 2)
+    means = F.avg_pool2d(image * weight, 2) / half.clamp(min=1e-12)
+    pulled = pull_push(means * (half > 0), (half > 0).float(), empty)
+    pushed = F.interpolate(pulled, scale_factor=2, mode="bilinear", align_corners=False)
+    return torch.where(weight > 0, image, pushed)

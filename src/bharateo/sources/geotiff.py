@@ -292,6 +292,19 @@ class LabelRaster(LabelSource):
         return self._opened.get(str(self.path), open_one)
 
 
+class NoLabels(LabelSource):
+    """No land cover anywhere: chips to learn from without labels."""
+
+    name = "no labels"
+    attribution: tuple[str, ...] = ()
+    scheme = ClassScheme("no labels", {})
+
+    def read(self, geobox: GeoBox) -> Raster:
+        """Nodata on any grid, uint8 (1, row, col)."""
+        nothing = np.zeros(geobox.shape, np.uint8)
+        return Raster(nothing[None], nothing > 0, geobox, {})
+
+
 # From a configuration to its files
 
 
@@ -322,7 +335,7 @@ def geotiff_recipe(data: DataConfig, say: Callable[[str], object] = lambda text:
         SourceError: a file cannot be read, does not say where it lies or holds other numbers.
     """
     config, size_px = data.geotiff, data.plan.size_px
-    _check_values(config)
+    _check_values(config, data.plan.min_classes)
     per_band = any(band.file is not None for band in config.bands.values())
     folder, bands_of = _find(config)
     headers = _headers(config, folder, bands_of)
@@ -372,7 +385,9 @@ def geotiff_recipe(data: DataConfig, say: Callable[[str], object] = lambda text:
         image = LargeRasters(*about, tuple(stacks))
     image.sensor = replace(sensor, composites=_composites(config, image, regions, size_px))
     labels: LabelSource
-    if config.labels != "worldcover":
+    if config.labels == "none":
+        labels = NoLabels()
+    elif config.labels != "worldcover":
         labels = LabelRaster(Path(config.labels).expanduser(), config.label_classes)
     elif config.label_classes:
         raise ConfigError(
@@ -400,8 +415,13 @@ def geotiff_recipe(data: DataConfig, say: Callable[[str], object] = lambda text:
     return Recipe("geotiff", regions, image, labels, {"geotiff": settings})
 
 
-def _check_values(config: GeotiffConfig) -> None:
+def _check_values(config: GeotiffConfig, min_classes: int) -> None:
     """Refuse what can be refused before a file is looked at."""
+    if config.labels == "none" and (min_classes or config.label_classes):
+        raise ConfigError(
+            "data.geotiff.labels is 'none', and no chip has a class: set data.plan.min_classes to "
+            "0 and leave data.geotiff.label_classes out"
+        )
     if not config.path:
         raise ConfigError(
             "data.geotiff.path is empty: give a folder of GeoTIFFs, one file, or a pattern such as "

@@ -32,6 +32,7 @@ from bharateo.models.heads import Batch, build_heads
 from bharateo.models.mae import build_model
 from bharateo.models.objective import Objective
 from bharateo.models.patches import Mask, num_masked
+from bharateo.models.targets import Conditioning
 from bharateo.models.vit import TransformerBlock
 from bharateo.sensor import Sensor
 from bharateo.training.data import RawBatch, prepare, relit, sent
@@ -284,8 +285,8 @@ class Launched:
 
 class Learner:
     """What learns, on one rank of an engine; ``mean`` and ``std`` are what the model normalises
-    with, by band. What of its embedding is not trained is fitted to ``chips``, by the first rank
-    for all; without any it stays as it is built.
+    with, by band. What training does not move is fitted to ``chips``, by the first rank for all;
+    without any it stays as it is built.
     """
 
     def __init__(
@@ -299,14 +300,12 @@ class Learner:
     ) -> None:
         self.config, self.sensor, self.engine = config, sensor, engine
         model = build_model(config.model, mean, std)
-        if chips:
-
-            def fitted() -> dict[str, Tensor]:
-                model.fit_embedding(chips.image, chips.valid, config.training.seed)
-                return dict(model.embed.named_buffers())
-
-            model.embed.load_state_dict(engine.by_first(fitted), strict=False)
         self.objective = Objective(model, build_heads(config.heads, model), config.heads)
+        self.conditioning: dict[str, Conditioning] = {}
+        if chips:
+            fitted = engine.by_first(lambda: self.objective.fit(chips, config.training.seed))
+            self.objective.load_state_dict(fitted, strict=False)
+            self.conditioning = self.objective.conditioning(chips)
         self.module = engine.wrap(self.objective)
         self.optimisers = build_optimisers(self.objective, config)
         self.num_masked = num_masked(model.num_tokens, config.model.mask_ratio)

@@ -24,7 +24,7 @@ from bharateo.errors import ConfigError, ContractError, DivergedError, RunError,
 from bharateo.files import remove_leftovers, write_json, write_text
 from bharateo.models.heads import HEADS, Batch, build_heads
 from bharateo.models.mae import build_model
-from bharateo.models.objective import weighted_loss
+from bharateo.models.objective import Objective, weighted_loss
 from bharateo.models.patches import Mask
 from bharateo.plain_yaml import read_yaml
 from bharateo.progress import Progress, unseen
@@ -61,7 +61,7 @@ from bharateo.training.run import (
 )
 
 FITTED_CHIPS = 64
-"""Training chips that what is not trained of an embedding is fitted to."""
+"""Training chips that what training does not move is fitted to, and targets are looked at."""
 
 CHECKPOINT_SHARE = 0.02
 """Share of the time that writing checkpoints may take."""
@@ -161,8 +161,26 @@ def check_fit(config: Config, dataset: Dataset, num_ranks: int = 1) -> None:
         )
     if not len(dataset.indices("train")):
         raise ContractError(f"{dataset.path} has no chip in its train split")
-    # Refuses sizes and heads that make no model, before the folder is taken for them.
-    build_heads(config.heads, build_model(model, *model_statistics(dataset)))
+    of_classes = [name for name in config.heads if name in HEADS and HEADS[name].classes]
+    if of_classes and not (dataset.chips["labelled_fraction"] > 0).any():
+        raise ConfigError(
+            f"heads.{of_classes[0]} learns from labels, and {dataset.path} holds none: leave the "
+            "head out of the configuration, or build with labels"
+        )
+    # Refuses sizes, heads and targets that nothing comes of, before the folder is taken for them.
+    built = build_model(model, *model_statistics(dataset))
+    heads = build_heads(config.heads, built)
+    if frozen := [name for name, head in heads.by_name().items() if head.frozen]:
+        some = training_chips(dataset, model, FITTED_CHIPS, training.seed)
+        objective = Objective(built, heads, config.heads)
+        objective.fit(some, training.seed)
+        found = objective.conditioning(some)
+        for name in frozen:
+            if dead := name in found and found[name].dead():
+                raise ConfigError(
+                    f"heads.{name}: nothing can be learned from this target on {dataset.path}: "
+                    f"{dead}; choose another heads.{name}.options.target"
+                )
 
 
 def take_folder(run: Path, config: Config, dataset: Dataset) -> None:
@@ -341,9 +359,7 @@ class Trainer(Learner):
         self, dataset: Dataset, config: Config, run: Path, engine: Engine | None = None
     ) -> None:
         torch.manual_seed(config.training.seed)
-        some = None
-        if config.model.embedding == "energies":
-            some = training_chips(dataset, config.model, FITTED_CHIPS, config.training.seed)
+        some = training_chips(dataset, config.model, FITTED_CHIPS, config.training.seed)
         super().__init__(
             config, dataset.sensor, *model_statistics(dataset), engine or Engine(), some
         )
@@ -376,6 +392,8 @@ class Trainer(Learner):
         )
         wanted = self.config.machine.tensorboard and engine.first
         board = TensorBoard(self.run / TENSORBOARD_FOLDER if wanted else None, first)
+        for name, found in self.conditioning.items() if first == 0 else ():
+            say(f"heads.{name}, target: {found}")
         forecast = None
         if self.num_steps - first >= 3 * AFTER_STEPS:  # long enough for some seconds of measuring
             bands = self.dataset.sensor.num_bands

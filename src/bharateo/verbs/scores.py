@@ -169,6 +169,7 @@ def ablate(
     seeds: int | None = None,
     quick: bool = False,
     controls: bool = False,
+    targets: bool = False,
     settings: Settings = (),
     display: MaybeDisplay = None,
 ) -> Ablation:
@@ -198,6 +199,9 @@ def ablate(
         quick: the smallest grid: with land-cover labels and without, two seeds, at most ten epochs
         controls: also the same network for the same arithmetic without the pretext task (labels
             alone, nothing hidden) and without labels; alone, unless --vary or --quick is given
+        targets: also the same network for the same arithmetic without labels, for each thing that
+            hidden patches may be asked: pixels, their correction of a smooth fill, and every kind
+            of features; alone, unless --vary or --quick is given
         settings: override one key of the configuration, e.g. training.lr=0.001; repeat for
             several
 
@@ -223,8 +227,10 @@ def ablate(
         config, factors = ablation.quick(config)
     if vary:
         factors = [ablation.Factor.parse(text) for text in vary]
-    also = ablation.controls(config, dataset.sensor.num_bands) if controls else []
-    if controls and not (vary or quick):
+    num_bands = dataset.sensor.num_bands
+    also = ablation.controls(config, num_bands) if controls else []
+    also += ablation.targets(config, num_bands) if targets else []
+    if also and not (vary or quick):
         factors = []
     cells = ablation.grid(config, dataset, factors, full, also)
     display.say(f"ablate: {len(cells)} cells x {seeds} seeds = {len(cells) * seeds} trainings")

@@ -91,12 +91,12 @@ def test_whole_squares_are_probed_where_they_hold_one_chip_and_some_ground_more(
         assert 0.5 * per_square * chips < len(found["patch"].labels) <= per_square * chips
 
 
-def test_an_encoders_vectors_may_be_the_mean_over_symmetries(run, reflectance_dataset):
-    assert conditions(run, reflectance_dataset, 0, "d4").readout == "d4"
+def test_an_encoders_vectors_may_be_the_mean_over_views(run, reflectance_dataset):
+    assert conditions(run, reflectance_dataset, 0, "views").readout == "views"
     for features, same in (("encoder", False), ("random_encoder", False), ("log_energies", True)):
         plain, mean = (
             examples_of(run, reflectance_dataset, features, 0, readout)["test"]["patch"]
-            for readout in ("token", "d4")
+            for readout in ("token", "views")
         )
         np.testing.assert_array_equal(plain.labels, mean.labels)
         assert np.array_equal(plain.values, mean.values) == same

@@ -18,7 +18,7 @@ from rio_cogeo.cogeo import cog_validate
 
 from bharateo.errors import ConfigError, ContractError, EmptyRegionError
 from bharateo.inference.embed import Embedding, embed_dataset, embed_raster
-from bharateo.inference.encoder import FrozenEncoder, over_symmetries
+from bharateo.inference.encoder import FrozenEncoder, over_views
 from bharateo.inference.inputs import RasterInput, open_input
 from bharateo.inference.tiles import CellGrid, Tile
 from bharateo.models.heads import build_heads
@@ -186,7 +186,7 @@ def test_a_raster_without_a_valid_pixel_is_all_nodata_and_no_table(run, raster, 
 # Datasets.
 
 
-@pytest.mark.parametrize("readout", ["token", "d4"])
+@pytest.mark.parametrize("readout", ["token", "views"])
 def test_a_dataset_becomes_a_row_a_patch(run, reflectance_dataset, tmp_path, readout):
     path, dataset = tmp_path / "d.parquet", reflectance_dataset
     how = Embedding(dtype="float32", readout=readout)
@@ -204,8 +204,8 @@ def test_a_dataset_becomes_a_row_a_patch(run, reflectance_dataset, tmp_path, rea
         return image[:, *window], valid[window]
 
     features = FrozenEncoder.of_run(run).features
-    if readout == "d4":
-        features = over_symmetries(features)
+    if readout == "views":
+        features = over_views(features, PATCH)
     alone = grid.predict(read, features, Tile(slice(0, 6), slice(0, 6)))
     row, col = (own[name].to_numpy() - dataset.column(name)[chip] for name in ("row", "col"))
     assert len(own) == (~np.isnan(alone[..., 0])).sum()

@@ -7,8 +7,9 @@ from bharateo.inference.encoder import (
     FrozenEncoder,
     all_visible,
     device_of,
-    over_symmetries,
+    over_views,
 )
+from bharateo.models.patches import patchify
 from models.tiny_models import HEADS, random_batch, tiny_heads, tiny_model, with_pixels
 
 
@@ -98,7 +99,7 @@ def test_a_run_without_a_land_cover_head_has_no_classes_of_its_own():
         frozen.class_probabilities(batch.image, batch.valid)
 
 
-# Read out over symmetries.
+# Read out over views.
 
 
 def test_turned_or_flipped_a_chip_has_the_same_vectors_in_other_places():
@@ -111,7 +112,7 @@ def test_turned_or_flipped_a_chip_has_the_same_vectors_in_other_places():
         values = predict(turned(image), turned(valid))
         return turned(values.transpose(1, 2).unflatten(2, (frozen.grid, frozen.grid)))
 
-    mean = over_symmetries(frozen.features)
+    mean = over_views(frozen.features, frozen.patch_px)
     for turned in (lambda x: x.flip(-1), lambda x: x.flip(-2), lambda x: x.transpose(-1, -2)):
         as_it_is = grids(mean, lambda x: x)
         torch.testing.assert_close(grids(mean, turned), as_it_is, atol=1e-5, rtol=1e-4)
@@ -119,7 +120,7 @@ def test_turned_or_flipped_a_chip_has_the_same_vectors_in_other_places():
         assert not torch.allclose(grids(frozen.features, turned), plain, atol=1e-3)
 
 
-def test_a_mean_over_symmetries_is_over_all_eight():
+def test_a_mean_over_views_is_over_all_eight():
     image = torch.arange(9.0).reshape(1, 1, 3, 3)
     seen = []
 
@@ -127,9 +128,27 @@ def test_a_mean_over_symmetries_is_over_all_eight():
         seen.append(image.clone())
         return image.flatten(2).transpose(1, 2)  # each token says its own pixel
 
-    found = over_symmetries(predict)(image, image[:, 0] >= 0)
+    found = over_views(predict, 1)(image, image[:, 0] >= 0)
     assert torch.equal(found, image.flatten(2).transpose(1, 2))
     assert len({tuple(each.flatten().tolist()) for each in seen}) == 8
+
+
+def test_views_lie_a_quarter_of_a_patch_aside_in_four_directions():
+    """Tokens that say where their patch lies say their own place over all views, but at edges."""
+    row, col = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
+    image, valid = torch.stack([row, col])[None], torch.ones(1, 32, 32, dtype=torch.bool)
+    first = []
+
+    def predict(image, valid):
+        found = patchify(image, 8).unflatten(2, (2, -1)).mean(3)
+        first.append(tuple(found[0, 0].tolist()))
+        return found
+
+    grid = over_views(predict, 8)(image, valid).unflatten(1, (4, 4))
+    own = predict(image, valid).unflatten(1, (4, 4))
+    torch.testing.assert_close(grid[:, 1:-1, 1:-1], own[:, 1:-1, 1:-1])
+    near, far = 3.5 + 2, 27.5 - 2  # 2 px of 8 inwards from each corner, each seen twice
+    assert sorted(first[:8]) == sorted(2 * [(a, b) for a in (near, far) for b in (near, far)])
 
 
 # Where it computes.

@@ -21,7 +21,7 @@ from bharateo.inference.encoder import (
     FrozenEncoder,
     PerToken,
     Readout,
-    over_symmetries,
+    over_views,
 )
 from bharateo.inference.inputs import RasterInput
 from bharateo.inference.products import (
@@ -75,7 +75,7 @@ class Embedding:
 
     ``stride_px``: distance of patches (None: the patch size); ``step``: distance of windows in
     tokens (None: half a chip); ``level``: one row a patch or a chip, of datasets; ``readout``: of
-    the chip as it is, or the mean over its symmetries.
+    the chip as it is, or the mean over its views.
     """
 
     dtype: str = "float16"
@@ -88,7 +88,7 @@ class Embedding:
     def predicting(self, encoder: FrozenEncoder) -> PerToken:
         """The vectors of chips in this precision, read out in this way."""
         predict = encoder.in_precision(encoder.features, self.precision)
-        return over_symmetries(predict) if self.readout == "d4" else predict
+        return over_views(predict, encoder.patch_px) if self.readout == "views" else predict
 
     @property
     def kept_as(self) -> str:

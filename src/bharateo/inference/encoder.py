@@ -52,20 +52,31 @@ def all_visible(num_chips: int, num_tokens: int, device: torch.device | None = N
     return Mask(torch.arange(num_tokens, device=device).expand(num_chips, num_tokens), num_tokens)
 
 
-Readout = Literal["token", "d4"]
-"""How a vector is read out: of the chip as it is, or the mean ``over_symmetries``."""
+Readout = Literal["token", "views"]
+"""How a vector is read out: of the chip as it is, or the mean ``over_views``."""
 
 
-def over_symmetries(predict: PerToken) -> PerToken:
+def over_views(predict: PerToken, patch_px: int) -> PerToken:
     """The mean of what is predicted of a chip's eight flips and quarter turns, turned back: eight
     times the work, and what only the way up has made of a patch averages out.
+
+    Each is moved by a quarter of a patch along its own diagonal, so that a token is the mean over
+    patches that lie around its own; the chip's edge is mirrored.
     """
+    shift = patch_px // 4
+
+    def moved(layer: Tensor) -> Tensor:
+        for dim in (-2, -1):
+            place = torch.arange(shift, layer.shape[dim] + shift, device=layer.device)
+            last = layer.shape[dim] - 1
+            layer = layer.index_select(dim, last - (last - place).abs())
+        return layer
 
     def mean(image: Tensor, valid: Tensor) -> Tensor:
         total = torch.zeros(())
         for turns, flipped in itertools.product(range(4), (False, True)):
-            turned = [torch.rot90(each, turns, (-2, -1)) for each in (image, valid)]
-            values = predict(*(each.flip(-1) if flipped else each for each in turned))
+            turned = (torch.rot90(each, turns, (-2, -1)) for each in (image, valid))
+            values = predict(*(moved(each.flip(-1) if flipped else each) for each in turned))
             side = math.isqrt(values.shape[1])
             grid = values.transpose(1, 2).unflatten(2, (side, side))
             grid = torch.rot90(grid.flip(-1) if flipped else grid, -turns, (-2, -1))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Group, Parameter
 
 Precision = Literal["fp32", "bf16", "auto"]
-Readout = Literal["token", "d4"]
+Readout = Literal["token", "views"]
 
 HOW_TO_READ = """\
 A raster must hold the run's bands in the run's unit. Where the file does not say so itself (names

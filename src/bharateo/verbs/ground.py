@@ -82,8 +82,8 @@ def embed(
             slower, a whole chip's leaves seams
         precision: of the model's arithmetic; auto: bf16 where the processor has it
         level: of a dataset: one row a patch, or a chip with the mean of its patches
-        readout: d4: the mean over a chip's eight flips and turns, which is worth more to probes
-            and takes eight times as long
+        readout: views: the mean over a chip's eight flips and turns, each a quarter of a patch
+            aside, which is worth more to probes and takes eight times as long
 
     Returns:
         The files.

@@ -65,8 +65,8 @@ def probe(
             else its regions, else its blocks)
         zone_field: the column with the zones' names
         seed: of the labels, filters and weights drawn
-        readout: of the encoder's vectors; d4: the mean over a chip's eight flips and turns, which
-            takes eight times as long
+        readout: of the encoder's vectors; views: the mean over a chip's eight flips and turns, each
+            a quarter of a patch aside, which takes eight times as long
 
     Returns:
         What the file holds.

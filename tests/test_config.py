@@ -245,6 +245,17 @@ def test_every_differing_key_is_named_with_both_values():
     assert len(said) == 3
 
 
+def test_keys_that_an_earlier_version_lacked_count_as_their_defaults():
+    stored = yaml.safe_load(to_yaml(Config()))
+    del stored["training"]["jitter"], stored["model"]["embedding"]
+    assert differences(stored, Config()) == []
+    wanted = parse_config({"training": {"jitter": 0.1}})
+    assert differences(stored, wanted) == ["training.jitter: 0.0 there, 0.1 wanted"]
+    del stored["heads"]["pixels"]
+    assert all(each.startswith("heads.pixels") for each in differences(stored, Config()))
+    assert differences(stored, Config())
+
+
 # Sizes and the machine.
 
 

@@ -22,6 +22,7 @@ from bharateo.models.objective import Objective
 from bharateo.models.patches import mask_from_noise
 from bharateo.models.vit import TransformerBlock
 from bharateo.sensor import WORLDCOVER_PALETTE
+from bharateo.training.loop import Trainer
 from bharateo.training.optimisers import build_optimisers
 from bharateo.training.planning import (
     INDIA_KG_PER_KWH,
@@ -34,7 +35,7 @@ from bharateo.training.planning import (
     measured_machine,
 )
 from bharateo.training.run import training_state
-from small_datasets import many_bands, small_dataset
+from small_datasets import many_bands, small_config, small_dataset
 
 SMALL = ModelConfig(
     "v0", 32, 8, 0.6, width=16, depth=2, num_heads=2,
@@ -199,6 +200,16 @@ def test_weights_and_checkpoint_have_the_bytes_that_are_saved(name, optimiser):
     values = values_of(Plan(config, 100, 2))
     assert [values["weights"], values["checkpoint"]] == saved
     assert ("optimiser per step" in values) == (optimiser == "muon")
+
+
+def test_an_average_is_one_more_copy_of_the_trained_weights_in_a_checkpoint(tmp_path):
+    dataset = small_dataset(tmp_path / "dataset", many_bands(2))
+    trainer = Trainer(dataset, small_config(average=0.1), tmp_path / "run")
+    trainer.step(0, trainer.loader.load(0))
+    saved = training_state(trainer.objective, trainer.optimisers, trainer.average)
+    rows = {row.name: row for row in Plan(trainer.config, 100, 2).rows()}
+    assert rows["checkpoint"].value == sum(tensor.nbytes for tensor in saved.values())
+    assert "weights, their average and optimiser state" in rows["checkpoint"].meaning
 
 
 def test_muons_flops_are_those_pytorchs_own_takes():

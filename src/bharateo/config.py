@@ -313,6 +313,12 @@ class TrainingConfig(_Section):
     """How much the light on a chip varies from one presentation to the next: every band is
     multiplied by 1 +- ``jitter`` (+- half as much by itself) and shifted by +- 3 ``jitter`` of its
     deviations. Little ground then lasts longer; not for class colours. 0.2 is strong."""
+    average: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    """More than 0: what is validated and kept is a moving average of the weights; training itself
+    goes on as without it. The steps averaged lie back, on average, by this share of those taken so
+    far, which means the same in short runs and in long ones; 0.5: all of them, equally."""
+    keep: Literal["last", "best"] = "last"
+    """``best``: the weights of the epoch with the lowest ``val_loss``; needs a val split."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """``auto``: bf16 where the processor multiplies it natively, else fp32."""
     masks_per_chip: Count = 1

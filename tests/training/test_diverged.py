@@ -93,6 +93,38 @@ def test_before_the_first_checkpoint_only_the_chips_at_fault_are_blamed(
     assert all_finite(tmp_path / CHECKPOINT)
 
 
+def test_an_average_goes_back_with_the_weights_where_steps_are_looked_at_late(
+    reflectance_dataset, tmp_path, monkeypatch
+):
+    config = small_config(batch_size=64, epochs=3, average=0.2, checkpoint_seconds=0.0)
+    trainer = Trainer(reflectance_dataset, config, tmp_path, later_engine())
+    finish = Trainer.finish
+
+    def finished(self, launched):
+        if launched.step == 2:
+            launched.totals[0] = math.nan
+        return finish(self, launched)
+
+    monkeypatch.setattr(Trainer, "finish", finished)
+    with pytest.raises(DivergedError, match="loss is nan at step 2: "):
+        trainer.train()
+    saved = load_file(tmp_path / CHECKPOINT)
+    averages = {name: each for name, each in saved.items() if name.startswith("average.")}
+    assert averages
+    for name, value in averages.items():
+        assert torch.equal(trainer.average[name.removeprefix("average.")], value)
+
+
+def test_what_is_kept_is_the_same_where_steps_are_looked_at_late(reflectance_dataset, tmp_path):
+    config = small_config(epochs=10, average=0.1, keep="best")
+    trainer = Trainer(reflectance_dataset, config, tmp_path / "later", later_engine())
+    trainer.train()
+    trainer.finish_run()
+    pretrain(reflectance_dataset, config, tmp_path / "usual")
+    later, usual = ((tmp_path / name / "model.safetensors") for name in ("later", "usual"))
+    assert later.read_bytes() == usual.read_bytes()
+
+
 def test_a_weight_that_an_update_breaks_is_named_and_no_chip_is_blamed(
     reflectance_dataset, tmp_path
 ):

@@ -230,6 +230,46 @@ def test_shards_in_bf16_are_the_same_within_its_rounding(reflectance_dataset, tm
     )
 
 
+def kept(folder):
+    return json.loads((folder / "run" / "contract.json").read_text())["kept"]
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_ranks_keep_the_same_average_of_the_same_best_epoch_also_on_other_ranks(
+    reflectance_dataset, tmp_path, parallel
+):
+    """Whole, and stopped in the middle and gone on with on one rank; shards have shards of it."""
+    common = {"training": {"average": 0.1, "keep": "best", "epochs": 35}}
+    status, _, said = start(tmp_path / "one", reflectance_dataset, **common)
+    assert status == 0, said
+    status, _, said = start(tmp_path / "two", reflectance_dataset, 2, parallel, **common)
+    assert status == 0, said
+    status, _, said = start(
+        tmp_path / "moved", reflectance_dataset, 2, parallel, **common,
+        end_after=100, ending_rank=1, by="SIGTERM",
+    )  # fmt: skip
+    assert "all of them kept" in said
+    status, _, said = start(tmp_path / "moved", reflectance_dataset, **common)
+    assert status == 0, said
+    for name in ("two", "moved"):
+        assert kept(tmp_path / name)["epoch"] == kept(tmp_path / "one")["epoch"]
+        assert kept(tmp_path / name)["average"] == 0.1
+        for part, value in weights(tmp_path / name).items():
+            expected = weights(tmp_path / "one")[part]
+            np.testing.assert_allclose(value, expected, rtol=1e-2, atol=1e-2)
+    found, expected = (
+        load_file(tmp_path / name / "run" / "checkpoints" / "last.safetensors")
+        for name in ("two", "one")
+    )
+    assert {name: each.shape for name, each in found.items()} == {
+        name: each.shape for name, each in expected.items()
+    }
+    averaged = {name for name in found if name.startswith("average.")}
+    assert averaged
+    for name in averaged:
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-2, atol=1e-2)
+
+
 def test_what_the_first_rank_refuses_ends_them_all(reflectance_dataset, tmp_path):
     start(tmp_path, reflectance_dataset, training={"epochs": 1})
     status, _, said = start(tmp_path, reflectance_dataset, 2, training={"epochs": 1, "lr": 0.5})

@@ -8,6 +8,8 @@
     diverged.json                 left by a run that ended in numbers that are none
     tensorboard/                  the same numbers for TensorBoard, where asked for
     checkpoints/last.safetensors  weights, optimiser state and progress, replaced as a whole
+    checkpoints/best.safetensors  weights of the best epoch so far, where it is to be kept; gone at
+                                  the end
     model.safetensors             the trained weights
     contract.json                 what the weights may be fed; written last: the run is complete
 
@@ -48,6 +50,7 @@ EVENTS_FILE = "events.jsonl"
 DIVERGED_FILE = "diverged.json"
 TENSORBOARD_FOLDER = "tensorboard"
 CHECKPOINT_FILE = "checkpoints/last.safetensors"
+BEST_FILE = "checkpoints/best.safetensors"
 MODEL_FILE = "model.safetensors"
 CONTRACT_FILE = "contract.json"
 
@@ -120,6 +123,25 @@ class Presented(OpenRecord):
     epochs: Count
 
 
+class Kept(OpenRecord):
+    """Which weights of the training are the run's; see ``config.TrainingConfig``."""
+
+    rule: Literal["last", "best"]
+    epoch: Count
+    val_loss: FiniteFloat | None = None
+    average: Annotated[float, Field(ge=0, le=0.5)]
+
+    @property
+    def shown(self) -> str:
+        """In words, to go on after "weights"."""
+        words = f"after epoch {self.epoch:,}"
+        if self.average:
+            words += f", as a moving average (training.average {self.average:g})"
+        if self.rule == "best" and self.val_loss is not None:
+            words += f", with the lowest validation loss ({self.val_loss:.4g})"
+        return words
+
+
 class TrainedOn(OpenRecord):
     """The dataset: where it lay, seen from the run, and the SHA-256 of its ``dataset.json``."""
 
@@ -152,6 +174,8 @@ class Contract(OpenRecord):
     num_parameters: Whole
     presented: Presented
     dataset: TrainedOn
+    kept: Kept | None = None
+    """Missing in runs that kept their last weights as they were."""
     attribution: tuple[Text, ...]
     weights: WeightsFile | None = None
     """Missing in runs from before it was written."""
@@ -235,6 +259,8 @@ def _contradiction(said: Contract) -> str | None:
     for part, width, num_heads in parts:
         if width % num_heads:
             return f"model.{part}num_heads {num_heads} does not divide {part}width {width}"
+    if said.kept and said.kept.epoch > said.presented.epochs:
+        return f"kept.epoch is {said.kept.epoch} of presented.epochs {said.presented.epochs}"
     if said.sensor.scale <= 0:
         return f"sensor.scale is {said.sensor.scale:g}, not above 0"
     return None

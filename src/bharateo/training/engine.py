@@ -36,7 +36,7 @@ from bharateo.models.targets import Conditioning
 from bharateo.models.vit import TransformerBlock
 from bharateo.sensor import Sensor
 from bharateo.training.data import RawBatch, prepare, relit, sent
-from bharateo.training.optimisers import build_optimisers
+from bharateo.training.optimisers import build_optimisers, newest_in_average
 
 T = TypeVar("T")
 
@@ -287,6 +287,9 @@ class Learner:
     """What learns, on one rank of an engine; ``mean`` and ``std`` are what the model normalises
     with, by band. What training does not move is fitted to ``chips``, by the first rank for all;
     without any it stays as it is built.
+
+    ``average`` holds the moving averages of all trained weights, by name, in shards where these
+    are; nothing without ``training.average``. Of a model nothing else moves.
     """
 
     def __init__(
@@ -308,6 +311,10 @@ class Learner:
             self.conditioning = self.objective.conditioning(chips)
         self.module = engine.wrap(self.objective)
         self.optimisers = build_optimisers(self.objective, config)
+        self.average: dict[str, Tensor] = {}
+        if config.training.average:
+            parameters = self.objective.named_parameters()
+            self.average = {name: each.detach().clone() for name, each in parameters}
         self.num_masked = num_masked(model.num_tokens, config.model.mask_ratio)
 
     def prepare(self, raw: RawBatch) -> tuple[Batch, Mask]:
@@ -361,24 +368,58 @@ class Learner:
         whole: Tensor = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         return whole
 
-    def update(self) -> None:
-        """Move the weights along the gradients."""
+    def update(self, step: int) -> None:
+        """Move the weights along the gradients, and their average after them."""
         for optimiser in self.optimisers:
             optimiser.step()
+        if self.average:
+            newest = newest_in_average(self.config.training.average, step)
+            torch._foreach_lerp_(*self._averages_and_weights(), newest)
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """While entered, by all ranks at once, the weights are their moving average where there is
+        one: in place, so that what was compiled, wrapped or sharded with them sees it.
+        """
+
+        def swap() -> None:
+            for average, weight in zip(*self._averages_and_weights(), strict=True):
+                kept = weight.clone()
+                weight.copy_(average)
+                average.copy_(kept)
+
+        swap()
+        try:
+            yield
+        finally:
+            swap()
+
+    def _averages_and_weights(self) -> tuple[list[Tensor], list[Tensor]]:
+        """What this rank holds of the averages, and of the weights in the same order."""
+        weights = dict(self.objective.named_parameters())
+        return (
+            [own_shard(each) for each in self.average.values()],
+            [own_shard(weights[name].detach()) for name in self.average],
+        )
 
     def broken(self) -> list[str]:
-        """Weights, and what an optimiser keeps of them, that hold values which are no numbers: of
-        all ranks, by name.
+        """Weights, their averages, and what an optimiser keeps of them, that hold values which are
+        no numbers: of all ranks, by name.
         """
         names = {id(each): name for name, each in self.objective.named_parameters()}
         held = {name: each.detach() for name, each in self.objective.named_parameters()}
+        held |= {f"average.{name}": each for name, each in self.average.items()}
         for optimiser in self.optimisers:
             for parameter, state in optimiser.state.items():
                 held |= {f"optimiser.{slot}.{names[id(parameter)]}": state[slot] for slot in state}
-        local = {n: each.to_local() if isinstance(each, DTensor) else each
-                 for n, each in held.items()}  # fmt: skip
+        local = {name: own_shard(each) for name, each in held.items()}
         whole = torch.stack([each.isfinite().all().cpu() for each in local.values()])
         if not self.engine.largest(not whole.all()):
             return []
         found = [name for name, good in zip(local, whole.tolist(), strict=True) if not good]
         return list(dict.fromkeys(name for some in self.engine.gathered(found) for name in some))
+
+
+def own_shard(tensor: Tensor) -> Tensor:
+    """What this rank holds of a tensor, in the same memory; all of it where it is not sharded."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -30,6 +30,7 @@ from bharateo.plain_yaml import read_yaml
 from bharateo.progress import Progress, unseen
 from bharateo.sensor import named_bands
 from bharateo.training.contract import (
+    BEST_FILE,
     CHECKPOINT_FILE,
     CONFIG_FILE,
     CONTRACT_FILE,
@@ -42,19 +43,28 @@ from bharateo.training.contract import (
     Log,
     read_rows,
 )
-from bharateo.training.data import RawBatch, fixed_batch, fixed_windows, training_chips
+from bharateo.training.data import (
+    RawBatch,
+    fixed_batch,
+    fixed_batches,
+    fixed_windows,
+    training_chips,
+)
 from bharateo.training.engine import Engine, Launched, Learner, open_engine
 from bharateo.training.loader import Loader, read_ahead
 from bharateo.training.optimisers import learning_rate
 from bharateo.training.planning import AFTER_STEPS, Forecast
 from bharateo.training.run import (
+    BestEpoch,
     Checkpoint,
     Run,
     dataset_fingerprint,
+    load_best,
     load_checkpoint,
     make_contract,
     model_statistics,
     restore_training_state,
+    save_best,
     save_checkpoint,
     save_run,
     training_state,
@@ -101,11 +111,7 @@ def pretrain(
         if not engine.by_first(finished):
             trainer = Trainer(dataset, config, run, engine)
             trainer.train(progress, say)
-            weights = training_state(trainer.objective, [])
-            contract = make_contract(
-                config, dataset, trainer.objective, run, trainer.chips_per_epoch
-            )
-            engine.by_first(lambda: save_run(run, weights, contract))
+            trainer.finish_run(say)
     return Run.open(run)
 
 
@@ -170,9 +176,9 @@ def check_fit(config: Config, dataset: Dataset, num_ranks: int = 1) -> None:
     # Refuses sizes, heads and targets that nothing comes of, before the folder is taken for them.
     built = build_model(model, *model_statistics(dataset))
     heads = build_heads(config.heads, built)
+    objective = Objective(built, heads, config.heads)
     if frozen := [name for name, head in heads.by_name().items() if head.frozen]:
         some = training_chips(dataset, model, FITTED_CHIPS, training.seed)
-        objective = Objective(built, heads, config.heads)
         objective.fit(some, training.seed)
         found = objective.conditioning(some)
         for name in frozen:
@@ -181,6 +187,16 @@ def check_fit(config: Config, dataset: Dataset, num_ranks: int = 1) -> None:
                     f"heads.{name}: nothing can be learned from this target on {dataset.path}: "
                     f"{dead}; choose another heads.{name}.options.target"
                 )
+    if training.keep == "best":
+        weights = torch.tensor([*objective.weights.values()])
+        val = fixed_batches(dataset, "val", model, training.batch_size)
+        if not any((objective.counts(batch, mask) * weights).any() for _, batch, mask in val):
+            why = "has nothing to predict" if len(dataset.indices("val")) else "is empty"
+            raise ConfigError(
+                f"training.keep best: the val split of {dataset.path} {why}, so no epoch is better "
+                "than another; build with a larger data.plan.split.val, or set training.keep to "
+                "last"
+            )
 
 
 def take_folder(run: Path, config: Config, dataset: Dataset) -> None:
@@ -352,7 +368,8 @@ class Clock:
 class Trainer(Learner):
     """What learns in one run on one rank, its data, and the loop over them.
 
-    ``sums`` are the metrics of the epoch under way.
+    ``sums`` are the metrics of the epoch under way; ``best`` is the best epoch so far whose weights
+    lie in the run's folder, None unless they are to be kept.
     """
 
     def __init__(
@@ -364,6 +381,7 @@ class Trainer(Learner):
             config, dataset.sensor, *model_statistics(dataset), engine or Engine(), some
         )
         self.dataset, self.run, self.sums, self.clock = dataset, run, MetricSums(), Clock()
+        self.best: BestEpoch | None = None
         side_by_side = len(fixed_windows([0], dataset.size_px, config.model.chip_px))
         self.chips_per_epoch = (
             config.training.chips_per_epoch or len(dataset.indices("train")) * side_by_side
@@ -462,7 +480,7 @@ class Trainer(Learner):
         launched = self.differentiate(step, lr, raw)
         if not self.engine.asynchronous:
             self.finish(launched)
-        self.update()
+        self.update(step)
         return launched
 
     def batch(self, step: int) -> tuple[Batch, Mask]:
@@ -569,10 +587,21 @@ class Trainer(Learner):
         metrics: Mapping[str, float],
         pace: Pace,
     ) -> None:
-        """The epoch's line in the history; the sums begin anew."""
-        val = {f"val_{name}": value for name, value in self.validate().items()}
+        """The epoch's line in the history; the sums begin anew.
+
+        Weights that are the best so far are kept before the line and the next checkpoint tell of
+        their epoch: training goes on from there, or comes by again.
+
+        Raises:
+            DivergedError: the best epoch is to be kept, and this one's ``val_loss`` is no number.
+        """
+        epoch = record.step // self.steps_per_epoch + 1
+        with self.averaged():
+            val = {f"val_{name}": value for name, value in self.validate().items()}
+            if self.config.training.keep == "best":
+                self.keep_if_best(record.step, epoch, val["val_loss"])
         row = {
-            "epoch": record.step // self.steps_per_epoch + 1,
+            "epoch": epoch,
             **metrics,
             "lr": record.lr,
             "chips_per_s": round(pace.chips_per_s, 1),
@@ -583,6 +612,19 @@ class Trainer(Learner):
             history.add(row)
         board.write(record.step, val)
         self.sums = MetricSums()
+
+    def keep_if_best(self, step: int, epoch: int, val_loss: float) -> None:
+        """Write the weights as they are now aside, if no epoch before had a lower ``val_loss``."""
+        if not math.isfinite(val_loss):
+            what = f"val_loss is {val_loss} after epoch {epoch}, so none can be said to be the best"
+            cause = "The losses and weights of training were finite; the chips of its last step are"
+            self.give_up(step, what, cause, {"val_loss": str(val_loss)}, [])
+        if self.best and self.best.val_loss <= val_loss:
+            return
+        best = BestEpoch(epoch=epoch, val_loss=val_loss)
+        weights = training_state(self.objective, [])
+        self.engine.by_first(lambda: save_best(self.run, best, weights))
+        self.best = best
 
     def validate(self) -> dict[str, float]:
         """Metrics of the val split on its fixed windows and masks; empty without one.
@@ -650,7 +692,7 @@ class Trainer(Learner):
     def save(self, step: int) -> None:
         """Replace the checkpoint by the state after ``step`` steps."""
         began = time.monotonic()
-        state = training_state(self.objective, self.optimisers)
+        state = training_state(self.objective, self.optimisers, self.average)
         checkpoint = Checkpoint(step, self.sums.sums, state)
         self.engine.by_first(lambda: save_checkpoint(self.run, checkpoint))
         self.clock.saved = time.monotonic()
@@ -667,9 +709,40 @@ class Trainer(Learner):
                 f"{file} is of step {checkpoint.step} of {self.num_steps}; delete it to train from "
                 "the start"
             )
-        restore_training_state(checkpoint.state, self.objective, self.optimisers, file)
+        restore_training_state(
+            checkpoint.state, self.objective, self.optimisers, file, self.average
+        )
         self.sums = MetricSums(checkpoint.sums)
+        if self.config.training.keep == "best" and checkpoint.step >= self.steps_per_epoch:
+            # Of an epoch after the checkpoint it is still the best when that epoch comes again.
+            self.best = self.engine.by_first(lambda: load_best(self.run, self.objective)[0])
         return checkpoint.step
+
+    def finish_run(self, say: Callable[[str], None] = lambda line: None) -> None:
+        """Write the run's weights and the contract that declares it complete."""
+        if self.best:
+            best, num_epochs = self.best, self.config.training.epochs
+            say(
+                f"kept: the weights after epoch {best.epoch} of {num_epochs}, whose val_loss of "
+                f"{best.val_loss:.4f} is the lowest"
+            )
+        with self.averaged():
+            last = {} if self.best else training_state(self.objective, [])
+
+            def write() -> None:
+                weights = load_best(self.run, self.objective)[1] if self.best else last
+                contract = make_contract(
+                    self.config,
+                    self.dataset,
+                    self.objective,
+                    self.run,
+                    self.chips_per_epoch,
+                    self.best,
+                )
+                save_run(self.run, weights, contract)
+                (self.run / BEST_FILE).unlink(missing_ok=True)
+
+            self.engine.by_first(write)
 
 
 def _by_name(names: Sequence[str], numbers: Sequence[float]) -> dict[str, tuple[float, float]]:

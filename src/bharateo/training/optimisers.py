@@ -1,4 +1,5 @@
-"""The learning rate of every step, and the optimisers: AdamW, and Muon for matrices beside it.
+"""The learning rate of every step, the optimisers, AdamW and Muon for matrices beside it, and the
+moving average of what they move.
 
 Muon is momentum whose matrices are made orthogonal before they move the weights: the mathematics of
 ``torch.optim.Muon(adjust_lr_fn="match_rms_adamw")``, with the iteration in the precision a device
@@ -38,6 +39,18 @@ def learning_rate(config: Config, step: int, steps_per_epoch: int) -> float:
         return training.lr * (step + 1) / warmup
     share = (step - warmup) / max(training.epochs * steps_per_epoch - warmup, 1)
     return training.lr * 0.5 * (1 + math.cos(math.pi * share))
+
+
+def newest_in_average(average: float, step: int) -> float:
+    """Share of the newest weights in the moving average after a step, counted from 0.
+
+    In the average after t steps those after s of them count as ``s ** (1 / average - 2)``, and lie
+    back by ``average * t`` in the mean. So there is no decay to be fitted to the length of a run,
+    and the weights before the first step leave no trace to be corrected for. Source: Karras et al.
+    2024, "Analyzing and Improving the Training Dynamics of Diffusion Models", section 3.1, whose
+    gamma is that exponent.
+    """
+    return 1 - (1 - 1 / (step + 1)) ** (1 / average - 1)
 
 
 def build_optimisers(module: nn.Module, config: Config) -> list[torch.optim.Optimizer]:

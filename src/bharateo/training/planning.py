@@ -260,7 +260,9 @@ class Plan:
     def rows(self) -> tuple[Row, ...]:
         """The plan as table rows: what is shown, computed and read, and how long it takes."""
         cost, training, px = self.cost, self.config.training, self.config.model.chip_px
-        checkpoint, masks = cost.weight_bytes + cost.optimiser_bytes, training.masks_per_chip
+        average = 4 * cost.num_parameters if training.average else 0  # fp32
+        checkpoint = cost.weight_bytes + average + cost.optimiser_bytes
+        masks = training.masks_per_chip
         rows = [
             *self.account.rows(),
             Row("parameters", cost.num_parameters, "weights", "model and heads"),
@@ -297,7 +299,8 @@ class Plan:
             ),
             Row(
                 "checkpoint", checkpoint, "bytes",
-                f"weights and optimiser state: {_si(checkpoint, 'B')} and a short header",
+                f"weights{', their average' if average else ''} and optimiser state: "
+                f"{_si(checkpoint, 'B')} and a short header",
             ),
         ]  # fmt: skip
         if not cost.optimiser:
@@ -473,7 +476,7 @@ def measure_step(
 
     def step() -> None:
         learner.differentiate(0, config.training.lr, raw)
-        learner.update()
+        learner.update(0)
         wait_for(engine.device)
 
     return batch_size / statistics.median(durations(step, seconds, 2, engine))

@@ -41,6 +41,7 @@ from bharateo.models.heads import Heads, build_heads
 from bharateo.models.mae import MaskedAutoencoder, build_model, num_parameters
 from bharateo.sensor import Sensor
 from bharateo.training.contract import (
+    BEST_FILE,
     CHECKPOINT_FILE,
     CONTRACT_FILE,
     MODEL_FILE,
@@ -50,6 +51,7 @@ from bharateo.training.contract import (
     check_inside,
     read_contract,
 )
+from bharateo.training.optimisers import own_parts, whole
 from bharateo.version import __version__
 
 
@@ -79,12 +81,23 @@ def majority_class(dataset: Dataset) -> int:
 
 
 def make_contract(
-    config: Config, dataset: Dataset, module: nn.Module, run: Path, num_chips: int
+    config: Config,
+    dataset: Dataset,
+    module: nn.Module,
+    run: Path,
+    num_chips: int,
+    best: BestEpoch | None = None,
 ) -> Contract:
     """What a model trained on ``dataset`` may be fed, and what made it.
 
-    ``num_chips`` were presented in every epoch.
+    ``num_chips`` were presented in every epoch; the weights are those of the ``best`` one, or of
+    the last.
     """
+    training = config.training
+    kept: dict[str, Any] = {}
+    if best or training.average:
+        kept = {"epoch": training.epochs, **(best.model_dump() if best else {})}
+        kept = {"kept": {"rule": training.keep, **kept, "average": training.average}}
     plain = {
         "schema_version": SCHEMA_VERSION,
         "code_version": __version__,
@@ -99,11 +112,12 @@ def make_contract(
         "model": asdict(config.model),
         "heads": {name: asdict(head) for name, head in config.heads.items()},
         "num_parameters": num_parameters(module),
-        "presented": {"chips_per_epoch": num_chips, "epochs": config.training.epochs},
+        "presented": {"chips_per_epoch": num_chips, "epochs": training.epochs},
         "dataset": {
             "path": os.path.relpath(dataset.path, run),
             "fingerprint": dataset_fingerprint(dataset),
         },
+        **kept,
         "attribution": list(dataset.attribution),
     }
     return checked(Contract, plain, str(run / CONTRACT_FILE), RunError, "build the dataset again")
@@ -340,23 +354,64 @@ def load_checkpoint(run: Path) -> Checkpoint | None:
     path, remedy = run / CHECKPOINT_FILE, "delete it to train from the start"
     if not path.exists():
         return None
-    try:
-        open_file(path).close()  # no pipe is waited for
-        with safe_open(path, "pt") as file:
-            header = (file.metadata() or {}).get("progress", "null")
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise RunError(f"{path} is damaged ({shortened(str(error))}); {remedy}") from error
+    header, state = _read_tensors(path, "progress", remedy)
     plain = parse_json(header, str(path), RunError, remedy)
     progress = checked(CheckpointHeader, plain, str(path), RunError, remedy)
     return Checkpoint(progress.step, {name: [*sums] for name, sums in progress.sums.items()}, state)
 
 
+def _read_tensors(path: Path, key: str, remedy: str) -> tuple[str, dict[str, Tensor]]:
+    """What a file's header says under ``key``, and its tensors."""
+    try:
+        open_file(path).close()  # no pipe is waited for
+        with safe_open(path, "pt") as file:
+            header = (file.metadata() or {}).get(key, "null")
+            return header, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise RunError(f"{path} is damaged ({shortened(str(error))}); {remedy}") from error
+
+
+class BestEpoch(Record):
+    """The epoch, from 1, with the lowest loss on the val split so far."""
+
+    epoch: Annotated[int, Field(ge=1, le=2**53)]
+    val_loss: FiniteFloat
+
+
+def save_best(run: Path, best: BestEpoch, weights: Mapping[str, Tensor]) -> None:
+    """Replace the weights of the best epoch so far as a whole.
+
+    Raises:
+        StorageError: the disk is full; the previous ones are untouched.
+    """
+    content = save(dict(weights), {"best": best.model_dump_json()})
+    write_atomically(run / BEST_FILE, lambda file: file.write(content))
+
+
+def load_best(run: Path, objective: nn.Module) -> tuple[BestEpoch, dict[str, Tensor]]:
+    """The best epoch so far, and its weights.
+
+    Raises:
+        RunError: the file is missing, damaged, or of another model.
+    """
+    path, remedy = run / BEST_FILE, f"delete {(run / BEST_FILE).parent} to train from the start"
+    header, weights = _read_tensors(path, "best", remedy)
+    plain = parse_json(header, str(path), RunError, remedy)
+    best = checked(BestEpoch, plain, str(path), RunError, remedy)
+    if wrong := _difference(weights, objective.state_dict()):
+        raise RunError(f"{path} is not of this model ({wrong}); {remedy}")
+    return best, weights
+
+
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
-def training_state(objective: nn.Module, optimisers: Sequence[Optimizer]) -> dict[str, Tensor]:
-    """Weights and optimiser states by the names of their parameters, whole, on the CPU.
+def training_state(
+    objective: nn.Module,
+    optimisers: Sequence[Optimizer],
+    average: Mapping[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """Weights, optimiser states and averages by the names of their parameters, whole, on the CPU.
 
     The same names and shapes for one rank, for several, and for shards (FSDP2). All ranks must
     call it; the first one alone gets something where the model is sharded.
@@ -368,6 +423,10 @@ def training_state(objective: nn.Module, optimisers: Sequence[Optimizer]) -> dic
     slots: Any = kept.get("state", {})
     for name, each in slots.items():
         state |= {f"optimiser.{slot}.{name}": value for slot, value in each.items()}
+    for name, value in (average or {}).items():
+        gathered = whole(value).cpu()  # by all ranks
+        if weights:
+            state[f"average.{name}"] = gathered
     return state
 
 
@@ -376,18 +435,23 @@ def restore_training_state(
     objective: nn.Module,
     optimisers: Sequence[Optimizer],
     file: Path = Path(CHECKPOINT_FILE),
+    average: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Put back what ``training_state`` took, also on another number of ranks, by all of them.
 
     Raises:
-        RunError: the state, of ``file``, is not of this model and these optimisers.
+        RunError: the state, of ``file``, is not of this model, these optimisers and ``average``.
     """
+    average = average or {}
     weights: dict[str, Any] = {}
+    averaged: dict[str, Tensor] = {}
     slots: dict[str, Any] = {}
     for name, value in state.items():
         if name.startswith("optimiser."):
             _, slot, parameter = (*name.split(".", 2), "")[:3]
             slots.setdefault(parameter, {})[slot] = value
+        elif name.startswith("average."):
+            averaged[name.removeprefix("average.")] = value
         else:
             weights[name] = value
     made: Any = {}
@@ -396,8 +460,14 @@ def restore_training_state(
         made = present["state"]
     else:  # of before the first step
         own = get_model_state_dict(objective)
-    if wrong := next(_misfits(weights, slots, own, made), None):
+    wrong = next(_misfits(weights, slots, own, made), None)
+    if not wrong and (off := _difference(averaged, average)):
+        wrong = f"of its averages {off}"
+    if wrong:
         raise RunError(f"{file} is not of this model ({wrong}); delete it to train from the start")
+    for name, value in average.items():
+        shard, part = own_parts(value, averaged[name])
+        shard.copy_(part)
     if not slots:
         set_model_state_dict(objective, weights, options=_WHOLE)
         return

@@ -3,6 +3,7 @@ import importlib
 import json
 import pickle
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from bharateo.handover import hub
 from bharateo.handover.card import EVALUATION_FILE, PROBES_FILE
 from bharateo.handover.hub import BharatEOEncoder, save_folder
 from bharateo.inference.encoder import FrozenEncoder
-from bharateo.training.contract import CONTRACT_FILE, MODEL_FILE
+from bharateo.training.contract import CONTRACT_FILE, MODEL_FILE, Kept
 from bharateo.training.run import Run
 from handover.tiny_run import chips_of, tiny_run
 from report.made_up_run import split_scores
@@ -256,6 +257,24 @@ def test_the_card_is_written_from_the_run(run, folder):
     assert f"| token presentations | {tokens:,} tokens |" in body
     assert "no score is known" in body
     assert "None" not in body
+
+
+def test_the_card_says_which_weights_were_kept(run, tmp_path):
+    kept = Kept(rule="best", epoch=2, val_loss=0.123456, average=0.05)
+    chosen = replace(run, contract=run.contract.model_copy(update={"kept": kept}))
+    BharatEOEncoder(chosen).save_pretrained(tmp_path / "hub")
+    _, body = card(tmp_path / "hub")
+    said = (
+        "| weights | after epoch 2, as a moving average (training.average 0.05), with the lowest "
+        "validation loss (0.1235) |"
+    )
+    lines = body.splitlines()
+    assert said in lines
+    assert "|" in lines[lines.index(said) - 1]
+    assert lines[lines.index(said) + 1 :][:2] == ["", "## How well it does"]
+    assert BharatEOEncoder.from_pretrained(tmp_path / "hub").contract.kept == kept
+    BharatEOEncoder(run).save_pretrained(tmp_path / "plain")
+    assert body.replace(f"{said}\n", "") == card(tmp_path / "plain")[1]
 
 
 def test_the_card_shows_the_scores_beside_their_baselines(run, tmp_path):

@@ -97,3 +97,22 @@ def test_an_interval_chart_names_every_method_and_value():
 def test_values_that_are_all_alike_are_drawn():
     line = Line("a", [0.0], intervals=[(0.0, 0.0)])
     assert charts.interval_chart("x", "x", [line], str).dots
+
+
+def test_a_mark_is_a_dotted_line_at_its_place_under_its_name():
+    lines = [Line("total", [0.5, 0.2, 0.1, 0.1, 0.3], SERIES[0])]
+    plain, marked = (
+        charts.line_chart(
+            "Loss", "Loss", lines, {"1": 1}, "epoch", range(1, 6), "{:.2f}".format, 0.6, marks=marks
+        )
+        for marks in (None, {"kept": 3})
+    )
+    ((style, _, path),) = [each for each in marked.paths if each not in plain.paths]
+    assert style == "level"
+    place, above, below = map(float, re.fullmatch(r"M([\d.]+) ([\d.]+)V([\d.]+)", path).groups())
+    drawn = next(path for _, colour, path in marked.paths if colour == SERIES[0])
+    assert f"L{place} " in drawn
+    assert above < below
+    ((x, y, anchor, *_),) = [text for text in marked.texts if text[-1] == "kept"]
+    assert (x, anchor) == (place, "middle")
+    assert 0 < y <= above

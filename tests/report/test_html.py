@@ -1,5 +1,6 @@
 import re
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from types import ModuleType, SimpleNamespace
@@ -11,6 +12,7 @@ from bharateo.chips.store import Dataset
 from bharateo.errors import RunError
 from bharateo.report import ground, html
 from bharateo.sensor import SENTINEL2_L1C, WORLDCOVER_PALETTE
+from bharateo.training.contract import Kept
 
 VOID = {"meta", "link", "br", "hr", "img", "input", "path", "rect", "image", "use", "circle"}
 
@@ -173,6 +175,40 @@ def test_what_could_not_be_measured_is_left_out_not_zero(make_dataset, make_run)
 def test_a_run_of_one_epoch_has_its_curves(make_dataset, make_run):
     dataset = make_dataset(WORLDCOVER_PALETTE)
     assert "Loss, training" in html.article(make_run(dataset, epochs=1), dataset, [])
+
+
+def kept(files, **how):
+    contract = files.contract.model_copy(update={"kept": Kept(**how)})
+    return replace(files, contract=contract)
+
+
+def test_the_epoch_that_was_kept_is_said_and_marked(make_dataset, make_run):
+    dataset = make_dataset(WORLDCOVER_PALETTE)
+    files = kept(make_run(dataset), rule="best", epoch=2, val_loss=0.25, average=0.1)
+    page = html.article(files, dataset, [])
+    said = (
+        "after epoch 2, as a moving average (training.average 0.1), with the lowest validation "
+        "loss (0.25)"
+    )
+    assert f"; its weights are those {said}." in page
+    assert re.search(rf'<th scope="row">weights</th>\s*<td[^>]*>{re.escape(said)}</td>', page)
+    alts = re.findall(r'aria-label="([^"]* from epoch 1 to 3: [^"]*)"', page)
+    assert len(alts) > 4
+    assert all(alt.endswith(", epoch 2 kept") for alt in alts)
+    assert len(re.findall(">kept</text>", page)) == len(alts)
+    Page(page)
+
+
+def test_a_run_that_kept_its_last_weights_has_no_mark(make_dataset, make_run):
+    dataset = make_dataset(WORLDCOVER_PALETTE)
+    plain = html.article(make_run(dataset), dataset, [])
+    assert "its weights are" not in plain and "kept" not in plain
+    averaged = kept(make_run(dataset), rule="last", epoch=3, average=0.1)
+    page = html.article(averaged, dataset, [])
+    assert (
+        "; its weights are those after epoch 3, as a moving average (training.average 0.1)." in page
+    )
+    assert ">kept</text>" not in page
 
 
 def test_text_from_files_is_escaped(make_dataset, make_run):

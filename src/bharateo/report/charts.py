@@ -63,11 +63,12 @@ def line_chart(
     show: Callable[[float], str],
     top: float,
     width: float = 331,
+    marks: Mapping[str, float] | None = None,
 ) -> Chart:
     """Lines over ``places``, from zero to ``top``, each named at its right end with its last value.
 
-    ``ticks`` are labels along the axis. Lines with intervals have dots, and stand a little beside
-    each other so that the intervals can be told apart.
+    ``ticks`` are labels along the axis, ``marks`` those of dotted lines across it. Lines with
+    intervals have dots, and stand a little beside each other so that these can be told apart.
     """
     left, right, above, below = 36.0, width - (109 if width < 400 else 200), 8.0, 0.55 * width
     chart = Chart(title, alt, width, round(below + 28))
@@ -88,6 +89,9 @@ def line_chart(
         chart.texts.append((x(place), below + 9, "middle", MUTED, label))
     chart.texts.append((right, below + 22, "end", MUTED, axis))
     chart.paths.append(("rule", "", f"M{left} {above}V{below}"))
+    for label, place in (marks or {}).items():
+        chart.paths.append(("level", MUTED, f"M{x(place)} {above}V{below}"))
+        chart.texts.append((x(place), above - 6, "middle", MUTED, label))
     for number, line in enumerate(lines):
         if line.style == "level":
             chart.paths.append(("level", line.colour, f"M{left} {y(line.measured[-1])}H{right}"))

@@ -155,7 +155,7 @@ def article(
         **ground.regions(dataset),
         **chips(dataset, examples),
         **reconstructions(dataset, examples),
-        curves=scores.curves(files.history, files.evaluation),
+        curves=scores.curves(files.history, files.evaluation, files.contract.kept),
         minimised=scores.minimised(files.evaluation),
         probes=probes.section(files.probes) if files.probes else None,
         **scores.all_numbers(files.evaluation),
@@ -199,6 +199,7 @@ def _opening(files: RunFiles, dataset: Dataset, why: str | None) -> dict[str, An
     names = dataset.regions
     among = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
     over = f", over {among if len(names) <= 3 else f'{len(names)} regions'}" if own else ""
+    chosen = f"; its weights are those {contract.kept.shown}" if contract.kept else ""
     source, notes = dataset.info.get("source", {}), dataset.info.get("notes") or []
     pixels, labels = source.get("image") or dataset.sensor.title, source.get("landcover")
     if source.get("image") and labels and labels != pixels:
@@ -210,7 +211,7 @@ def _opening(files: RunFiles, dataset: Dataset, why: str | None) -> dict[str, An
         "trained": (
             f"A masked autoencoder of {contract.num_parameters / 1e6:.2f} million parameters "
             f"was trained for {scores.plural(len(files.history), 'epoch')} on "
-            f"{contract.sensor.title}{over}."
+            f"{contract.sensor.title}{over}{chosen}."
         ),
         "headline": f"On {on} {scores.headline(of_split, scores.metrics_of(evaluation))}.",
         "verdict": scores.verdict(of_split, scores.metrics_of(evaluation)),
@@ -311,6 +312,7 @@ def _contract_rows(contract: Contract) -> list[tuple[str, str]]:
         ("model", f"{model['name']}: {shape}"),
         ("heads", heads),
         ("parameters", f"{contract.num_parameters:,}"),
+        *([("weights", contract.kept.shown)] if contract.kept else []),
         ("dataset fingerprint", contract.dataset.fingerprint),
         ("code", f"bharateo {contract.code_version}"),
     ]

@@ -102,7 +102,7 @@ def show_curves(run: Run) -> Figure:
         RunError: the run has not been evaluated.
     """
     files = html.read_run(run.path)
-    charts = scores.curves(files.history, files.evaluation)
+    charts = scores.curves(files.history, files.evaluation, files.contract.kept)
     minimised = scores.minimised(files.evaluation)
     return _block(
         "learning curves", "curves", curves=charts, minimised=minimised, sensor=run.sensor

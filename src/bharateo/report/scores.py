@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from matplotlib.ticker import MaxNLocator
@@ -17,6 +17,9 @@ from bharateo.landcover import NUM_CLASSES
 from bharateo.report import charts, panels
 from bharateo.report.charts import MUTED, SERIES, Chart, Line
 from bharateo.results import Evaluation, GroundScores, Metric, Scores
+
+if TYPE_CHECKING:
+    from bharateo.training.contract import Kept
 
 SPLIT_ORDER = ("test", "val", "train")
 """From the most to the least telling."""
@@ -386,8 +389,12 @@ def interval_chart(scores: GroundScores, metric: Metric) -> Chart:
     )
 
 
-def curves(history: Sequence[Mapping[str, Any]], evaluation: Evaluation) -> list[Chart]:
-    """The charts of a run's history, by the metrics of its heads."""
+def curves(
+    history: Sequence[Mapping[str, Any]], evaluation: Evaluation, choice: Kept | None = None
+) -> list[Chart]:
+    """The charts of a run's history, by the metrics of its heads; the epoch that was chosen to be
+    kept is marked.
+    """
     if not history:
         return []
     val = any(key.startswith("val_") for key in history[0])
@@ -449,6 +456,7 @@ def curves(history: Sequence[Mapping[str, Any]], evaluation: Evaluation) -> list
             drawn.append((f"{title}, {split}", sum(levels, lines), group[0].show, top))
     drawn.append(("Learning rate", [line("", "lr", MUTED)], "{:.2g}".format, None))
 
+    marks = {"kept": choice.epoch} if choice and choice.rule == "best" else {}
     found = []
     for title, lines, show, top in drawn:
         kept = [line for line in lines if line.measured]
@@ -459,7 +467,10 @@ def curves(history: Sequence[Mapping[str, Any]], evaluation: Evaluation) -> list
             + ("" if one.style == "level" else f" to {show(one.measured[-1])}")
             for one in kept
         ]
+        words += [f"epoch {epoch} {label}" for label, epoch in marks.items()]
         alt = f"{title} from epoch {epochs[0]} to {epochs[-1]}: {', '.join(words)}"
         end = 1.04 * (top or max(max(one.measured) for one in kept)) or 1.0
-        found.append(charts.line_chart(title, alt, kept, ticks, "epoch", epochs, show, end))
+        found.append(
+            charts.line_chart(title, alt, kept, ticks, "epoch", epochs, show, end, marks=marks)
+        )
     return found

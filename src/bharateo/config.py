@@ -34,6 +34,9 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
+_SET_NAME = r"^[A-Za-z0-9_-]{1,40}$"
+SetName = Annotated[str, Field(pattern=_SET_NAME)]
+"""Of a set of bands; it becomes part of file names and of the names of weights."""
 _DATES = r"^ *(19|20)\d\d-\d\d-\d\d */ *(19|20)\d\d-\d\d-\d\d *$"
 
 
@@ -221,7 +224,8 @@ class DataConfig(_Section):
     worldcover_tiles: tuple[str, ...] = ()
     """Sentinel-2: WorldCover tiles such as ``N27E075``, each a zone; instead of ROIs."""
     bands: tuple[str, ...] = ("10band",)
-    """Sentinel-2 and the sample: ``10band``, ``rgbn``, ``rgb``, or band names in order."""
+    """Sentinel-2 and the sample: ``10band``, ``rgbn``, ``rgb``, ``liss``, or band names in
+    order."""
     sentinel2: Sentinel2Config = field(default_factory=Sentinel2Config)
     """Of source ``sentinel2``."""
     geotiff: GeotiffConfig = field(default_factory=GeotiffConfig)
@@ -269,6 +273,12 @@ class ModelConfig(_Section):
     """What makes a vector of a patch's pixels. ``linear``: a linear map; ``energies``: also how
     strongly the patch responds to 64 small filters cut from training chips, which tells textures
     apart; ``stem``: two learned convolutions. None looks beyond the patch."""
+    band_sets: Mapping[SetName, Annotated[tuple[str, ...], Field(min_length=1)]] = field(
+        default_factory=dict
+    )
+    """Sets of bands that rasters may hold instead of all: name -> band names, or ``rgb``, ``rgbn``,
+    ``liss``. Every other step, on average, the encoder is shown one of them alone, and the weights
+    then serve such rasters too."""
 
 
 @dataclass(frozen=True)
@@ -331,7 +341,8 @@ class TrainingConfig(_Section):
     """Hands into which the training chips are dealt; every batch takes equally from each. Ranks
     (a divisor of it) then read their own hands alone, so ``machine.resident`` divides by them."""
     bands: tuple[str, ...] = ()
-    """Bands of the dataset to train on (band names, ``rgb``, ``rgbn``, ``10band``); none: all."""
+    """Bands of the dataset to train on (band names, ``rgb``, ``rgbn``, ``liss``, ``10band``); none:
+    all."""
     checkpoint_seconds: NotNegative = 20.0
     """Least time between checkpoints, and longer where writing one would take more than 2 % of
     it; 0: after every step."""
@@ -585,10 +596,16 @@ def _first_mistake(error: ValidationError) -> str:
             f"({_listed(_keys_at(path))}), not the value {shortened(repr(misfit['input']))}"
         )
     if misfit["type"] == "string_pattern_mismatch":
-        misfit["msg"] = "give FIRST/LAST, such as 2021-01-01/2021-12-31"
+        misfit["msg"] = _PATTERNS[misfit["ctx"]["pattern"]]
     remedy = _REMEDIES.get(misfit["type"])
     return misfit_in_words(misfit) + (f": {remedy}" if remedy else "")
 
+
+_PATTERNS = {
+    _DATES: "give FIRST/LAST, such as 2021-01-01/2021-12-31",
+    _SET_NAME: "name a set by letters, digits, - and _, 40 at most",
+}
+"""What to give where a text is not of the form asked for."""
 
 _REMEDIES = {
     "bool_type": "give true or false",

@@ -203,8 +203,10 @@ BAND_SETS: Mapping[str, tuple[str, ...]] = {
     "10band": tuple(band.name for band in _S2_TEN_BANDS),
     "rgbn": ("B02", "B03", "B04", "B08"),
     "rgb": ("B04", "B03", "B02"),
+    "liss": ("B03", "B04", "B08", "B11"),
 }
-"""Bands of a Sentinel-2 sensor that are asked for by one name, for ``Sensor.with_bands``."""
+"""Bands of a Sentinel-2 sensor that are asked for by one name, for ``Sensor.with_bands``; ``liss``
+are those nearest to the four of LISS-III on Resourcesat (green, red, NIR, SWIR at 1.6 um)."""
 
 
 def named_bands(names: Sequence[str]) -> tuple[str, ...]:

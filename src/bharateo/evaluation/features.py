@@ -73,14 +73,22 @@ def encoder(run: Run) -> Extractor:
     return Extractor("encoder", FrozenEncoder.of_run(run).features)
 
 
-def random_encoder(model: MaskedAutoencoder, seed: int, device: torch.device = CPU) -> Extractor:
-    """The same encoder with the weights training would start from, and the same statistics."""
-    normalise = model.normalise
+def random_encoder(
+    model: MaskedAutoencoder,
+    seed: int,
+    device: torch.device = CPU,
+    band_set: str | None = None,
+) -> Extractor:
+    """The same encoder with the weights training would start from, and the same statistics; as
+    ``FrozenEncoder`` has it, of chips with the bands of a set alone.
+    """
+    mean, std = model.normalise.mean.tolist(), model.normalise.std.tolist()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        fresh = build_model(model.config, normalise.mean.tolist(), normalise.std.tolist())
+        fresh = build_model(model.config, mean, std, model.band_names)
     fresh.load_state_dict(dict(model.named_buffers()), strict=False)  # filters that are fixed
-    return Extractor("random_encoder", FrozenEncoder(fresh, device=device).features)
+    encoder = FrozenEncoder(fresh, device=device, band_set=band_set)
+    return Extractor("random_encoder", encoder.features)
 
 
 def _on(device: torch.device, compute: PerToken) -> PerToken:
@@ -231,7 +239,7 @@ MEANINGS: Mapping[str, str] = {
 MAKERS: Mapping[str, Callable[[Run, Dataset, int], Extractor]] = {
     "encoder": lambda run, dataset, seed: encoder(run),
     "random_encoder": lambda run, dataset, seed: random_encoder(
-        run.model, seed, device_of(run.path)
+        run.model, seed, device_of(run.path), run.band_set
     ),
     **{name: _humble(name) for name in HUMBLE},
 }
@@ -245,7 +253,7 @@ def convolutions_of(run: Run, dataset: Dataset, seed: int) -> Extractor:
     some = np.random.default_rng(seed).permutation(len(windows))[:_FILTER_CHIPS]
     batch = cut(dataset, [windows[i] for i in some], config.chip_px, config.patch_px)
     return random_convolutions(
-        batch.image, batch.valid, run.model.normalise, config.patch_px, seed, device_of(run.path)
+        batch.image, batch.valid, run.normalise, config.patch_px, seed, device_of(run.path)
     )
 
 

@@ -205,7 +205,11 @@ def map_own_classes(
     stride = options.stride_px or config.patch_px
     grid = CellGrid(source.shape, config.chip_px, config.patch_px, stride)
     placed = place(points, source, grid, say)
-    kinds = encoder(run), random_encoder(run.model, _SEED), band_statistics(config.patch_px)
+    kinds = (
+        encoder(run),
+        random_encoder(run.model, _SEED, band_set=run.band_set),
+        band_statistics(config.patch_px),
+    )
     extractors = {each.name: each.features for each in kinds}
     features, valid = vectors_at(placed, source, grid, extractors, progress)
     if not valid.all():
@@ -260,7 +264,10 @@ def _fit(
             **{name: ContenderScore.of(each, points.classes) for name, each in scores.items()},
         ),
     )
-    save_probe(output / PROBE_FILE, probe, record.model_dump(exclude={"product", "score"}))
+    about = record.model_dump(exclude={"product", "score"})
+    if run.band_set is not None:
+        about["band_set"] = run.band_set
+    save_probe(output / PROBE_FILE, probe, about)
     return record
 
 
@@ -311,7 +318,7 @@ def probe_classifier(run: Run, path: Path) -> Classifier:
 
     Raises:
         DatasetError: the file holds no probe.
-        ContractError: it belongs to other weights, or is of another width.
+        ContractError: it belongs to other weights or bands, or is of another width.
     """
     probe, about = load_probe(path)
     own = run.weights_sha256
@@ -321,6 +328,12 @@ def probe_classifier(run: Run, path: Path) -> Classifier:
             f"probe: {path} was fitted on the features of another run than {run.path} (width "
             f"{len(probe.mean)}, weights {given[:12]}...): give the run it was fitted on, or "
             "fit a probe on this one"
+        )
+    if about.band_set != run.band_set:
+        fitted, asked = (each or "all bands" for each in (about.band_set, run.band_set))
+        raise ContractError(
+            f"probe: {path} was fitted on the features of {fitted}, the raster is read in {asked}: "
+            "give a raster of those bands, or fit a probe on this one"
         )
     names = about.class_names or [BHARATEO_CLASSES[cls].name for cls in probe.classes]
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()

@@ -322,6 +322,8 @@ class ProbeAbout(Record):
 
     weights_sha256: Annotated[str, StringConstraints(max_length=64)] | None = None
     class_names: tuple[Annotated[str, StringConstraints(max_length=200)], ...] | None = None
+    band_set: Annotated[str, StringConstraints(max_length=40)] | None = None
+    """The set of bands whose features it takes; None: all bands."""
 
 
 class _Head(Record):

@@ -38,6 +38,39 @@ def canonical(name: str) -> str:
     return _COMMON_NAMES.get(first, name.strip().lower())
 
 
+def fitting_set(
+    location: str,
+    in_file: Sequence[str | None],
+    contract: Contract,
+    given: Sequence[str] | Mapping[str, int] | None,
+) -> str | None:
+    """Which of a run's sets of bands a file is read in: None where it holds all bands, or the run
+    has no sets; else the one with the most bands of those it holds whole.
+
+    Names are as for ``band_places``, which says what is wrong with them.
+
+    Raises:
+        ContractError: it holds some of the run's bands, but no set of them.
+    """
+    wanted = contract.sensor.band_names
+    there = {canonical(name) for name in given or in_file if name is not None}
+    held = [name for name in wanted if canonical(name) in there]
+    if not contract.model.band_sets or len(held) == len(wanted):
+        return None
+    fitting = contract.fitting_set(held)
+    if fitting is None and (there or len(in_file) != len(wanted)):
+        known = ", ".join(name or "?" for name in given or in_file)
+        what = f"of the run's bands {', '.join(held) or 'none'} ({known})"
+        if not there:
+            what = f"{len(in_file)} bands and does not say which is which"
+        raise ContractError(
+            f"bands: {location} holds {what}, and the run takes {contract.bands_taken}: give a "
+            "raster that holds one of these whole, name its bands with --bands, or pretrain a run "
+            "with model.band_sets of those that are there"
+        )
+    return fitting
+
+
 def band_places(
     location: str,
     in_file: Sequence[str | None],

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -30,6 +31,8 @@ from bharateo.training.data import cut, fixed_windows
 from bharateo.training.run import Run, dataset_fingerprint
 
 DOMAIN_FILE = "domain.safetensors"
+"""That of all bands; a set of bands has one of its own, ``domain-SET.safetensors``."""
+
 QUANTILE = 0.99
 """Share of validation patches that count as inside."""
 
@@ -97,15 +100,17 @@ def pixel_statistics(
     model: MaskedAutoencoder,
     image: Float[Tensor, "batch band row col"],
     valid: Bool[Tensor, "batch row col"],
+    band_set: str | None = None,
 ) -> tuple[Tokens, Known]:
     """Of every band of every patch, in model units: mean, and logarithms of the deviation and of
-    the mean step from pixel to pixel; and which patches have a valid pixel.
+    the mean step from pixel to pixel; and which patches have a valid pixel. Of images that hold the
+    bands of a set of the model alone, where one is named.
     """
     device = next(model.parameters()).device
     every = torch.arange(model.num_tokens, device=device).expand(len(image), -1)
-    patches, pixels = model.patches(image.to(device), valid.to(device), every)
+    patches, pixels = model.patches(image.to(device), valid.to(device), every, band_set)
     side = model.config.patch_px
-    squares = patches.unflatten(2, (model.num_bands, side, side))
+    squares = patches.unflatten(2, (image.shape[1], side, side))
     steps = [squares.diff(dim=dim).abs().mean((3, 4)) for dim in (3, 4)]
     spread = [squares.std((3, 4)), (steps[0] + steps[1]) / 2]
     logs = [each.clamp(min=_SMALLEST).log() for each in spread]
@@ -199,16 +204,23 @@ def views_of(
         some = [windows[i] for i in drawn[start : start + CHIPS_AT_ONCE]]
         batch = cut(dataset, some, encoder.chip_px, encoder.patch_px)
         features = encoder.features(batch.image, batch.valid)
-        parts.append(Views(features, *pixel_statistics(encoder.model, batch.image, batch.valid)))
+        pixels = pixel_statistics(encoder.model, batch.image, batch.valid, run.band_set)
+        parts.append(Views(features, *pixels))
         progress(start + len(some), len(drawn), f"{split} ground of the run's dataset")
     return Views(*(torch.cat(each) for each in zip(*parts, strict=True)))
 
 
+def domain_file(run: Run) -> str:
+    """The name of the file that the domain of a run is kept in, for the bands it is to take."""
+    file = Path(DOMAIN_FILE)
+    return file.name if run.band_set is None else f"{file.stem}-{run.band_set}{file.suffix}"
+
+
 def load_domain(run: Run) -> Domain | None:
     """What is kept in the run's folder; None where nothing is, or that of other weights."""
-    check_inside(run.path, DOMAIN_FILE)
+    check_inside(run.path, domain_file(run))
     try:
-        with safe_open(run.path / DOMAIN_FILE, "pt") as file:
+        with safe_open(run.path / domain_file(run), "pt") as file:
             if file.metadata()["weights_sha256"] != run.weights_sha256:
                 return None
             parts = [
@@ -217,7 +229,7 @@ def load_domain(run: Run) -> Domain | None:
             ]
     except (SafetensorError, OSError, KeyError, TypeError):
         return None
-    for part, dims in zip(parts, (run.model.config.width, 3 * run.model.num_bands), strict=True):
+    for part, dims in zip(parts, (run.model.config.width, 3 * run.sensor.num_bands), strict=True):
         shapes = [tuple(getattr(part, name).shape) for name in _TENSORS]
         if shapes != [(dims,), (dims, dims), (2,)]:
             return None
@@ -231,4 +243,4 @@ def _keep(run: Run, domain: Domain) -> None:
         for name in _TENSORS
     }
     content = save(tensors, {"weights_sha256": run.weights_sha256, "quantile": str(QUANTILE)})
-    write_atomically(run.path / DOMAIN_FILE, lambda file: file.write(content))
+    write_atomically(run.path / domain_file(run), lambda file: file.write(content))

@@ -110,7 +110,8 @@ def embed_raster(
     progress: Progress,
     say: Callable[[str], object],
 ) -> None:
-    """Write the vectors of a raster as a COG (.tif), a GeoParquet file (.parquet), or both.
+    """Write the vectors of a raster as a COG (.tif), a GeoParquet file (.parquet), or both; by a
+    run as it takes the raster's bands.
 
     The COG has one band a dimension and one pixel a cell; the table one row for each cell with a
     valid pixel. Files that are already there, made of the same, are left alone.
@@ -161,14 +162,16 @@ def embed_dataset(
         )
     if how.stride_px not in (None, run.model.config.patch_px):
         raise ConfigError(f"--stride {how.stride_px} is for rasters: leave it out for a dataset")
-    if {*run.sensor.band_names} <= {*dataset.sensor.band_names}:
-        dataset = dataset.with_bands(run.sensor.band_names)
+    run, dataset = run.meeting(dataset)
     run.check(dataset)
     source = MadeOf(
         identity=dataset_fingerprint(dataset),
         dataset=str(dataset.path),
         attribution=list(dataset.attribution),
     )
+    if run.band_set is not None:
+        say(f"bands: {dataset.path} is read in {run.bands_read}")
+        source = source.model_copy(update={"bands": list(run.sensor.band_names)})
 
     def make(folder: Path, plan: EmbeddingRecord, missing: Sequence[Path]) -> None:
         encoder = FrozenEncoder.of_run(run)

@@ -103,7 +103,8 @@ class FrozenEncoder:
     """A model's vectors and what its heads predict, of chips without a mask.
 
     The model computes on ``device``, in a copy where it does not lie there already. Chips come
-    from, and numbers return to, the device the chips lie on.
+    from, and numbers return to, the device the chips lie on. With a ``band_set`` they hold the
+    bands of that set of the model alone.
     """
 
     def __init__(
@@ -111,6 +112,7 @@ class FrozenEncoder:
         model: MaskedAutoencoder,
         heads: nn.ModuleDict | None = None,
         device: torch.device | None = None,
+        band_set: str | None = None,
     ) -> None:
         heads = nn.ModuleDict() if heads is None else heads
         own = next(model.parameters()).device
@@ -121,12 +123,12 @@ class FrozenEncoder:
         self.model, self.heads = model.eval(), heads
         self.chip_px, self.patch_px = model.config.chip_px, model.config.patch_px
         self.grid, self.num_tokens = model.grid, model.num_tokens
-        self.num_bands, self.width = model.num_bands, model.config.width
+        self.band_set, self.width = band_set, model.config.width
 
     @classmethod
     def of_run(cls, run: Run) -> FrozenEncoder:
         """The encoder of a finished run, with its heads, on the run's device."""
-        return cls(run.model, run.heads, device_of(run.path))
+        return cls(run.model, run.heads, device_of(run.path), run.band_set)
 
     @property
     def layers(self) -> tuple[RunLayer, ...]:
@@ -201,7 +203,8 @@ class FrozenEncoder:
             image.split(CHIPS_AT_ONCE), valid.split(CHIPS_AT_ONCE), strict=True
         ):
             mask = all_visible(len(chips), num_tokens, self.device)
-            encoded = self.model.encode(chips.to(self.device), known.to(self.device), mask)
+            there = chips.to(self.device), known.to(self.device)
+            encoded = self.model.encode(*there, mask, self.band_set)
             found = [encoded]
             if layers:
                 decoded = self.model.decode(encoded, mask)

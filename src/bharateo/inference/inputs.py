@@ -13,7 +13,13 @@ from jaxtyping import Bool, Float, Shaped
 from odc.geo.geobox import GeoBox
 
 from bharateo.errors import ConfigError, SourceError
-from bharateo.inference.contract import band_places, check_grid, check_pixels, sample_of
+from bharateo.inference.contract import (
+    band_places,
+    check_grid,
+    check_pixels,
+    fitting_set,
+    sample_of,
+)
 from bharateo.inference.products import MadeOf
 from bharateo.inference.stac_item import ScenePixels, is_item, open_scene
 from bharateo.pixels.raster import RasterFile, open_raster
@@ -72,7 +78,8 @@ class FilePixels:
 
 @dataclass(frozen=True)
 class RasterInput:
-    """A raster opened for a run: windows of physical values, in the run's bands.
+    """A raster opened for a run: windows of physical values, in the bands of ``sensor``: those of
+    the run, or of its ``band_set``, in which the run is to be asked (``Run.of_set``).
 
     ``overridden`` names the fields of the contract that were allowed to differ, each with what
     differs: products must carry it. ``scale`` and ``offset`` are one a band.
@@ -83,6 +90,7 @@ class RasterInput:
     scale: Float[np.ndarray, " band"]
     offset: Float[np.ndarray, " band"]
     overridden: Mapping[str, str] = field(default_factory=dict)
+    band_set: str | None = None
 
     @property
     def location(self) -> str:
@@ -135,7 +143,9 @@ def open_input(location: str, contract: Contract, reading: Reading | None = None
     """The raster at a path or URL, or the scene of a STAC item, as input of the run with this
     contract.
 
-    Nine windows are looked at, to tell whether the numbers are what they are taken for.
+    A raster that lacks bands of the run is read in the largest set of bands that the run takes as
+    well and the raster holds. Nine windows are looked at, to tell whether the numbers are what they
+    are taken for.
 
     Raises:
         ContractError: its bands, unit, statistics or resolution are not those of the run, or it is
@@ -144,13 +154,21 @@ def open_input(location: str, contract: Contract, reading: Reading | None = None
         ConfigError: the reading makes no sense for it.
     """
     reading = reading or Reading()
-    sensor = contract.sensor
     differences = Differences(reading.allow)
     pixels: Pixels
+    band_set = None
     if is_item(location):
-        pixels, unit = _scene(location, sensor, reading, differences)
+        pixels, unit = _scene(location, contract.sensor, reading, differences)
     else:
-        pixels, unit = _file(location, sensor, reading, differences)
+        file = open_raster(location, vrt=True)
+        if file is None:
+            raise SourceError(
+                f"{location} does not exist: give the path or URL of a raster, or of a STAC item"
+            )
+        band_set = fitting_set(location, file.band_names, contract, reading.bands)
+        if band_set is not None:
+            contract = contract.of_bands(contract.model.band_sets[band_set])
+        pixels, unit = _file(file, contract.sensor, reading, differences)
     check_grid(location, pixels.geobox, contract, differences)
     height, width = pixels.geobox.shape
     sample = sample_of(pixels.read, (height, width))
@@ -158,7 +176,7 @@ def open_input(location: str, contract: Contract, reading: Reading | None = None
         pixels.check_offset(differences)
     if sample:
         check_pixels(location, sample, *unit, contract, differences)
-    return RasterInput(pixels, sensor, *unit, differences.found)
+    return RasterInput(pixels, contract.sensor, *unit, differences.found, band_set)
 
 
 Unit = tuple[Float[np.ndarray, " band"], Float[np.ndarray, " band"]]
@@ -166,14 +184,9 @@ Unit = tuple[Float[np.ndarray, " band"], Float[np.ndarray, " band"]]
 
 
 def _file(
-    location: str, sensor: Sensor, reading: Reading, differences: Differences
+    file: RasterFile, sensor: Sensor, reading: Reading, differences: Differences
 ) -> tuple[FilePixels, Unit]:
-    file = open_raster(location, vrt=True)
-    if file is None:
-        raise SourceError(
-            f"{location} does not exist: give the path or URL of a raster, or of a STAC item"
-        )
-    places = band_places(location, file.band_names, sensor, reading.bands, differences)
+    places = band_places(file.location, file.band_names, sensor, reading.bands, differences)
     return FilePixels(file, places, reading.nodata), _unit(file, places, sensor, reading)
 
 

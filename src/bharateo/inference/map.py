@@ -139,7 +139,8 @@ def predicting(request: MapRequest) -> PerToken:
         if request.domain is None:
             distance = torch.full(features.shape[:2], torch.nan)
         else:
-            views = Views(features, *pixel_statistics(encoder.model, image, valid))
+            pixels = pixel_statistics(encoder.model, image, valid, encoder.band_set)
+            views = Views(features, *pixels)
             distance = request.domain.distance(views).clamp(max=_FARTHEST)
         squares = valid.unflatten(2, (-1, patch_px)).unflatten(1, (-1, patch_px))
         share = (squares * inside[:, None]).sum((2, 4)).flatten(1)

@@ -5,11 +5,17 @@ filled: what it makes of one cannot depend on a hidden patch, nor on what an inv
 
 A linear map of raw pixels cannot say how rough a patch is, since its outputs change their sign
 with the pixels. ``EnergyEmbedding`` and ``StemEmbedding`` can, by convolutions within the patch.
+
+Patches hold all bands, or those of one of the sets that the embedding was made for. The large maps
+of pixels are shared: a set has its bands' columns of them, and in place of the others a learned
+vector. Energies are fitted to each set by itself: a whitened filter is a difference between bands,
+and has no meaning where some of them are made up.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import cast
 
 import torch
 from jaxtyping import Bool, Float, Float32
@@ -45,6 +51,10 @@ _PATCHES_IN_CACHE = 64
 """Patches that eager work on a CPU takes at a time, so that responses stay in its cache."""
 
 
+BandSets = Mapping[str, Sequence[int]]
+"""Set of bands -> the places of its bands among all."""
+
+
 class PatchEmbedding(nn.Module):
     """Makes a vector of every patch, by that patch alone."""
 
@@ -60,24 +70,40 @@ class PatchEmbedding(nn.Module):
         self,
         patches: Float[Tensor, "batch chosen value"],
         pixels: Bool[Tensor, "batch chosen pixel"],
+        band_set: str | None = None,
     ) -> Float[Tensor, "batch chosen dim"]:
-        """Vectors of patches in model units, in the weights' precision; ``pixels`` are valid."""
+        """Vectors of patches in model units, in the weights' precision; ``pixels`` are valid.
+
+        Patches hold the bands of ``band_set`` alone, all bands where that is None.
+        """
         raise NotImplementedError
 
 
 class LinearEmbedding(PatchEmbedding, nn.Linear):
-    """A linear map of a patch's pixels."""
+    """A linear map of a patch's pixels.
 
-    def __init__(self, num_bands: int, patch_px: int, width: int) -> None:
+    ``absent`` are the vectors that stand for the bands a set lacks. One for all of them: sets are
+    shown whole, so no more than the sum over a set's absent bands could be learned.
+    """
+
+    def __init__(self, num_bands: int, patch_px: int, width: int, band_sets: BandSets) -> None:
         super().__init__(linear_inputs("linear", num_bands, patch_px), width)
+        self.num_bands, self.band_sets = num_bands, band_sets
+        self.absent = absent_vectors(band_sets, width)
 
     def forward(  # type: ignore[override]
         self,
         patches: Float[Tensor, "batch chosen value"],
         pixels: Bool[Tensor, "batch chosen pixel"],
+        band_set: str | None = None,
     ) -> Float[Tensor, "batch chosen dim"]:
         """See ``PatchEmbedding``."""
-        return F.linear(patches.to(self.weight.dtype), self.weight, self.bias)
+        patches = patches.to(self.weight.dtype)
+        if band_set is None:
+            return F.linear(patches, self.weight, self.bias)
+        by_band = self.weight.unflatten(1, (self.num_bands, -1))
+        weight = by_band[:, list(self.band_sets[band_set])].flatten(1)
+        return F.linear(patches, weight, self.bias + self.absent[_number(self, band_set)])
 
 
 class KeptInFloat32(nn.Module):
@@ -193,13 +219,23 @@ class Energies(KeptInFloat32):
 
 
 class EnergyEmbedding(LinearEmbedding):
-    """The linear embedding, plus one of the patch's ``Energies``: LayerNorm, Linear."""
+    """The linear embedding, plus one of the patch's ``Energies``: LayerNorm, Linear. ``of_sets``
+    are those of each set of bands.
+    """
 
-    def __init__(self, num_bands: int, patch_px: int, width: int) -> None:
-        super().__init__(num_bands, patch_px, width)
+    def __init__(self, num_bands: int, patch_px: int, width: int, band_sets: BandSets) -> None:
+        super().__init__(num_bands, patch_px, width, band_sets)
         self.energies = Energies(num_bands, patch_px)
         self.norm = nn.LayerNorm(self.energies.size)
         self.linear = nn.Linear(self.energies.size, width)
+        self.of_sets = nn.ModuleList(
+            nn.Sequential(
+                Energies(len(places), patch_px),
+                nn.LayerNorm(self.energies.size),
+                nn.Linear(self.energies.size, width),
+            )
+            for places in band_sets.values()
+        )
 
     def fit(
         self,
@@ -207,18 +243,27 @@ class EnergyEmbedding(LinearEmbedding):
         pixels: Bool[Tensor, "batch chosen pixel"],
         seed: int,
     ) -> None:
-        """The energies."""
+        """Fit the energies of all bands, and those of every set to its own bands, to training
+        patches of all bands.
+        """
         self.energies.fit(patches, pixels, seed)
+        by_band = patches.unflatten(2, (self.num_bands, -1))
+        for of_set, places in zip(self.of_sets, self.band_sets.values(), strict=True):
+            of_set[0].fit(by_band[:, :, list(places)].flatten(2), pixels, seed)  # type: ignore[index]
 
     def forward(  # type: ignore[override]
         self,
         patches: Float[Tensor, "batch chosen value"],
         pixels: Bool[Tensor, "batch chosen pixel"],
+        band_set: str | None = None,
     ) -> Float[Tensor, "batch chosen dim"]:
         """See ``PatchEmbedding``."""
-        energies = self.energies(patches, pixels).to(self.linear.weight.dtype)
-        vectors: Tensor = self.linear(self.norm(energies))
-        return super().forward(patches, pixels) + vectors
+        measure, norm, linear = self.energies, self.norm, self.linear
+        if band_set is not None:
+            measure, norm, linear = self.of_sets[_number(self, band_set)]  # type: ignore[misc]
+        energies = measure(patches, pixels).to(linear.weight.dtype)
+        vectors: Tensor = linear(norm(energies))
+        return super().forward(patches, pixels, band_set) + vectors
 
 
 class StemEmbedding(PatchEmbedding):
@@ -226,9 +271,9 @@ class StemEmbedding(PatchEmbedding):
     linear map. They see zeros around the patch.
     """
 
-    def __init__(self, num_bands: int, patch_px: int, width: int) -> None:
+    def __init__(self, num_bands: int, patch_px: int, width: int, band_sets: BandSets) -> None:
         super().__init__()
-        self.by_band = (num_bands, patch_px, patch_px)
+        self.patch_px, self.band_sets = patch_px, band_sets
         self.stem = nn.Sequential(
             nn.Conv2d(num_bands, 32, FILTER_PX, STRIDE, FILTER_PX // 2),
             nn.GELU(),
@@ -237,24 +282,43 @@ class StemEmbedding(PatchEmbedding):
             nn.Flatten(),
         )
         self.linear = nn.Linear(linear_inputs("stem", num_bands, patch_px), width)
+        self.absent = absent_vectors(band_sets, width)
 
     def forward(
         self,
         patches: Float[Tensor, "batch chosen value"],
         pixels: Bool[Tensor, "batch chosen pixel"],
+        band_set: str | None = None,
     ) -> Float[Tensor, "batch chosen dim"]:
         """See ``PatchEmbedding``."""
-        squares = patches.to(self.linear.weight.dtype).flatten(0, 1).unflatten(1, self.by_band)
-        vectors: Tensor = self.linear(self.stem(squares))
+        squares = patches.to(self.linear.weight.dtype).flatten(0, 1)
+        squares = squares.unflatten(1, (-1, self.patch_px, self.patch_px))
+        if band_set is None:
+            vectors: Tensor = self.linear(self.stem(squares))
+        else:
+            first = cast(nn.Conv2d, self.stem[0])
+            weight = first.weight[:, list(self.band_sets[band_set])]
+            found = F.conv2d(squares, weight, first.bias, first.stride, first.padding)
+            vectors = self.linear(self.stem[1:](found)) + self.absent[_number(self, band_set)]
         return vectors.unflatten(0, patches.shape[:2])
 
 
-EMBEDDINGS: Mapping[str, Callable[[int, int, int], PatchEmbedding]] = {
+def absent_vectors(band_sets: BandSets, width: int) -> nn.ParameterList:
+    """What stands for the bands each set lacks; at first as if they were at their mean."""
+    return nn.ParameterList(nn.Parameter(torch.zeros(width)) for _ in band_sets)
+
+
+def _number(embedding: LinearEmbedding | StemEmbedding, band_set: str) -> int:
+    """Which of an embedding's sets one is."""
+    return list(embedding.band_sets).index(band_set)
+
+
+EMBEDDINGS: Mapping[str, Callable[[int, int, int, BandSets], PatchEmbedding]] = {
     "linear": LinearEmbedding,
     "energies": EnergyEmbedding,
     "stem": StemEmbedding,
 }
-"""What ``model.embedding`` may be: made for bands, side of a patch, and width."""
+"""What ``model.embedding`` may be: made for bands, side of a patch, width, and sets of bands."""
 
 
 def linear_inputs(embedding: str, num_bands: int, patch_px: int) -> int:

@@ -14,11 +14,12 @@ from jaxtyping import Bool, Float, Real
 from torch import Tensor, nn
 
 from bharateo.config import ModelConfig
-from bharateo.errors import ContractError
+from bharateo.errors import ConfigError, ContractError
 from bharateo.models.embedding import EMBEDDINGS, KeptInFloat32, PatchEmbedding
 from bharateo.models.kernels import known_all, take_patches
 from bharateo.models.patches import Mask
 from bharateo.models.vit import blocks, init_transformer, sincos_positions, start_as_torch
+from bharateo.sensor import named_bands
 
 
 @dataclass(frozen=True)
@@ -79,12 +80,18 @@ class Normalise(KeptInFloat32):
         self,
         patches: Float[Tensor, "batch chosen value"],
         valid: Bool[Tensor, "batch chosen pixel"],
+        places: Sequence[int] | None = None,
     ) -> Float[Tensor, "batch chosen value"]:
-        """Normalised patches with their invalid pixels filled."""
-        normalised = patches.unflatten(2, (self.mean.shape[0], -1))
+        """Normalised patches with their invalid pixels filled; they hold all bands, or those at
+        some ``places`` among them.
+        """
+        mean, std = self.mean, self.std
+        if places is not None:
+            mean, std = mean[list(places)], std[list(places)]
+        normalised = patches.unflatten(2, (mean.shape[0], -1))
         if not self.is_identity():
-            scale = 1 / self.std[:, None]
-            normalised = torch.addcmul(-self.mean[:, None] * scale, normalised, scale)
+            scale = 1 / std[:, None]
+            normalised = torch.addcmul(-mean[:, None] * scale, normalised, scale)
         if not known_all(valid):
             known = valid[:, :, None]
             normalised = normalised.masked_fill(~known, 0.0)
@@ -98,21 +105,34 @@ class MaskedAutoencoder(nn.Module):
 
     Images are physical values of any type; vectors come in the weights' precision, which
     ``half()`` and ``bfloat16()`` change.
+
+    ``band_sets`` are the places among all bands of those that each set of ``model.band_sets``
+    holds. Where one is named, the encoder is given its bands alone; ``forward`` takes images of all
+    bands all the same, whose hidden patches are targets in all bands, and ``encode`` images of the
+    set's, in its order.
     """
 
     embed: PatchEmbedding
     """One of ``EMBEDDINGS``."""
 
-    def __init__(self, config: ModelConfig, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        mean: Sequence[float],
+        std: Sequence[float],
+        band_names: Sequence[str] = (),
+    ) -> None:
         super().__init__()
         self.config = config
         self.num_bands = len(mean)
+        self.band_names = tuple(band_names)
+        self.band_sets = places_of_sets(config, band_names)
         self.grid = config.chip_px // config.patch_px
         self.num_tokens = self.grid**2
         self.values_per_patch = self.num_bands * config.patch_px**2
         self.normalise = Normalise(mean, std)
         make = EMBEDDINGS[config.embedding]
-        self.embed = make(self.num_bands, config.patch_px, config.width)
+        self.embed = make(self.num_bands, config.patch_px, config.width, self.band_sets)
 
     @property
     def decoded_width(self) -> int:
@@ -127,11 +147,24 @@ class MaskedAutoencoder(nn.Module):
         image: Real[Tensor, "batch band row col"],
         valid: Bool[Tensor, "batch row col"],
         index: Tensor,
+        band_set: str | None = None,
     ) -> tuple[Float[Tensor, "batch chosen value"], Bool[Tensor, "batch chosen pixel"]]:
-        """Normalised patches ``index`` of an image in physical units, and pixel validity."""
+        """Normalised patches ``index`` of an image in physical units, and pixel validity; of an
+        image that holds a set's bands alone, where one is named.
+        """
+        places = None if band_set is None else self.band_sets[band_set]
         pixels = take_patches(valid[:, None], self.config.patch_px, index)
         physical = take_patches(image.float(), self.config.patch_px, index)
-        return self.normalise(physical, pixels), pixels
+        return self.normalise(physical, pixels, places), pixels
+
+    def of_set(
+        self, patches: Float[Tensor, "batch chosen value"], band_set: str | None
+    ) -> Float[Tensor, "batch chosen _"]:
+        """Patches of all bands with those of a set left alone, in its order."""
+        if band_set is None:
+            return patches
+        by_band = patches.unflatten(2, (self.num_bands, -1))
+        return by_band[:, :, list(self.band_sets[band_set])].flatten(2)
 
     def every_patch(
         self, image: Real[Tensor, "batch band row col"], valid: Bool[Tensor, "batch row col"]
@@ -145,8 +178,11 @@ class MaskedAutoencoder(nn.Module):
         image: Real[Tensor, "batch band row col"],
         valid: Bool[Tensor, "batch row col"],
         mask: Mask,
+        band_set: str | None = None,
     ) -> Tokens:
-        """A vector for every token, given only the visible patches."""
+        """A vector for every token, given only the visible patches, and of them only the bands of
+        a set where one is named.
+        """
         raise NotImplementedError
 
     def encode(
@@ -154,6 +190,7 @@ class MaskedAutoencoder(nn.Module):
         image: Real[Tensor, "batch band row col"],
         valid: Bool[Tensor, "batch row col"],
         mask: Mask,
+        band_set: str | None = None,
     ) -> Float[Tensor, "batch visible dim"]:
         """The encoder's vectors of the visible patches alone, in the mask's order."""
         raise NotImplementedError
@@ -175,8 +212,14 @@ class V0(MaskedAutoencoder):
     positions: Tensor
     decoder_positions: Tensor
 
-    def __init__(self, config: ModelConfig, mean: Sequence[float], std: Sequence[float]) -> None:
-        super().__init__(config, mean, std)
+    def __init__(
+        self,
+        config: ModelConfig,
+        mean: Sequence[float],
+        std: Sequence[float],
+        band_names: Sequence[str] = (),
+    ) -> None:
+        super().__init__(config, mean, std, band_names)
         width, decoder_width = config.width, config.decoder_width
         self.missing = nn.Parameter(torch.zeros(width))
         self.encoder = blocks(config.depth, width, config.num_heads, config.mlp_ratio)
@@ -207,12 +250,14 @@ class V0(MaskedAutoencoder):
         image: Real[Tensor, "batch band row col"],
         valid: Bool[Tensor, "batch row col"],
         mask: Mask,
+        band_set: str | None = None,
     ) -> Tokens:
         """Encode the visible patches, then decode all tokens."""
         patches, pixels = self.patches(image, valid, mask.order)
         seen = slice(mask.num_visible)
         places = self.positions[mask.visible]
-        encoded = self._encode(patches[:, seen], pixels[:, seen], places)
+        visible = self.of_set(patches[:, seen], band_set)
+        encoded = self._encode(visible, pixels[:, seen], places, band_set)
         return Tokens(self.decode(encoded, mask), mask, patches, pixels, encoded)
 
     def encode(
@@ -220,6 +265,7 @@ class V0(MaskedAutoencoder):
         image: Real[Tensor, "batch band row col"],
         valid: Bool[Tensor, "batch row col"],
         mask: Mask,
+        band_set: str | None = None,
     ) -> Float[Tensor, "batch visible dim"]:
         """The encoder's vectors of the visible patches alone, of an image of any whole number of
         patches: sine positions go on beyond the chips of the training.
@@ -228,11 +274,14 @@ class V0(MaskedAutoencoder):
         positions = self.positions
         if (rows, cols) != (self.grid, self.grid):
             positions = sincos_positions(rows, cols, self.config.width).to(positions)
-        return self._encode(*self.patches(image, valid, mask.visible), positions[mask.visible])
+        patches, pixels = self.patches(image, valid, mask.visible, band_set)
+        return self._encode(patches, pixels, positions[mask.visible], band_set)
 
-    def _encode(self, patches: Tensor, pixels: Tensor, places: Tensor) -> Tensor:
+    def _encode(
+        self, patches: Tensor, pixels: Tensor, places: Tensor, band_set: str | None
+    ) -> Tensor:
         missing = (1 - pixels.float().mean(2, keepdim=True)).to(self.missing.dtype)
-        x = self.embed(patches, pixels) + missing * self.missing + places
+        x = self.embed(patches, pixels, band_set) + missing * self.missing + places
         return self.norm(self.encoder(x))
 
     def decode(
@@ -256,8 +305,14 @@ class Seed(MaskedAutoencoder):
     Source: N. Batra, "Building a Foundational EO Model for BharatEO", 2026-05-05.
     """
 
-    def __init__(self, config: ModelConfig, mean: Sequence[float], std: Sequence[float]) -> None:
-        super().__init__(config, mean, std)
+    def __init__(
+        self,
+        config: ModelConfig,
+        mean: Sequence[float],
+        std: Sequence[float],
+        band_names: Sequence[str] = (),
+    ) -> None:
+        super().__init__(config, mean, std, band_names)
         self.mask_token = nn.Parameter(torch.zeros(config.width))
         self.positions = nn.Parameter(torch.zeros(self.num_tokens, config.width))
         self.encoder = blocks(config.depth, config.width, config.num_heads, config.mlp_ratio)
@@ -275,10 +330,13 @@ class Seed(MaskedAutoencoder):
         image: Real[Tensor, "batch band row col"],
         valid: Bool[Tensor, "batch row col"],
         mask: Mask,
+        band_set: str | None = None,
     ) -> Tokens:
         """All tokens through the encoder, masked ones as the mask token."""
         patches, pixels = self.patches(image, valid, mask.order)
-        seen = self.embed(patches[:, : mask.num_visible], pixels[:, : mask.num_visible])
+        visible = slice(mask.num_visible)
+        shown = self.of_set(patches[:, visible], band_set)
+        seen = self.embed(shown, pixels[:, visible], band_set)
         hidden = self.mask_token.to(seen.dtype).expand(*mask.masked.shape, -1)
         x = torch.cat([seen, hidden], 1) + self.positions.to(seen.dtype)[mask.order]
         values = self.encoder(x)
@@ -289,6 +347,7 @@ class Seed(MaskedAutoencoder):
         image: Real[Tensor, "batch band row col"],
         valid: Bool[Tensor, "batch row col"],
         mask: Mask,
+        band_set: str | None = None,
     ) -> Float[Tensor, "batch visible dim"]:
         """The vectors of the visible patches, where no masked ones take part.
 
@@ -301,7 +360,8 @@ class Seed(MaskedAutoencoder):
                 f"image: the model 'seed' has learned the places in chips of {side} px and has "
                 f"none for {tuple(image.shape[2:])}; cut chips, or pretrain a 'v0'"
             )
-        embedded = self.embed(*self.patches(image, valid, mask.visible))
+        patches, pixels = self.patches(image, valid, mask.visible, band_set)
+        embedded = self.embed(patches, pixels, band_set)
         encoded: Tensor = self.encoder(embedded + self.positions[mask.visible])
         return encoded
 
@@ -318,10 +378,46 @@ MODELS: dict[str, type[MaskedAutoencoder]] = {"v0": V0, "seed": Seed}
 
 
 def build_model(
-    config: ModelConfig, mean: Sequence[float], std: Sequence[float]
+    config: ModelConfig,
+    mean: Sequence[float],
+    std: Sequence[float],
+    band_names: Sequence[str] = (),
 ) -> MaskedAutoencoder:
-    """The model named in the configuration, for the bands the statistics are of."""
-    return MODELS[config.name](config, mean, std)
+    """The model named in the configuration, for the bands the statistics are of.
+
+    Raises:
+        ConfigError: sizes make no model, or a set of bands is none of ``band_names``.
+    """
+    return MODELS[config.name](config, mean, std, band_names)
+
+
+def places_of_sets(config: ModelConfig, band_names: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """The bands of each set in ``model.band_sets``, as their places among all; sets by name.
+
+    Raises:
+        ConfigError: a set names a band that is not there or twice, holds all of them, or the same
+            as another set.
+    """
+    found: dict[str, tuple[int, ...]] = {}
+    for name, given in sorted(config.band_sets.items()):
+        bands, where = named_bands(given), f"model.band_sets.{name}"
+        if strange := [band for band in bands if band not in band_names]:
+            raise ConfigError(
+                f"{where}: {strange[0]} is none of the bands {', '.join(band_names)}: leave the "
+                "set out, or name bands that are there"
+            )
+        if len({*bands}) < len(bands):
+            raise ConfigError(f"{where}: {', '.join(bands)} names a band twice: name each once")
+        if len(bands) == len(band_names):
+            raise ConfigError(
+                f"{where} holds all {len(bands)} bands, which a model serves anyhow: leave it out"
+            )
+        places = tuple(band_names.index(band) for band in bands)
+        for other, there in found.items():
+            if {*there} == {*places}:
+                raise ConfigError(f"{where} holds the bands of {other}: leave one of them out")
+        found[name] = places
+    return found
 
 
 def num_parameters(module: nn.Module) -> int:

@@ -66,12 +66,15 @@ class Objective(nn.Module):
         found = [count for head in heads for count in head.counts(batch, mask, self.model)]
         return torch.stack(found).double()
 
-    def forward(self, batch: Batch, mask: Mask, counts: Tensor) -> tuple[Tensor, Sums]:
-        """This part's share of the loss of a batch with ``counts`` targets, and metric sums.
+    def forward(
+        self, batch: Batch, mask: Mask, counts: Tensor, band_set: str | None = None
+    ) -> tuple[Tensor, Sums]:
+        """This part's share of the loss of a batch with ``counts`` targets, and metric sums, where
+        the encoder is shown the bands of a set alone (None: all).
 
         The shares of all parts, on any rank, add up to the loss of the whole.
         """
-        tokens = self.model(batch.image, batch.valid, mask)
+        tokens = self.model(batch.image, batch.valid, mask, band_set)
         sums: Sums = {}
         for head in self.heads.by_name().values():
             sums |= head(tokens, batch, self.model)
@@ -80,6 +83,11 @@ class Objective(nn.Module):
             self.weights.items(), counts.clamp(min=1).float(), strict=True
         ):
             loss = loss + weight * sums[name][0] / count
+        if self.model.band_sets:
+            # What other sets have of their own gets a gradient too, of 0: ranks wait for that of
+            # every weight, and optimisers keep as much of each from the first step on.
+            for parameter in self.model.embed.parameters():
+                loss = loss + 0.0 * parameter.sum()
         return loss, {name: (total.detach(), n) for name, (total, n) in sums.items()}
 
 

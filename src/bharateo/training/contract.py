@@ -20,7 +20,7 @@ has been checked.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -38,6 +38,7 @@ from bharateo.artefacts import (
 )
 from bharateo.chips.statistics import Statistics, StatisticsRecord
 from bharateo.chips.store import Dataset
+from bharateo.config import SetName
 from bharateo.errors import ContractError, RunError
 from bharateo.files import read_bytes, target_outside, write_text
 from bharateo.landcover import NUM_CLASSES
@@ -107,6 +108,10 @@ class ModelShape(OpenRecord):
     mlp_ratio: PositiveInt
     embedding: Literal["linear", "energies", "stem"] = "linear"
     """Missing in runs from before there was a choice."""
+    band_sets: dict[SetName, Annotated[tuple[Text, ...], Field(min_length=1)]] = Field(
+        default_factory=dict
+    )
+    """The bands of each set that the model takes instead of all."""
 
 
 class HeadOptions(Record):
@@ -183,6 +188,26 @@ class Contract(OpenRecord):
     def to_json(self) -> dict[str, Any]:
         """Plain values, as they stand in the file: what was not there is left out."""
         return self.model_dump(exclude_unset=True)
+
+    def of_bands(self, names: Sequence[str]) -> Contract:
+        """What input of some of the bands has to keep: the same, for these alone, in this order."""
+        places = [self.sensor.band_names.index(name) for name in names]
+        of_all, few = self.statistics, self.statistics.as_arrays().of_bands(places)
+        changed = {"mean": tuple(few.mean.tolist()), "std": tuple(few.std.tolist())}
+        kept = of_all.model_copy(update={**changed, "hash": few.hash})
+        return self.model_copy(update={"sensor": self.sensor.with_bands(names), "statistics": kept})
+
+    @property
+    def bands_taken(self) -> str:
+        """The bands that input must hold, for people: all, or those of a set."""
+        sets = [f"{name} ({', '.join(bands)})" for name, bands in self.model.band_sets.items()]
+        every = ", ".join(self.sensor.band_names)
+        return f"{every}, or of these alone {' or '.join(sets)}" if sets else every
+
+    def fitting_set(self, held: Collection[str]) -> str | None:
+        """The set with the most bands (of as many, the first by name) whose bands are all held."""
+        sets = sorted(self.model.band_sets.items(), key=lambda each: (-len(each[1]), each[0]))
+        return next((name for name, bands in sets if {*bands} <= {*held}), None)
 
     @property
     def accounting(self) -> Accounting:
@@ -261,6 +286,9 @@ def _contradiction(said: Contract) -> str | None:
             return f"model.{part}num_heads {num_heads} does not divide {part}width {width}"
     if said.kept and said.kept.epoch > said.presented.epochs:
         return f"kept.epoch is {said.kept.epoch} of presented.epochs {said.presented.epochs}"
+    for name, bands in model.band_sets.items():
+        if not {*bands} < {*said.sensor.band_names}:
+            return f"model.band_sets.{name} holds {', '.join(bands)}, not some of sensor.bands"
     if said.sensor.scale <= 0:
         return f"sensor.scale is {said.sensor.scale:g}, not above 0"
     return None

@@ -16,7 +16,7 @@ byte (of packed validity), token cls.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import NamedTuple
@@ -289,6 +289,20 @@ def draw(
     # A stream of its own, so that who wants no other light draws what they always drew.
     light = 2 * numbers(num_light, seed, epoch, 1)[positions - begin, :num_light] - 1
     return Draws(chips, row, col, symmetry, own[:, 3 : 3 + num_tokens], light)
+
+
+def drawn_band_set(band_sets: Iterable[str], seed: int, step: int) -> str | None:
+    """The set of bands that the encoder is shown in a step: None, all of them, half of the time,
+    else one of the sets, all equally often.
+
+    A function of the step: all ranks and all parts of its batch see the same, as each set has
+    filters and vectors of its own.
+    """
+    names = sorted(band_sets)
+    # One count of a stream of its own for every step.
+    philox = np.random.Philox(np.random.SeedSequence((seed, 0, 2))).advance(step)
+    place = int(np.random.Generator(philox).random() * 2 * len(names))
+    return names[place] if place < len(names) else None
 
 
 # What a step loads, and what it is made into.

@@ -35,7 +35,7 @@ from bharateo.models.patches import Mask, num_masked
 from bharateo.models.targets import Conditioning
 from bharateo.models.vit import TransformerBlock
 from bharateo.sensor import Sensor
-from bharateo.training.data import RawBatch, prepare, relit, sent
+from bharateo.training.data import RawBatch, drawn_band_set, prepare, relit, sent
 from bharateo.training.optimisers import build_optimisers, newest_in_average
 
 T = TypeVar("T")
@@ -65,6 +65,12 @@ class Engine:
         return self.device.type != "cpu"
 
     @property
+    def compiles(self) -> bool:
+        """Whether forward passes are compiled, as they are on a GPU if nothing else is asked."""
+        compiled = self.machine.compile
+        return self.asynchronous if compiled is None else compiled
+
+    @property
     def sharded(self) -> bool:
         """Whether every rank holds a shard of the model only, and forward passes are joint."""
         return self.num_ranks > 1 and self.machine.parallel == "fsdp"
@@ -79,11 +85,10 @@ class Engine:
         The module itself is moved, compiled and sharded in place; call what is returned.
         """
         objective.to(self.device)
-        compiled = self.machine.compile or (self.machine.compile is None and self.asynchronous)
         if self.sharded:
-            self._shard(objective, compiled)
+            self._shard(objective, self.compiles)
             return objective
-        if compiled:
+        if self.compiles:
             objective.compile(dynamic=False)
         if self.num_ranks == 1:
             return objective
@@ -302,13 +307,18 @@ class Learner:
         chips: Batch | None = None,
     ) -> None:
         self.config, self.sensor, self.engine = config, sensor, engine
-        model = build_model(config.model, mean, std)
+        model = build_model(config.model, mean, std, sensor.band_names)
         self.objective = Objective(model, build_heads(config.heads, model), config.heads)
         self.conditioning: dict[str, Conditioning] = {}
         if chips:
             fitted = engine.by_first(lambda: self.objective.fit(chips, config.training.seed))
             self.objective.load_state_dict(fitted, strict=False)
             self.conditioning = self.objective.conditioning(chips)
+        if engine.compiles and model.band_sets:
+            # A graph for each set of bands, for whole and for smaller batches, with gradients and
+            # without: beyond the limit steps would go on uncompiled.
+            limits = torch._dynamo.config
+            limits.recompile_limit = max(limits.recompile_limit, 4 * (1 + len(model.band_sets)))
         self.module = engine.wrap(self.objective)
         self.optimisers = build_optimisers(self.objective, config)
         self.average: dict[str, Tensor] = {}
@@ -326,6 +336,10 @@ class Learner:
             batch = replace(batch, image=relit(batch.image, light, std, jitter))
         return batch, mask
 
+    def band_set(self, step: int) -> str | None:
+        """The set of bands that a step shows, None: all."""
+        return drawn_band_set(self.config.model.band_sets, self.config.training.seed, step)
+
     def differentiate(self, step: int, lr: float, raw: RawBatch) -> Launched:
         """Loss and gradients of a step, those of all ranks; the gradients are clipped."""
         for optimiser in self.optimisers:
@@ -340,11 +354,12 @@ class Learner:
         )
         counts = self.engine.total(counts)
         totals, names = torch.zeros((), dtype=torch.float64, device=self.engine.device), ()
+        band_set = self.band_set(step)
         for number, part in enumerate(parts):
             batch, mask = ready[0] if ready else self.prepare(part)
             with self.engine.part(self.module, last=number + 1 == len(parts)):
                 with self.engine.autocast():
-                    loss, sums = self.module(batch, mask, counts)
+                    loss, sums = self.module(batch, mask, counts, band_set)
                 (loss * self.engine.num_ranks).backward()  # ranks average their gradients
             numbers = [loss.detach(), *(each for pair in sums.values() for each in pair)]
             totals = totals + torch.stack([each.double() for each in numbers])

@@ -174,7 +174,7 @@ def check_fit(config: Config, dataset: Dataset, num_ranks: int = 1) -> None:
             "head out of the configuration, or build with labels"
         )
     # Refuses sizes, heads and targets that nothing comes of, before the folder is taken for them.
-    built = build_model(model, *model_statistics(dataset))
+    built = build_model(model, *model_statistics(dataset), dataset.sensor.band_names)
     heads = build_heads(config.heads, built)
     objective = Objective(built, heads, config.heads)
     if frozen := [name for name, head in heads.by_name().items() if head.frozen]:
@@ -552,7 +552,8 @@ class Trainer(Learner):
         with torch.no_grad(), self.engine.autocast():
             for part in self.parts(self.loader.load(step), 1):
                 batch, mask = self.prepare(part)
-                loss, _ = self.objective(batch, mask, self.objective.counts(batch, mask))
+                counts = self.objective.counts(batch, mask)
+                loss, _ = self.objective(batch, mask, counts, self.band_set(step))
                 if len(part) and not loss.isfinite():
                     found.append(int(batch.chip[0]))
         self.engine.reshard(self.module)

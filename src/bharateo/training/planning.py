@@ -8,6 +8,7 @@ training reaches, is defined with these FLOPs.
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 import time
@@ -30,7 +31,7 @@ from bharateo.models.heads import Batch, build_heads
 from bharateo.models.mae import build_model, num_parameters
 from bharateo.models.objective import Objective
 from bharateo.models.patches import Mask, num_masked
-from bharateo.sensor import SENTINEL2_L2A
+from bharateo.sensor import SENTINEL2_L2A, Band, named_bands
 from bharateo.training.data import Draws, RawBatch, num_light
 from bharateo.training.optimisers import build_optimisers
 
@@ -42,9 +43,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Cost:
-    """FLOPs of one chip, ``forward`` and with the backward pass (``training``), and of the
-    optimisers' products in a step (Muon's); trained values; bytes of weights, statistics included,
-    and of what the optimisers keep for them.
+    """FLOPs of one chip, ``forward`` and with the backward pass (``training``), in the mean over
+    the sets of bands that steps show, and of the optimisers' products in a step (Muon's); trained
+    values; bytes of weights, statistics included, and of what the optimisers keep for them.
     """
 
     forward: int
@@ -73,10 +74,11 @@ class Cost:
         Attention runs as two products, which is what a fused kernel does in one.
         """
         shape, px = config.model, config.model.chip_px
-        watch, beside = FlopCounterMode(display=False), FlopCounterMode(display=False)
+        beside, flops = FlopCounterMode(display=False), np.zeros(2)
         with torch.random.fork_rng(devices=()), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
             with torch.device(device):
-                model = build_model(shape, [0.5] * num_bands, [0.25] * num_bands)
+                names = made_up_names(config, num_bands)
+                model = build_model(shape, [0.5] * num_bands, [0.25] * num_bands, names)
                 objective = Objective(model, build_heads(config.heads, model), config.heads)
                 counts = torch.zeros(1, model.num_tokens, NUM_CLASSES, dtype=torch.int64)
                 counts[..., 0] = shape.patch_px**2
@@ -84,11 +86,17 @@ class Cost:
                 batch = Batch(image, valid, counts, torch.zeros(1).long())
                 visible = model.num_tokens - num_masked(model.num_tokens, shape.mask_ratio)
                 mask = Mask(torch.arange(model.num_tokens)[None], visible)
-                with watch:
-                    loss, _ = objective(batch, mask, objective.counts(batch, mask))
-                    forward = watch.get_total_flops()
-                    loss.backward()
-                    training = watch.get_total_flops()
+                # As ``drawn_band_set`` draws: all bands in half of the steps, else one of the sets.
+                shown = {None: 1.0} | {name: 1 / len(model.band_sets) for name in model.band_sets}
+                for band_set, weight in shown.items():
+                    with FlopCounterMode(display=False) as watch:
+                        counted = objective.counts(batch, mask)
+                        loss, _ = objective(batch, mask, counted, band_set)
+                        forward = watch.get_total_flops()
+                        loss.backward()
+                        training = watch.get_total_flops()
+                    share = weight / 2 if model.band_sets else weight
+                    flops += share * np.array([forward, training])
             optimisers = build_optimisers(objective, config)
             with beside:
                 for optimiser in optimisers:
@@ -97,13 +105,30 @@ class Cost:
                     optimiser.step()
         kept = [state for optimiser in optimisers for state in optimiser.state.values()]
         return cls(
-            forward,
-            training,
+            round(flops[0]),
+            round(flops[1]),
             beside.get_total_flops(),
             num_parameters(objective),
             sum(tensor.nbytes for tensor in objective.state_dict().values()),
             sum(tensor.nbytes for state in kept for tensor in state.values()),
         )
+
+
+def made_up_names(config: Config, num_bands: int) -> tuple[str, ...]:
+    """Names for so many bands of which nobody knows the names, those of the model's sets among
+    them.
+
+    Raises:
+        ConfigError: the sets have more bands in all.
+    """
+    sets = config.model.band_sets.values()
+    named = list(dict.fromkeys(band for each in sets for band in named_bands(each)))
+    if len(named) > num_bands:
+        raise ConfigError(
+            f"model.band_sets names {', '.join(named)}, more than {num_bands} bands: plan for as "
+            "many, or leave sets out"
+        )
+    return (*named, *(f"band {number}" for number in range(len(named), num_bands)))
 
 
 # Machines: looked up, or measured.
@@ -464,19 +489,23 @@ def measure_step(
     seconds: float = 4.0,
     engine: Engine | None = None,
 ) -> float:
-    """Chips a second of whole training steps, all but reading, on generated stored numbers.
+    """Chips a second of whole training steps, all but reading, on generated stored numbers; of
+    steps that show all bands.
 
     The median of the steps done in ``seconds``, three at least, after two to warm up.
     """
     from bharateo.training.engine import Engine, Learner  # what shards a model loads slowly
 
     engine = engine or Engine()
-    learner = Learner(config, SENTINEL2_L2A, [0.5] * num_bands, [0.25] * num_bands, engine)
+    bands = tuple(Band(name, 10) for name in made_up_names(config, num_bands))
+    sensor = replace(SENTINEL2_L2A, bands=bands)
+    learner = Learner(config, sensor, [0.5] * num_bands, [0.25] * num_bands, engine)
+    of_all_bands = next(each for each in itertools.count() if learner.band_set(each) is None)
     raw = generated(config, num_bands, batch_size, engine.device)
 
     def step() -> None:
-        learner.differentiate(0, config.training.lr, raw)
-        learner.update(0)
+        learner.differentiate(of_all_bands, config.training.lr, raw)
+        learner.update(of_all_bands)
         wait_for(engine.device)
 
     return batch_size / statistics.median(durations(step, seconds, 2, engine))

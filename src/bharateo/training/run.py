@@ -33,13 +33,13 @@ from torch.optim import Optimizer
 from bharateo.artefacts import Record, checked, parse_json, shortened
 from bharateo.chips.store import DATASET_FILE, Dataset
 from bharateo.config import Config, ModelConfig, parse_config
-from bharateo.errors import ConfigError, RunError
+from bharateo.errors import ConfigError, ContractError, RunError
 from bharateo.files import open_file, write_atomically, write_json
 from bharateo.landcover import BHARATEO_CLASSES
 from bharateo.models.embedding import linear_inputs
 from bharateo.models.heads import Heads, build_heads
-from bharateo.models.mae import MaskedAutoencoder, build_model, num_parameters
-from bharateo.sensor import Sensor
+from bharateo.models.mae import MaskedAutoencoder, Normalise, build_model, num_parameters
+from bharateo.sensor import Sensor, named_bands
 from bharateo.training.contract import (
     BEST_FILE,
     CHECKPOINT_FILE,
@@ -109,7 +109,11 @@ def make_contract(
         "patch_px": config.model.patch_px,
         "mask_ratio": config.model.mask_ratio,
         "class_scheme": dataset.info["class_scheme"],
-        "model": asdict(config.model),
+        "model": asdict(config.model)
+        | {
+            # spelled out: what a name stands for may change
+            "band_sets": {n: named_bands(each) for n, each in config.model.band_sets.items()}
+        },
         "heads": {name: asdict(head) for name, head in config.heads.items()},
         "num_parameters": num_parameters(module),
         "presented": {"chips_per_epoch": num_chips, "epochs": training.epochs},
@@ -125,12 +129,16 @@ def make_contract(
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: model and heads ready to use, and the contract they keep."""
+    """A finished run: model and heads ready to use, and the contract they keep.
+
+    With a ``band_set`` the contract is for input that holds its bands alone, see ``of_set``.
+    """
 
     path: Path
     contract: Contract
     model: MaskedAutoencoder
     heads: Heads
+    band_set: str | None = None
 
     @classmethod
     def open(cls, path: str | Path) -> Run:
@@ -150,7 +158,10 @@ class Run:
         bands = contract.sensor.num_bands
 
         def build() -> nn.ModuleDict:
-            model = build_model(config.model, [0.0] * bands, [1.0] * bands)  # in the weights
+            # The statistics are in the weights.
+            model = build_model(
+                config.model, [0.0] * bands, [1.0] * bands, contract.sensor.band_names
+            )
             return nn.ModuleDict({"model": model, "heads": build_heads(config.heads, model)})
 
         check_inside(path, MODEL_FILE)
@@ -159,6 +170,48 @@ class Run:
         run = cls(path, contract, both["model"], both["heads"])
         _check_normalisation(run)
         return run
+
+    def of_set(self, name: str | None) -> Run:
+        """The run as it takes input with the bands of one of its sets alone, in that order: sensor,
+        statistics and checks are those of these bands. None: of all bands, the run as it is.
+
+        Raises:
+            ContractError: it was not trained on that set.
+        """
+        if name == self.band_set:
+            return self
+        if name is None or name not in self.contract.model.band_sets or self.band_set is not None:
+            raise ContractError(
+                f"bands: {self.path} was trained on no set {name!r} of bands; it takes "
+                f"{self.contract.bands_taken}: choose among these, or pretrain a run with "
+                "model.band_sets"
+            )
+        contract = self.contract.of_bands(self.contract.model.band_sets[name])
+        return replace(self, contract=contract, band_set=name)
+
+    def meeting(self, dataset: Dataset, band_set: str | None = None) -> tuple[Run, Dataset]:
+        """The run and a dataset in the bands that both have: those of ``band_set``, if one is
+        named; else all of the run's, else the run's largest set that the dataset holds.
+
+        What a run without sets lacks in the dataset is for ``check`` to refuse.
+
+        Raises:
+            ContractError: the run was not trained on that set, or has sets, of which the dataset
+                holds none.
+        """
+        held, sets = {*dataset.sensor.band_names}, self.contract.model.band_sets
+        if band_set is None and sets and not {*self.sensor.band_names} <= held:
+            band_set = self.contract.fitting_set(held)
+            if band_set is None:
+                raise ContractError(
+                    f"bands: the dataset {dataset.path} holds "
+                    f"{', '.join(dataset.sensor.band_names)}, and the run {self.path} takes "
+                    f"{self.contract.bands_taken}: use a dataset that holds one of these, or "
+                    "pretrain a run with model.band_sets of those that are there"
+                )
+        run = self if band_set is None else self.of_set(band_set)
+        bands = run.sensor.band_names
+        return run, dataset.with_bands(bands) if {*bands} <= held else dataset
 
     @property
     def weights_sha256(self) -> str:
@@ -180,8 +233,24 @@ class Run:
 
     @property
     def sensor(self) -> Sensor:
-        """The sensor the model was trained on."""
+        """The sensor the model was trained on, with the bands that input has to hold."""
         return self.contract.sensor
+
+    @property
+    def bands_read(self) -> str:
+        """The bands that input has to hold, for people."""
+        names = ", ".join(self.sensor.band_names)
+        every = self.model.num_bands
+        return f"the set {self.band_set} ({names}) of the run's {every} bands"
+
+    @property
+    def normalise(self) -> Normalise:
+        """The model's normalisation, of the bands that input has to hold."""
+        whole = self.model.normalise
+        if self.band_set is None:
+            return whole
+        places = list(self.model.band_sets[self.band_set])
+        return Normalise(whole.mean[places].tolist(), whole.std[places].tolist())
 
     def own_dataset(self) -> Dataset:
         """The dataset the run was trained on, in the bands it was trained on.

@@ -17,7 +17,8 @@ Precision = Literal["fp32", "bf16", "auto"]
 Readout = Literal["token", "views"]
 
 HOW_TO_READ = """\
-A raster must hold the run's bands in the run's unit. Where the file does not say so itself (names
+A raster must hold the run's bands, or one of the sets of them that it was trained to take
+(`model.band_sets`), in the run's unit. Where the file does not say so itself (names
 of its bands, its scale and offset, its nodata value), say it here:
 
   --bands B02,B03,B04,B08        all bands of the file, in its order

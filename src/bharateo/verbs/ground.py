@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from bharateo.errors import ConfigError
+from bharateo.errors import ConfigError, ContractError
 from bharateo.verbs.arguments import (
     DatasetLike,
     Location,
@@ -115,7 +115,7 @@ def embed(
             dataset = Dataset.open(location)
             embed_dataset(opened, dataset, outputs, how, bar.update, display.say)
         else:
-            source = _open_raster(opened, location, reading, display)
+            opened, source = _open_raster(opened, location, reading, display)
             embed_raster(opened, source, outputs, how, bar.update, display.say)
     for output in outputs:
         display.say(f"embedding: {output}")
@@ -183,9 +183,9 @@ def map_raster(
     output, inputs = Path(output), [each for each in (location, probe, against) if each]
     check_outputs("map", own_products(output), inputs)
     opened, display = open_run(run), display or Display()
-    classifier = head_classifier(opened) if probe is None else probe_classifier(opened, Path(probe))
     labels = None if against is None else open_labels(str(against))
-    source = _open_raster(opened, location, reading, display)
+    opened, source = _open_raster(opened, location, reading, display)
+    classifier = head_classifier(opened) if probe is None else probe_classifier(opened, Path(probe))
     domain = _domain(opened, display)
     request = MapRequest(classifier, domain, labels, stride_px, precision)
     with display.bar("map") as bar:
@@ -259,7 +259,7 @@ def teach(
     check_outputs("teach", own_class_products(output), [location, *points])
     opened, display = open_run(run), display or Display()
     labelled = read_all_points(points, class_field)
-    source = _open_raster(opened, location, reading, display)
+    opened, source = _open_raster(opened, location, reading, display)
     options = Options(_domain(opened, display), stride_px, precision)
     with display.bar("teach") as bar:
         record = map_own_classes(opened, source, labelled, output, options, bar.update, display.say)
@@ -271,14 +271,19 @@ def teach(
 
 def _open_raster(
     run: Run, location: Location, reading: MaybeReading, display: Display
-) -> RasterInput:
-    """A raster as a run's input; what was allowed to differ is said."""
+) -> tuple[Run, RasterInput]:
+    """A raster as a run's input, and the run as it takes the raster's bands; which set of them that
+    is, and what was allowed to differ, is said.
+    """
     from bharateo.inference.inputs import open_input
 
     source = open_input(str(location), run.contract, reading)
+    run = run.of_set(source.band_set)
+    if run.band_set is not None:
+        display.say(f"bands: {location} is read in {run.bands_read}")
     for field, differs in source.overridden.items():
         display.say(f"allowed: {field}: {differs}")
-    return source
+    return run, source
 
 
 def _domain(run: Run, display: Display) -> Domain | None:
@@ -437,7 +442,12 @@ def explore(
     opened, output, display = open_run(run), Path(output), display or Display()
     ground: Dataset | RasterInput
     if raster is not None:
-        ground = _open_raster(opened, raster, reading, display)
+        opened, ground = _open_raster(opened, raster, reading, display)
+        if opened.band_set is not None:
+            raise ContractError(
+                f"bands: {raster} is read in {opened.bands_read}, and a page to explore needs all: "
+                "give a raster that holds them"
+            )
     else:
         ground = opened.own_dataset() if dataset is None else open_dataset(dataset)
     with display.bar("explore") as bar:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
 
 from bharateo.errors import ConfigError
 from bharateo.verbs.arguments import (
@@ -40,6 +42,7 @@ def probe(
     zone_field: str | None = None,
     seed: int = 0,
     readout: Readout = "token",
+    bands: Annotated[str | None, Parameter(metavar="SET")] = None,
     display: MaybeDisplay = None,
 ) -> Probes:
     """What a run's frozen features are worth, for few labels and for many.
@@ -52,6 +55,7 @@ def probe(
       bharateo probe runs/v0 --levels patch --budgets 20 all
       bharateo probe runs/v0 --zones districts.geojson --zone-field name
       bharateo probe runs/v0 --dataset datasets/elsewhere --output elsewhere.json
+      bharateo probe runs/any-bands --bands rgb --output rgb.json
 
     Args:
         run: a folder made by pretrain
@@ -67,13 +71,15 @@ def probe(
         seed: of the labels, filters and weights drawn
         readout: of the encoder's vectors; views: the mean over a chip's eight flips and turns, each
             a quarter of a patch aside, which takes eight times as long
+        bands: show the run, and all that is beside it, one of its sets of bands alone (see
+            `model.band_sets`; default: all bands, or the largest set that the dataset holds)
 
     Returns:
         What the file holds.
 
     Raises:
-        ConfigError: a level or a kind of features does not exist, or another dataset is given
-            without ``output``.
+        ConfigError: a level or a kind of features does not exist, or another dataset or a set of
+            bands is given without ``output``.
         ContractError: the dataset breaks the run's contract, or has no train or no test chips.
         RegionError: ``zones`` holds no polygons, or no such column.
     """
@@ -84,9 +90,17 @@ def probe(
     from bharateo.evaluation.zones import Zoning
 
     counts = [parse_budget(str(each)) for each in budgets]
+    if bands is not None and output is None:
+        raise ConfigError(
+            "a set of bands (--bands) needs a file to write (--output FILE), so that the figures "
+            "of all bands are not replaced"
+        )
     opened, ground, output = to_score("probe", run, dataset, output, "probes.json")
+    opened, ground = opened.meeting(ground, bands)
     display = display or Display()
     zoning = Zoning.of(ground, None if zones is None else Path(zones), zone_field)
+    if opened.band_set is not None:
+        display.say(f"bands: {ground.path} is read in {opened.bands_read}")
     with display.bar("probe") as bar:
         record = probe_run(
             opened, ground, output, levels=levels, budgets=counts,

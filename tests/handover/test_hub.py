@@ -120,6 +120,20 @@ def test_the_mixin_uploads_the_same_folder(run, folder, monkeypatch):
     assert uploaded == contents(folder)
 
 
+def test_the_bands_of_a_set_are_taken_alone(reflectance_dataset, tmp_path):
+    whole = tiny_run(tmp_path / "run", reflectance_dataset, band_sets={"one": ("B02",)})
+    BharatEOEncoder(whole).save_pretrained(tmp_path / "hub")
+    image, valid = chips_of(whole, reflectance_dataset)
+    encoder = BharatEOEncoder.from_pretrained(tmp_path / "hub", bands=["B02"])
+    with torch.no_grad():
+        found = encoder(image[:, 1:], valid)
+    expected = FrozenEncoder.of_run(whole.of_set("one")).features(image[:, 1:], valid)
+    assert torch.equal(found, expected)
+    assert "- one: B02" in (tmp_path / "hub" / "README.md").read_text()
+    said = r"bands: .* takes B01, B02, or of these alone one \(B02\), not \('B01',\)"
+    refused(tmp_path / "hub", said, ContractError, bands=["B01"])
+
+
 # What is refused.
 
 

@@ -57,6 +57,26 @@ def test_every_embedding_of_patches_is_exported(embedding, reflectance_dataset, 
         assert write_onnx(other, tmp_path / "autoencoder.onnx", "autoencoder") < TOLERANCE
 
 
+@pytest.mark.parametrize("embedding", ["linear", "energies"])
+def test_an_encoder_of_a_set_of_bands_is_exported(embedding, reflectance_dataset, tmp_path):
+    whole = tiny_run(tmp_path / "run", reflectance_dataset, depth=1, embedding=embedding,
+                     band_sets={"one": ("B02",)})  # fmt: skip
+    some, image = whole.of_set("one"), torch.rand(4, 1, 32, 32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+        assert write_onnx(some, tmp_path / "one.onnx") < TOLERANCE
+        assert write_onnx(whole, tmp_path / "all.onnx") < TOLERANCE
+    metadata = {p.key: p.value for p in onnx.load(tmp_path / "one.onnx").metadata_props}
+    assert metadata["bands"] == "B02"
+    assert json.loads(metadata["mean"]) == [whole.model.normalise.mean[1].item()]
+    valid = torch.ones(4, 32, 32, dtype=torch.bool)
+    found = answers(tmp_path / "one.onnx", image=image, valid=valid)["features"]
+    expected = FrozenEncoder.of_run(some).features(image, valid)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+    with pytest.raises(ConfigError, match="leave out --bands one, or export the encoder"):
+        write_onnx(some, tmp_path / "mae.onnx", "autoencoder")
+
+
 @pytest.mark.parametrize("num_masked", [1, 12])
 def test_onnxruntime_rebuilds_and_classifies_what_is_masked(
     num_masked, run, autoencoder, reflectance_dataset

@@ -39,6 +39,17 @@ def test_timms_forward_pass_gives_the_encoders_features_of_physical_values(
         torch.testing.assert_close(loaded(run)(image), features(run, image), atol=1e-5, rtol=1e-5)
 
 
+def test_a_set_of_bands_is_a_model_of_these_bands(reflectance_dataset, tmp_path):
+    whole = tiny_run(tmp_path / "run", reflectance_dataset, band_sets={"one": ("B02",)})
+    some = whole.of_set("one")
+    image, _ = chips_of(some, reflectance_dataset.with_bands(["B02"]))
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(some)(image), features(some, image), atol=1e-5, rtol=1e-5)
+    write_timm(some, tmp_path / "timm")
+    config = json.loads((tmp_path / "timm" / "config.json").read_text())
+    assert config["pretrained_cfg"]["input_size"] == [1, 32, 32]
+
+
 def test_timm_itself_agrees_where_it_can_be_imported(run, reflectance_dataset):
     timm = pytest.importorskip("timm", reason="timm needs torchvision", exc_type=ImportError)
     image, _ = chips_of(run, reflectance_dataset)

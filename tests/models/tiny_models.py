@@ -23,7 +23,8 @@ def tiny_model(name="v0", num_bands=3, seed=0, **sizes):
     """A model that standardises, every weight random; what is fitted of it, to noise."""
     torch.manual_seed(seed)
     mean = [0.1 * band for band in range(num_bands)]
-    model = build_model(replace(TINY, name=name, **sizes), mean, [0.5 + m for m in mean])
+    names = [f"B{number:02d}" for number in range(1, num_bands + 1)]
+    model = build_model(replace(TINY, name=name, **sizes), mean, [0.5 + m for m in mean], names)
     px, generator = model.config.chip_px, torch.Generator().manual_seed(seed)
     noise = torch.rand(8, num_bands, px, px, generator=generator)
     model.embed.fit(*model.every_patch(noise, torch.ones(8, px, px, dtype=torch.bool)), seed)

@@ -221,14 +221,15 @@ def killed_after(dataset, config, run, enough):
     return []
 
 
-@pytest.fixture(scope="module", params=["v0", "seed", "energies"])
+@pytest.fixture(scope="module", params=["v0", "seed", "energies", "band sets"])
 def whole(request, palette_dataset, tmp_path_factory):
     """A configuration, and the run of it that nobody killed."""
-    model, embedding = request.param, "linear"
-    if model == "energies":
-        model, embedding = "v0", "energies"
-    config = small_config(model, epochs=3, batch_size=24)
-    config = replace(config, model=replace(config.model, embedding=embedding))
+    config = small_config("seed" if request.param == "seed" else "v0", epochs=3, batch_size=24)
+    changes = {
+        "energies": {"embedding": "energies"},
+        "band sets": {"embedding": "energies", "band_sets": {"some": ("red", "green")}},
+    }.get(request.param, {})
+    config = replace(config, model=replace(config.model, **changes))
     run = tmp_path_factory.mktemp("whole") / "run"
     pretrain(palette_dataset, config, run)
     return config, run

@@ -34,9 +34,7 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def start(
-    folder, dataset, num_ranks=1, parallel="ddp", optimiser="muon", embedding="linear", **job
-):
+def start(folder, dataset, num_ranks=1, parallel="ddp", optimiser="muon", model=None, **job):
     """Train in ``folder``/run on so many ranks; exit status, losses by step, what was said."""
     folder.mkdir(exist_ok=True)
     (folder / "losses.json").unlink(missing_ok=True)
@@ -44,8 +42,7 @@ def start(
     training = {"epochs": 9, "batch_size": 12, "optimiser": optimiser, **job.pop("training", {})}
     config = small_config(**training)
     machine = MachineConfig(parallel=parallel, device="cpu", **job.pop("machine", {}))
-    model = replace(config.model, embedding=embedding)
-    config = replace(config, machine=machine, model=model)
+    config = replace(config, machine=machine, model=replace(config.model, **(model or {})))
     sections = asdict(config)
     job = {
         "config": {name: sections[name] for name in ("model", "heads", "training", "machine")},
@@ -122,22 +119,25 @@ def test_losses_and_weights_do_not_depend_on_the_ranks(
         assert row["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
 
 
+@pytest.mark.parametrize("band_sets", [{}, {"one": ["B02"]}])
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_what_is_fitted_of_an_embedding_is_the_same_on_every_rank(
-    reflectance_dataset, tmp_path, parallel
+    reflectance_dataset, tmp_path, parallel, band_sets
 ):
     found = []
     for num_ranks in (1, 2):
         status, losses, said = start(
             tmp_path / str(num_ranks), reflectance_dataset, num_ranks, parallel,
-            embedding="energies", training={"epochs": 2},
+            model={"embedding": "energies", "band_sets": band_sets}, training={"epochs": 2},
         )  # fmt: skip
         assert status == 0, said
         found.append(losses)
     assert_same_curve(found[1], found[0])
     assert_same_weights(tmp_path / "2", tmp_path / "1")
-    filters = [weights(tmp_path / name)["model.embed.energies.filters"] for name in "12"]
-    assert np.array_equal(*filters)
+    one, two = weights(tmp_path / "1"), weights(tmp_path / "2")
+    filters = [name for name in one if name.endswith(".filters") or ".of_sets.0.0." in name]
+    assert len(filters) == (5 if band_sets else 1)
+    assert all(np.array_equal(one[name], two[name]) for name in filters)
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])

@@ -41,17 +41,18 @@ _LIBRARY = "bharateo"
 
 
 class BharatEOEncoder(nn.Module, ModelHubMixin, library_name=_LIBRARY):
-    """The encoder of a run with its normalisation: physical units in, a vector a patch out.
+    """The encoder of a run with its normalisation: physical units in, a vector a patch out. With a
+    ``band_set`` it takes that set of the run's bands alone.
 
     ``save_pretrained`` and ``push_to_hub`` hand over the whole run it came from, with a model card.
     It is in evaluation mode; freeze it with ``requires_grad_(False)``.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, band_set: str | None = None) -> None:
         super().__init__()
         self.run, self.model, self.heads = run, run.model, run.heads
-        self.contract = run.contract
-        self.bands, self.unit = run.sensor.band_names, run.sensor.unit
+        self.contract, self.band_set = run.contract, band_set
+        self.bands, self.unit = run.of_set(band_set).sensor.band_names, run.sensor.unit
         self.chip_px, self.patch_px = run.model.config.chip_px, run.model.config.patch_px
         self.width = run.model.config.width
         self.eval()
@@ -80,7 +81,7 @@ class BharatEOEncoder(nn.Module, ModelHubMixin, library_name=_LIBRARY):
             valid = image.float().isfinite().all(1)
         tokens = torch.arange(self.model.num_tokens, device=image.device)
         mask = Mask(tokens.expand(image.shape[0], -1), self.model.num_tokens)
-        return self.model.encode(image, valid, mask)
+        return self.model.encode(image, valid, mask, self.band_set)
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
@@ -97,7 +98,8 @@ class BharatEOEncoder(nn.Module, ModelHubMixin, library_name=_LIBRARY):
     ) -> BharatEOEncoder:
         """The encoder in a folder that ``save_pretrained`` wrote, or in a repository of the Hub.
 
-        With ``bands`` and ``unit`` a run is refused that does not take exactly these. The mixin's
+        With ``bands`` and ``unit`` a run is refused that does not take exactly these; ``bands`` may
+        be those of one of its sets, which the encoder then takes alone. The mixin's
         own way is not taken, since it builds the model from whatever ``config.json`` says, lets
         missing weights pass, and falls back to a pickle.
 
@@ -123,12 +125,17 @@ class BharatEOEncoder(nn.Module, ModelHubMixin, library_name=_LIBRARY):
                 f"{file}: dataset.path {str(trained_on)!r} leads out of the folder; write the "
                 "folder with `bharateo export RUN --to hub --output FOLDER`"
             )
-        encoder = cls(run)
-        expected = {"bands": bands and tuple(bands), "unit": unit}
+        asked_for = bands and tuple(bands)
+        sets = run.contract.model.band_sets
+        encoder = cls(run, next((name for name in sets if sets[name] == asked_for), None))
+        expected = {"bands": asked_for, "unit": unit}
         for name, wanted in expected.items():
-            if wanted is not None and wanted != getattr(encoder, name):
+            taken = getattr(encoder, name)
+            if wanted is not None and wanted != taken:
+                if name == "bands" and sets:
+                    taken = run.contract.bands_taken
                 raise ContractError(
-                    f"{name}: {source} takes {getattr(encoder, name)}, not {wanted}; feed it "
+                    f"{name}: {source} takes {taken}, not {wanted}; feed it "
                     "those, or choose another run"
                 )
         return encoder

@@ -3,7 +3,8 @@
 Two graphs, both fp32, of any number of chips, in physical units:
 
 ``encoder``: ``image`` (batch, band, row, col) float and ``valid`` (batch, row, col) bool in,
-``features`` (batch, token, dim) out, tokens row-major.
+``features`` (batch, token, dim) out, tokens row-major. Of a run as it takes one of its sets of
+bands (``Run.of_set``), images hold these bands alone.
 
 ``autoencoder``: also ``visible`` (batch, num_visible) and ``masked`` (batch, num_masked) int64 in,
 which together hold every token's index once. Out come ``reconstruction`` (batch, band, row, col),
@@ -51,13 +52,13 @@ class EncoderGraph(nn.Module):
 
     def __init__(self, run: Run) -> None:
         super().__init__()
-        self.model = run.model
+        self.model, self.band_set = run.model, run.band_set
 
     def forward(self, image: Tensor, valid: Tensor) -> tuple[Tensor, ...]:
         """See the module."""
         num = self.model.num_tokens
         everything = torch.arange(num).expand(image.shape[0], num)
-        return (self.model.encode(image, valid, Mask(everything, num)),)
+        return (self.model.encode(image, valid, Mask(everything, num), self.band_set),)
 
 
 class AutoencoderGraph(nn.Module):
@@ -110,11 +111,16 @@ def write_onnx(run: Run, path: Path, what: What = "encoder") -> float:
     The difference is in root mean squares of the output it is largest in.
 
     Raises:
-        ConfigError: onnx, onnxscript or onnxruntime is not installed, or ``path`` is another
-            file.
+        ConfigError: onnx, onnxscript or onnxruntime is not installed, ``path`` is another file, or
+            an autoencoder is wanted of a set of bands.
         RunError: onnxruntime does not agree within ``TOLERANCE``; nothing is written.
         StorageError: the disk is full or refuses.
     """
+    if what == "autoencoder" and run.band_set is not None:
+        raise ConfigError(
+            "the autoencoder rebuilds all bands and is exported with all: leave out --bands "
+            f"{run.band_set}, or export the encoder"
+        )
     check_outputs("export --to onnx", {path: beginning_with(_MARK)}, run.own_files)
     try:
         import onnx  # noqa: F401
@@ -158,10 +164,10 @@ def _example(run: Run, what: What, num_chips: int) -> tuple[Tensor, ...]:
     """Random chips as the statistics of the run have them, with missing pixels and patches."""
     generator = torch.Generator().manual_seed(num_chips)
     model, size = run.model, run.model.config.chip_px
-    noise = torch.randn(num_chips, model.num_bands, size, size, generator=generator)
+    noise = torch.randn(num_chips, run.sensor.num_bands, size, size, generator=generator)
     valid = torch.rand(num_chips, size, size, generator=generator) < 0.9
     valid[0, : model.config.patch_px, : model.config.patch_px] = False
-    inputs = (model.normalise.physical_units(noise), valid)
+    inputs = (run.normalise.physical_units(noise), valid)
     if what == "encoder":
         return inputs
     order = torch.rand(num_chips, model.num_tokens, generator=generator).argsort(1)
@@ -219,8 +225,8 @@ def _metadata(run: Run, what: What) -> dict[str, str]:
         "what": f"BharatEO {what}",
         "bands": ",".join(sensor.band_names),
         "unit": sensor.unit,
-        "mean": json.dumps(run.model.normalise.mean.tolist()),
-        "std": json.dumps(run.model.normalise.std.tolist()),
+        "mean": json.dumps(run.normalise.mean.tolist()),
+        "std": json.dumps(run.normalise.std.tolist()),
         "normalisation": "in the graph: give physical values, bands in this order",
         "chip_px": str(run.model.config.chip_px),
         "patch_px": str(run.model.config.patch_px),

@@ -42,7 +42,7 @@ def timm_arguments(run: Run) -> dict[str, Any]:
     return {
         "img_size": model.chip_px,
         "patch_size": model.patch_px,
-        "in_chans": run.model.num_bands,
+        "in_chans": run.sensor.num_bands,
         "num_classes": 0,
         "global_pool": "",
         "embed_dim": model.width,
@@ -56,7 +56,8 @@ def timm_arguments(run: Run) -> dict[str, Any]:
 
 
 def timm_state(run: Run) -> dict[str, Tensor]:
-    """State dict of timm's ``VisionTransformer(**timm_arguments(run), norm_layer=LayerNorm)``.
+    """State dict of timm's ``VisionTransformer(**timm_arguments(run), norm_layer=LayerNorm)``, of
+    all bands or of the set that the run is to take.
 
     ``forward_features`` of it, fed with an image in physical units (batch band row col), is what
     the run's encoder says of every patch (batch token dim), row-major.
@@ -73,11 +74,10 @@ def timm_state(run: Run) -> dict[str, Tensor]:
         )
     # One convolution by patches does what normalisation and embedding do together.
     patch_px = model.config.patch_px
-    weight = model.embed.weight.detach().double().view(-1, model.num_bands, patch_px, patch_px)
-    mean, std = (
-        each.double()[:, None, None] for each in (model.normalise.mean, model.normalise.std)
-    )
-    bias = model.embed.bias.detach().double() - (weight * mean / std).sum((1, 2, 3))
+    weight, bias = (each.detach().double() for each in model.embed.linear_map(run.band_set))
+    weight = weight.view(-1, run.sensor.num_bands, patch_px, patch_px)
+    mean, std = (each.double()[:, None, None] for each in (run.normalise.mean, run.normalise.std))
+    bias = bias - (weight * mean / std).sum((1, 2, 3))
     state = {
         "pos_embed": model.positions.detach()[None],
         "patch_embed.proj.weight": (weight / std).float(),
@@ -111,7 +111,7 @@ def write_timm(run: Run, folder: Path) -> None:
     products = {folder / MODEL_FILE: lambda _: ours(config), config: ours}
     check_outputs("export --to timm", products, run.own_files)
     content = save(timm_state(run), {"format": "pt"})
-    bands, size = run.model.num_bands, run.model.config.chip_px
+    bands, size = run.sensor.num_bands, run.model.config.chip_px
     timm_config = {
         "architecture": ARCHITECTURE,
         "num_classes": 0,

@@ -98,12 +98,17 @@ class LinearEmbedding(PatchEmbedding, nn.Linear):
         band_set: str | None = None,
     ) -> Float[Tensor, "batch chosen dim"]:
         """See ``PatchEmbedding``."""
-        patches = patches.to(self.weight.dtype)
+        return F.linear(patches.to(self.weight.dtype), *self.linear_map(band_set))
+
+    def linear_map(
+        self, band_set: str | None
+    ) -> tuple[Float[Tensor, "dim value"], Float[Tensor, " dim"]]:
+        """Weight and bias, of patches of all bands or of a set's alone."""
         if band_set is None:
-            return F.linear(patches, self.weight, self.bias)
+            return self.weight, self.bias
         by_band = self.weight.unflatten(1, (self.num_bands, -1))
         weight = by_band[:, list(self.band_sets[band_set])].flatten(1)
-        return F.linear(patches, weight, self.bias + self.absent[_number(self, band_set)])
+        return weight, self.bias + self.absent[_number(self, band_set)]
 
 
 class KeptInFloat32(nn.Module):

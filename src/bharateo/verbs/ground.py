@@ -465,6 +465,7 @@ def export(
     output: PathLike,
     *,
     what: Literal["encoder", "autoencoder"] | None = None,
+    bands: Annotated[str | None, Parameter(metavar="SET")] = None,
     licence: Annotated[str | None, Parameter(name="--license", metavar="ID")] = None,
     display: MaybeDisplay = None,
 ) -> None:
@@ -483,17 +484,21 @@ def export(
       bharateo export runs/v0 --to timm --output timm/v0
       bharateo export runs/v0 --to onnx --output v0.onnx
       bharateo export runs/v0 --to onnx --what autoencoder --output v0-mae.onnx
+      bharateo export runs/any-bands --to onnx --bands rgb --output rgb.onnx
 
     Args:
         run: a folder made by pretrain
         to: what to write
         output: the folder (hub, timm) or file (onnx) to write
         what: onnx: the encoder, or the whole with its masked tokens and heads (default: encoder)
+        bands: onnx (encoder) and timm: for images that hold one of the run's sets of bands alone
+            (see `model.band_sets`; default: all bands; a Hub folder has all sets)
         licence: hub: the weights' licence on the card, as the Hub names it (default: cc-by-4.0
             where the labels are, else other)
 
     Raises:
         ConfigError: a package that the format needs is not installed, or ``output`` is a run.
+        ContractError: the run was not trained on that set of bands.
         RunError: onnxruntime does not agree with PyTorch; nothing is written.
         StorageError: the disk is full.
     """
@@ -502,7 +507,9 @@ def export(
     for option, value, form in (("what", what, "onnx"), ("license", licence, "hub")):
         if value is not None and to != form:
             raise ConfigError(f"--{option} is for --to {form}: leave it out for {to}")
-    opened, output, display = open_run(run), Path(output), display or Display()
+    if bands is not None and to == "hub":
+        raise ConfigError("--bands is for --to onnx and timm: a Hub folder has all sets of bands")
+    opened, output, display = open_run(run).of_set(bands), Path(output), display or Display()
     if to == "hub":
         from bharateo.handover.hub import save_folder
 

@@ -18,7 +18,7 @@ from bharateo.pixels.raster import Raster
 from bharateo.regions import Region
 from bharateo.sensor import WORLDCOVER_PALETTE, Band, Composite, Sensor
 from bharateo.sources import ImageSource, LabelSource, Recipe
-from bharateo.training.contract import Contract, TrainStatistics
+from bharateo.training.contract import Contract, ModelShape, TrainStatistics
 
 CODES = np.array([10, 40, 20, 50, 80], np.uint8)
 PLAN = PlanConfig(
@@ -150,4 +150,7 @@ def contents(folder: Path, but: Collection[str] = ()) -> dict[str, bytes]:
 def small_contract(sensor, statistics, patch_px):
     """As much of a contract as is read of it where a raster is opened."""
     record = TrainStatistics.model_validate_json(json.dumps(statistics.to_json()))
-    return Contract.model_construct(sensor=sensor, statistics=record, patch_px=patch_px)
+    model = ModelShape.model_construct()
+    return Contract.model_construct(
+        sensor=sensor, statistics=record, patch_px=patch_px, model=model
+    )

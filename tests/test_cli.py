@@ -31,7 +31,7 @@ OPTIONS = {
     "evaluate": "RUN --dataset --output",
     "report": "RUN",
     "probe": "RUN --dataset --output --levels --budgets --features --zones --zone-field --seed "
-    "--readout",
+    "--readout --bands",
     "probe-task": f"RUN FOLDER --output --layout --resize --split-file {READING}",
     "ablate": "CONFIG --dataset --output --vary --full --seeds --quick --controls --targets --set",
     "tokens": "RUN --chips --epochs --bands --chip-px --patch-px --mask-ratio --model --machine "
@@ -42,7 +42,7 @@ OPTIONS = {
     "search": f"EMBEDDING INPUT --like --output --count --away {READING}",
     "score-search": "RUN DATASET --output --count",
     "explore": f"RUN --output --dataset --raster --megabytes {READING}",
-    "export": "RUN --to --output --what --license",
+    "export": "RUN --to --output --what --bands --license",
     "doctor": "--json",
     "schema": "WHAT",
     "completion": "SHELL",

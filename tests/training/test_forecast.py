@@ -56,9 +56,9 @@ def test_the_forecast_takes_a_batch_in_the_parts_that_training_takes(monkeypatch
     config, seen = small_config(), []
     forward = Objective.forward
 
-    def watched(self, batch, mask, counts):
+    def watched(self, batch, mask, counts, band_set=None):
         seen.append(len(batch.image))
-        return forward(self, batch, mask, counts)
+        return forward(self, batch, mask, counts, band_set)
 
     monkeypatch.setattr(Objective, "forward", watched)
     machine = replace(config.machine, micro_batch=4)

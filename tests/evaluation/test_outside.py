@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+from dataclasses import replace
 
 import h5py
 import numpy as np
@@ -187,6 +188,22 @@ def test_nodata_is_invalid(eurosat, run):
     task, _ = open_task(eurosat, run, Reading(nodata=0.0))
     (damaged,) = [c for some in task.chips.values() for c in some if c.name == "Forest_1"]
     assert task.read(damaged)[1].sum() == (SIDE - 4) * SIDE
+
+
+def test_fewer_bands_are_read_in_a_set_that_the_run_takes(eurosat, run, tmp_path):
+    config = small_config(epochs=1)
+    config = replace(config, model=replace(config.model, band_sets={"two": ("B03", "B08")}))
+    taught = pretrain(run.own_dataset(), config, tmp_path / "run")
+    whole, _ = open_task(eurosat, taught)
+    assert whole.band_set is None
+    places = {"B03": EUROSAT_BANDS.index("B03") + 1, "B08": EUROSAT_BANDS.index("B08") + 1}
+    reading = Reading(places, allow=frozenset({"statistics"}))
+    task, _ = open_task(eurosat, taught, reading)
+    assert task.band_set == "two"
+    record = evaluate_task(taught, task, tmp_path / "two.json")
+    assert record.task.bands_in_file == [str(place) for place in places.values()]
+    with pytest.raises(ContractError, match=r"takes B08, B8A, B03, or of these alone two"):
+        open_task(eurosat, taught, Reading({"B03": places["B03"]}))
 
 
 def test_a_chip_with_other_bands_is_named(eurosat, run):

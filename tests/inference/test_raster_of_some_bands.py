@@ -228,6 +228,15 @@ def test_a_probe_of_own_points_maps_rasters_of_its_set_alone(run, rgb, tmp_path,
     assert "fitted on the features of rgb, the raster is read in all bands" in said
 
 
+def test_places_alike_are_found_and_drawn(run, rgb, tmp_path, capsys):
+    x, y = AFFINE @ (44, 44)  # amid a patch
+    (place,) = gpd.GeoSeries.from_xy([x], [y], crs="EPSG:32643").to_crs(4326)
+    words = ["--like", f"{place.x},{place.y}", "--output", str(tmp_path), "--count", "3"]
+    assert main(["search", str(run.path), str(rgb), *words]) == 0
+    assert "is read in the set rgb" in " ".join(capsys.readouterr().out.split())
+    assert (tmp_path / "sheet.png").exists()
+
+
 def test_a_page_to_explore_is_refused(run, rgb, tmp_path, capsys):
     words = ["--raster", str(rgb), "--output", str(tmp_path / "page")]
     assert main(["explore", str(run.path), *words]) == 1

@@ -1,7 +1,11 @@
 """Training on sets of bands: which step shows which, and what comes of it."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -83,6 +87,20 @@ def test_pixels_of_absent_bands_reach_no_weight_but_as_targets(dataset, tmp_path
         weights = [each.detach().clone() for each in trainer.objective.parameters()]
         results.append([launched.totals, *weights])
     assert all(map(np.array_equal, *results))
+
+
+@pytest.mark.slow
+def test_every_set_is_a_compiled_graph_of_its_own_without_a_break():
+    program = Path(__file__).with_name("sets_program.py")
+    path = os.pathsep.join([os.environ["PYTHONPATH"], str(program.parents[1])])
+    done = subprocess.run(
+        [sys.executable, str(program)],
+        env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["shown"] == found["graphs"] == 11  # all bands, and ten sets
+    assert found["apart"] < 1e-4
 
 
 # What is refused before anything is trained.

@@ -51,7 +51,7 @@ from bharateo.evaluation.probes import Probe, fit_linear, fit_nearest
 from bharateo.evaluation.probing import BUDGETS, NUM_DRAWS, few_labels
 from bharateo.files import open_file, write_json
 from bharateo.inference.contract import Sample as PixelSample
-from bharateo.inference.contract import band_places, check_pixels
+from bharateo.inference.contract import band_places, check_pixels, fitting_set
 from bharateo.inference.encoder import CHIPS_AT_ONCE, device_of
 from bharateo.models.patches import patchify
 from bharateo.pixels.raster import RasterFile, open_raster
@@ -297,7 +297,8 @@ LAYOUTS: Mapping[str, FolderLayout] = {
 class Task(Found):
     """A labelled folder, with how its numbers become a run's bands.
 
-    ``bands`` is what a file calls its bands, ``places`` are the run's among them, from 0.
+    ``bands`` is what a file calls its bands, ``places`` are the run's among them, from 0, or those
+    of its ``band_set``.
     """
 
     folder: Path
@@ -307,6 +308,7 @@ class Task(Found):
     scale: float
     offset: float
     nodata: float | None
+    band_set: str | None = None
 
     def read(
         self, chip: LabelledChip
@@ -384,6 +386,7 @@ def open_task(
     reading = reading or Reading()
     differences = Differences(reading.allow)
     bands, known = LAYOUTS[layout].bands(found.chips["train"][0].path)
+    run = run.of_set(fitting_set(str(folder), known, run.contract, reading.bands))
     task = Task(
         **vars(found),
         folder=folder,
@@ -393,6 +396,7 @@ def open_task(
         scale=SCALES.get(folder.name, 1e-4) if reading.scale is None else reading.scale,
         offset=reading.offset or 0.0,
         nodata=reading.nodata,
+        band_set=run.band_set,
     )
     train = task.chips["train"]
     some = train[:: max(len(train) // _COMPARED, 1)]
@@ -485,16 +489,16 @@ def extract_task(
 
 def extractors_of(task: Task, run: Run, how: Resize, seed: int = 0) -> list[Extractor]:
     """The run's encoder and what it has to beat, the filters cut from some of the train chips."""
-    config = run.model.config
+    run, config = run.of_set(task.band_set), run.model.config
     order = np.random.default_rng(seed).permutation(task.counts["train"])[:CHIPS_AT_ONCE]
     some = [task.chips["train"][i] for i in order]
     images, known = _stacked(task, some, config.chip_px, how)
-    device, normalise = device_of(run.path), run.model.normalise
+    device = device_of(run.path)
     return [
         encoder(run),
-        random_encoder(run.model, seed, device),
+        random_encoder(run.model, seed, device, run.band_set),
         band_statistics(config.patch_px, device),
-        random_convolutions(images, known, normalise, config.patch_px, seed, device),
+        random_convolutions(images, known, run.normalise, config.patch_px, seed, device),
     ]
 
 

@@ -164,6 +164,8 @@ def probe_task(
     task, overridden = open_task(Path(folder), opened, reading, layout, split)
     counts = ", ".join(f"{count} {name}" for name, count in task.counts.items())
     display.say(f"task: {task.folder} ({len(task.classes)} classes; {counts}; {task.split})")
+    if task.band_set is not None:
+        display.say(f"bands: {task.folder} is read in {opened.of_set(task.band_set).bands_read}")
     for note in [*task.notes, *(f"{field}: {what}" for field, what in overridden.items())]:
         display.say(f"note: {note}")
     with display.bar("probe-task") as bar:

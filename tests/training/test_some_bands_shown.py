@@ -168,6 +168,17 @@ def test_a_tampered_set_is_refused(run, tmp_path, sets):
         Run.open(tmp_path)
 
 
+def test_many_sets_take_no_memory_that_the_weights_do_not_fill(run, tmp_path, monkeypatch):
+    for name in ("contract.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((run.path / name).read_bytes())
+    plain = json.loads((tmp_path / "contract.json").read_text())
+    plain["model"]["band_sets"] = {f"set{number}": ["B01"] for number in range(10_000)}
+    (tmp_path / "contract.json").write_text(json.dumps(plain))
+    monkeypatch.setattr("bharateo.training.run.build_model", pytest.fail)
+    with pytest.raises(RunError, match=r"values of 20,6\d\d,\d\d\d or more"):
+        Run.open(tmp_path)
+
+
 def test_a_run_from_before_there_were_sets_opens_and_goes_on(dataset, tmp_path):
     config = small_config(epochs=1)
     pretrain(dataset, config, tmp_path)

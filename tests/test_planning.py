@@ -172,7 +172,9 @@ def test_parameters_are_those_of_the_modules(name):
 
 
 def test_a_head_that_does_not_exist_is_refused():
-    with pytest.raises(ConfigError, match=r"heads\.depth is not a head; known are pixels, features, land"):
+    with pytest.raises(
+        ConfigError, match=r"heads\.depth is not a head; known are pixels, features, land"
+    ):
         cost(SMALL, 2, {"depth": HeadConfig()})
 
 

@@ -33,7 +33,8 @@ OPTIONS = {
     "probe": "RUN --dataset --output --levels --budgets --features --zones --zone-field --seed "
     "--readout --bands",
     "probe-task": f"RUN FOLDER --output --layout --resize --split-file {READING}",
-    "ablate": "CONFIG --dataset --output --vary --full --seeds --quick --controls --targets --set",
+    "ablate": "CONFIG --dataset --output --vary --full --seeds --quick --controls --targets "
+    "--readout --set",
     "tokens": "RUN --chips --epochs --bands --chip-px --patch-px --mask-ratio --model --machine "
     "--num-machines --watts --grid --masks-per-chip --batch-size --precision",
     "embed": f"RUN INPUT --output --dtype --stride --step --precision --level --readout {READING}",

@@ -490,6 +490,8 @@ class AgainstBar(OpenRecord):
     """
 
     features: Name
+    log_loss: MeanScore | None = None
+    """Missing in files of earlier versions."""
     accuracy: MeanScore
     balanced_accuracy: MeanScore
     macro_f1: MeanScore

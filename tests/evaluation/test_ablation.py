@@ -238,6 +238,11 @@ def test_every_cell_is_set_against_the_humble_bar_of_its_bands(done):
         assert np.mean([share_right(each) for each in own]) == pytest.approx(
             cell["scores"]["accuracy"]["mean"]
         )
+        ours, theirs = (
+            np.mean([sum(each["log_loss"].values()) / each["num_test"] for each in some])
+            for some in (own, [bar])
+        )
+        assert against["log_loss"]["mean"] == pytest.approx(ours - theirs)
         low, high = against["macro_f1"]["ci95"]
         assert low < against["macro_f1"]["mean"] < high
     assert "macro F1 against humble bar |" in (folder / "ablation.md").read_text()
@@ -317,6 +322,18 @@ def test_another_ablations_folder_is_refused(done, dataset, what, monkeypatch, t
         monkeypatch.setattr(ablation, "__version__", "0.0.0")
     with pytest.raises(RunError, match=f"another ablation: {what} differ"):
         ablate(grid(config, dataset, FACTORS), dataset, done[0], 2)
+
+
+def test_vectors_are_read_out_as_asked_for(done, dataset, tmp_path):
+    cells = grid(CONFIG, dataset, [])
+    ablate(cells, dataset, tmp_path, 1, readout="views")
+    plain, views = (
+        json.loads((folder / "base" / "seed-42" / "probe.json").read_text())
+        for folder in (done[0], tmp_path)
+    )
+    assert plain["val_log_loss"] != views["val_log_loss"]
+    with pytest.raises(RunError, match="readout differ"):
+        ablate(cells, dataset, tmp_path, 1)
 
 
 def test_another_machine_section_is_no_other_ablation(done, dataset):

@@ -30,14 +30,21 @@ from bharateo.artefacts import OpenRecord, checked, read_json
 from bharateo.chips.store import SPLITS, Dataset
 from bharateo.config import Config, setting, to_record, to_yaml, with_settings
 from bharateo.errors import ConfigError, ContractError, RunError
-from bharateo.evaluation.comparison import Confusions, ResampledScores, compared, shown
+from bharateo.evaluation.comparison import (
+    Confusions,
+    LogLosses,
+    ResampledScores,
+    compared,
+    shown,
+)
 from bharateo.evaluation.features import HUMBLE, MAKERS, Extractor, encoder, extract, probed_px
 from bharateo.evaluation.intervals import resampled_blocks
 from bharateo.evaluation.probe_table import features_name
 from bharateo.evaluation.probes import fit_linear, log_losses
-from bharateo.evaluation.probing import by_block, some_of
+from bharateo.evaluation.probing import MOST_EXAMPLES, by_block, some_of
 from bharateo.files import write_json, write_text
 from bharateo.handover.card import markdown_text
+from bharateo.inference.encoder import Readout, over_views
 from bharateo.landcover import NUM_CLASSES
 from bharateo.models.heads import HEADS
 from bharateo.models.targets import TARGETS
@@ -65,9 +72,6 @@ PROBE_FILE = "probe.json"
 BANDS = "training.bands"
 WEIGHT, TARGET = "heads.landcover.weight", "heads.landcover.options.target"
 WEIGHTS = (0, 0.2, 0.5)
-MOST_EXAMPLES = 10_000
-"""Patches of the train split that the probe is fitted to; the same ones in every cell."""
-
 OnProgress = Callable[[float, float, str], None]
 """Told (trainings done, trainings in all, what is going on)."""
 
@@ -248,8 +252,10 @@ def ablate(
     output: Path,
     seeds: int,
     on_progress: OnProgress = lambda done, total, note: None,
+    readout: Readout = "token",
 ) -> Ablation:
     """Train and score every cell with so many seeds, and write the table; the first is the base.
+    ``readout`` is that of the runs' vectors.
 
     Goes on where it stopped. More cells and seeds may be asked for later: what is there is kept.
 
@@ -263,7 +269,7 @@ def ablate(
             f"{dataset.path} has no chip in its test split: build it with data.plan.split.test"
         )
     base = cells[0].config
-    lock(output, base, dataset)
+    lock(output, base, dataset, readout)
     numbers = [base.training.seed + number for number in range(seeds)]
     total = len(cells) * seeds
     probes: dict[str, list[ProbeRecord]] = {}
@@ -282,7 +288,7 @@ def ablate(
         config = replace(cell.config, training=replace(cell.config.training, seed=seed))
         run = pretrain(dataset, config, folder, training)  # checks that the folder holds this run
         told(0.9, "probe")
-        found = kept(folder / PROBE_FILE, partial(probe, run))
+        found = kept(folder / PROBE_FILE, partial(probe, run, readout=readout))
         probes.setdefault(cell.name, []).append(found)
         if cell.name not in bars:
             told(0.95, "humble bar")
@@ -303,6 +309,9 @@ def ablate(
             [each.confusion.get(block, nothing) for block in blocks] for each in some
         ])  # fmt: skip
 
+    def losses(some: Sequence[ProbeRecord]) -> LogLosses:
+        return np.array([[each.log_loss.get(block, 0.0) for block in blocks] for each in some])
+
     scores = compared({name: by_seed(some) for name, some in probes.items()}, cells[0].name)
     times = resampled_blocks(len(blocks), 0)
 
@@ -310,10 +319,14 @@ def ablate(
         bar = bars[name]
         if bar is None:
             return None
-        ours, theirs = (ResampledScores.of(by_seed(some), times) for some in (probes[name], [bar]))
+        ours, theirs = (
+            ResampledScores.of(by_seed(some), times, log_loss=losses(some))
+            for some in (probes[name], [bar])
+        )
         gains = ours.minus(theirs)
         return AgainstBar(
-            features=bar.features, **{metric: gains.mean(metric) for metric in METRICS}
+            features=bar.features,
+            **{metric: gains.mean(metric) for metric in ("log_loss", *METRICS)},
         )
 
     first = probes[cells[0].name][0]
@@ -343,7 +356,7 @@ def ablate(
     return record
 
 
-def lock(output: Path, base: Config, dataset: Dataset) -> None:
+def lock(output: Path, base: Config, dataset: Dataset, readout: Readout) -> None:
     """Write what all trainings have in common, or check that what is there agrees.
 
     Raises:
@@ -356,6 +369,7 @@ def lock(output: Path, base: Config, dataset: Dataset) -> None:
         "code_version": __version__,
         "dataset": dataset_fingerprint(dataset),
         "probe_examples": MOST_EXAMPLES,
+        "readout": readout,
         "config": config,
     }
     path, remedy = output / SHARED_FILE, "restore the file, or delete the folder to start over"
@@ -373,7 +387,9 @@ def lock(output: Path, base: Config, dataset: Dataset) -> None:
 
 
 class ProbeRecord(OpenRecord):
-    """The contents of ``probe.json``; ``confusion`` is that of every block of test ground."""
+    """The contents of ``probe.json``; ``confusion`` and ``log_loss``, a sum, are those of every
+    block of test ground.
+    """
 
     features: str = "encoder"
     strength: Number | None = None
@@ -381,6 +397,7 @@ class ProbeRecord(OpenRecord):
     num_train: int
     num_test: int
     confusion: dict[str, Confusion]
+    log_loss: dict[str, Number]
 
 
 def kept(path: Path, make: Callable[[], ProbeRecord]) -> ProbeRecord:
@@ -403,13 +420,16 @@ def humble_bar(run: Run) -> ProbeRecord:
     return min(found, key=lambda each: each.val_log_loss or 0.0)
 
 
-def probe(run: Run, extractor: Extractor | None = None) -> ProbeRecord:
-    """A linear probe of the patches of a run's dataset, by its own features or others, as confusion
-    matrices by block of test ground.
+def probe(run: Run, extractor: Extractor | None = None, readout: Readout = "token") -> ProbeRecord:
+    """A linear probe of the patches of a run's dataset, by its own features, read out as asked
+    for, or by others, as confusion matrices and log-losses by block of test ground.
     """
-    extractor = extractor or encoder(run)
     dataset = run.own_dataset()
     size_px, patch_px = probed_px(run, dataset), run.model.config.patch_px
+    if extractor is None:
+        extractor = encoder(run)
+        if readout == "views":
+            extractor = Extractor(extractor.name, over_views(extractor.features, patch_px))
     examples = {
         split: extract(dataset, split, extractor, size_px, patch_px)["patch"]
         for split in SPLITS
@@ -421,6 +441,8 @@ def probe(run: Run, extractor: Extractor | None = None) -> ProbeRecord:
     fitted = fit_linear(train.values, train.labels, *held_out)
     names, block = np.unique(test.block.astype(str), return_inverse=True)
     (cells,) = by_block(test.labels, fitted.predict(test.values)[None], block, len(names))
+    each = log_losses(fitted, test.values, test.labels)
+    loss = np.bincount(block, each, len(names))
     return ProbeRecord(
         features=extractor.name,
         strength=fitted.chosen,
@@ -430,6 +452,7 @@ def probe(run: Run, extractor: Extractor | None = None) -> ProbeRecord:
         num_train=len(train.labels),
         num_test=len(test.labels),
         confusion=dict(zip(names.tolist(), cells.tolist(), strict=True)),
+        log_loss=dict(zip(names.tolist(), loss.tolist(), strict=True)),
     )
 
 
@@ -444,7 +467,8 @@ def header(factors: Sequence[str]) -> list[str]:
         else factor.rpartition(".")[2]
         for factor in factors
     ]  # fmt: skip
-    return [*columns, *names, f"{names[-1]} against base", f"{names[-1]} against humble bar"]
+    against = [f"{name} against humble bar" for name in ("log-loss", "accuracy", "macro F1")]
+    return [*columns, *names, f"{names[-1]} against base", *against, "humble bar"]
 
 
 def rows(record: Ablation) -> list[list[str]]:
@@ -453,13 +477,14 @@ def rows(record: Ablation) -> list[list[str]]:
     for cell in record.cells:
         scores = [cell.scores.score(metric) for metric in METRICS]
         against, ci95 = scores[-1].against_base, scores[-1].against_base_ci95
+        bar = cell.against_bar
+        gains = (bar.log_loss, bar.accuracy, bar.macro_f1) if bar else (None,) * 3
         table.append([
             *(str(value) for value in cell.settings.values()),
             *(shown(score.mean, score.ci95) for score in scores),
             "base" if cell.name == record.base else shown(against, ci95, "+"),
-            f"{shown(bar.macro_f1.mean, bar.macro_f1.ci95, '+')} ({features_name(bar.features)})"
-            if (bar := cell.against_bar)
-            else "none",
+            *(shown(each.mean, each.ci95, "+") if each else "none" for each in gains),
+            features_name(bar.features) if bar else "none",
         ])  # fmt: skip
     return table
 

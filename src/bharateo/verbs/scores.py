@@ -186,6 +186,7 @@ def ablate(
     quick: bool = False,
     controls: bool = False,
     targets: bool = False,
+    readout: Readout = "token",
     settings: Settings = (),
     display: MaybeDisplay = None,
 ) -> Ablation:
@@ -218,6 +219,8 @@ def ablate(
         targets: also the same network for the same arithmetic without labels, for each thing that
             hidden patches may be asked: pixels, their correction of a smooth fill, and every kind
             of features; alone, unless --vary or --quick is given
+        readout: of the runs' vectors; views: the mean over a chip's eight flips and turns, each a
+            quarter of a patch aside, which takes eight times as long
         settings: override one key of the configuration, e.g. training.lr=0.001; repeat for
             several
 
@@ -251,7 +254,7 @@ def ablate(
     cells = ablation.grid(config, dataset, factors, full, also)
     display.say(f"ablate: {len(cells)} cells x {seeds} seeds = {len(cells) * seeds} trainings")
     with display.bar("ablate") as bar:
-        record = ablation.ablate(cells, dataset, output, seeds, bar.update)
+        record = ablation.ablate(cells, dataset, output, seeds, bar.update, readout)
     display.columns(header(record.factors), rows(record))
     display.say(explained(record))
     display.say(f"table: {output / 'ablation.md'}")

@@ -24,24 +24,35 @@ def record(step, loss=1.0, grad_norm=1.0):
 
 def test_a_spike_is_far_above_the_median_of_the_last_steps():
     watch = SpikeWatch()
-    assert [watch.look(record(step, 1 + step % 2 / 10)) for step in range(50)] == [[]] * 50
-    (spike,) = watch.look(record(50, 1.7))
+    assert [watch.look(record(step, 1 + step % 2 / 10), None) for step in range(50)] == [[]] * 50
+    (spike,) = watch.look(record(50, 1.7), None)
     assert (spike["step"], spike["spike"], spike["value"]) == (50, "loss", 1.7)
     assert spike["usual"] == pytest.approx(1.05)
-    (spike,) = watch.look(record(51, grad_norm=5.1))
+    (spike,) = watch.look(record(51, grad_norm=5.1), None)
     assert (spike["spike"], spike["usual"]) == ("grad_norm", 1.0)
+
+
+def test_what_is_usual_is_so_where_the_same_bands_are_shown():
+    watch = SpikeWatch()
+    shown = [("rgb", 2.0), (None, 1.0)] * 50
+    assert not any(watch.look(record(n, loss), each) for n, (each, loss) in enumerate(shown))
+    assert watch.look(record(100, 2.0), "rgb") == []
+    (spike,) = watch.look(record(101, 2.0), None)
+    assert (spike["value"], spike["usual"]) == (2.0, 1.0)
 
 
 def test_the_first_steps_are_no_spikes_and_a_slow_rise_is_none():
     watch = SpikeWatch()
-    assert not any(watch.look(record(step, loss)) for step, loss in enumerate([1, 9, 1, 50] * 4))
+    assert not any(
+        watch.look(record(step, loss), None) for step, loss in enumerate([1, 9, 1, 50] * 4)
+    )
     watch = SpikeWatch()
-    assert not any(watch.look(record(step, 1.005**step)) for step in range(300))
+    assert not any(watch.look(record(step, 1.005**step), None) for step in range(300))
 
 
 def test_spikes_are_written_down_with_their_chips(palette_dataset, tmp_path, monkeypatch):
     class Always(SpikeWatch):
-        def look(self, record):
+        def look(self, record, band_set):
             if record.step == 3:
                 return [{"step": 3, "spike": "loss", "value": 9.0, "usual": 1.0}]
             return []

@@ -7,7 +7,7 @@ import signal
 import statistics
 import threading
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -271,13 +271,17 @@ class SpikeWatch:
     """Notices losses and gradients far above what is usual."""
 
     def __init__(self) -> None:
-        self._last: dict[str, deque[float]] = {name: deque(maxlen=_USUAL_OVER) for name in SPIKES}
+        self._last: defaultdict[tuple[str, str | None], deque[float]] = defaultdict(
+            lambda: deque(maxlen=_USUAL_OVER)
+        )
 
-    def look(self, record: StepRecord) -> list[dict[str, Any]]:
-        """The spikes of a step: which number, its value, and the usual one."""
+    def look(self, record: StepRecord, band_set: str | None) -> list[dict[str, Any]]:
+        """The spikes of a step: which number, its value, and what is usual where the same set of
+        bands is shown.
+        """
         found = []
         for name, times in SPIKES.items():
-            value, last = getattr(record, name), self._last[name]
+            value, last = getattr(record, name), self._last[name, band_set]
             usual = statistics.median(last) if len(last) >= _USUAL_AFTER else value
             if value > times * usual:
                 found.append({"step": record.step, "spike": name, "value": value, "usual": usual})
@@ -439,7 +443,8 @@ class Trainer(Learner):
                     self.check_weights(step)
                 notes = []
                 for record in records:
-                    self.note_spikes(spikes.look(record), events, say)
+                    unusual = spikes.look(record, self.band_set(record.step))
+                    self.note_spikes(unusual, events, say)
                     self.sums.add({**record.sums, "grad_norm": (record.grad_norm, 1)})
                     metrics, pace = self.sums.means(self.config.heads), self.pace(record.step)
                     board.write(

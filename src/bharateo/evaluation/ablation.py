@@ -44,7 +44,7 @@ from bharateo.evaluation.probes import fit_linear, log_losses
 from bharateo.evaluation.probing import MOST_EXAMPLES, by_block, some_of
 from bharateo.files import write_json, write_text
 from bharateo.handover.card import markdown_text
-from bharateo.inference.encoder import Readout, over_views
+from bharateo.inference.encoder import Readout, read_out
 from bharateo.landcover import NUM_CLASSES
 from bharateo.models.heads import HEADS
 from bharateo.models.targets import TARGETS
@@ -136,7 +136,8 @@ def controls(config: Config, num_bands: int) -> list[dict[str, Any]]:
     Raises:
         ConfigError: not both kinds of heads are configured.
     """
-    of_labels, others = _heads_by_kind(config)
+    of_labels = [name for name in config.heads if name in HEADS and HEADS[name].classes]
+    others = [name for name in config.heads if name not in of_labels]
     if not (of_labels and others):
         raise ConfigError(
             "--controls needs a head that learns from labels and one that does not, e.g. "
@@ -162,12 +163,6 @@ def targets(config: Config, num_bands: int) -> list[dict[str, Any]]:
         {"heads.features.weight": 1.0, "heads.features.options.target": each} for each in TARGETS
     ]
     return at_equal_cost(config, [weights | each for each in (*rebuilt, *predicted)], num_bands)
-
-
-def _heads_by_kind(config: Config) -> tuple[list[str], list[str]]:
-    """The heads that learn from labels, and the others."""
-    of_labels = [name for name in config.heads if name in HEADS and HEADS[name].classes]
-    return of_labels, [name for name in config.heads if name not in of_labels]
 
 
 def at_equal_cost(
@@ -427,9 +422,8 @@ def probe(run: Run, extractor: Extractor | None = None, readout: Readout = "toke
     dataset = run.own_dataset()
     size_px, patch_px = probed_px(run, dataset), run.model.config.patch_px
     if extractor is None:
-        extractor = encoder(run)
-        if readout == "views":
-            extractor = Extractor(extractor.name, over_views(extractor.features, patch_px))
+        own = encoder(run)
+        extractor = Extractor(own.name, read_out(own.features, readout, patch_px))
     examples = {
         split: extract(dataset, split, extractor, size_px, patch_px)["patch"]
         for split in SPLITS

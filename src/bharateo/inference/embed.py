@@ -21,7 +21,7 @@ from bharateo.inference.encoder import (
     FrozenEncoder,
     PerToken,
     Readout,
-    over_views,
+    read_out,
 )
 from bharateo.inference.inputs import RasterInput
 from bharateo.inference.products import (
@@ -88,7 +88,7 @@ class Embedding:
     def predicting(self, encoder: FrozenEncoder) -> PerToken:
         """The vectors of chips in this precision, read out in this way."""
         predict = encoder.in_precision(encoder.features, self.precision)
-        return over_views(predict, encoder.patch_px) if self.readout == "views" else predict
+        return read_out(predict, self.readout, encoder.patch_px)
 
     @property
     def kept_as(self) -> str:

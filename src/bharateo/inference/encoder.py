@@ -86,6 +86,11 @@ def over_views(predict: PerToken, patch_px: int) -> PerToken:
     return mean
 
 
+def read_out(predict: PerToken, readout: Readout, patch_px: int) -> PerToken:
+    """``predict``, read out in this way."""
+    return over_views(predict, patch_px) if readout == "views" else predict
+
+
 def device_of(run: Path) -> torch.device:
     """Where the run in a folder computes: ``machine.device`` of its own configuration.
 

@@ -195,7 +195,23 @@ class Head(nn.Module):
         }
 
 
-class PixelHead(Head):
+class LinearHead(Head):
+    """What it says of a token is a linear map of it: LayerNorm, Linear."""
+
+    def __init__(self, model: MaskedAutoencoder, num_values: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(model.decoded_width)
+        self.linear = nn.Linear(model.decoded_width, num_values)
+
+    def predict(
+        self, decoded: Float[Tensor, "batch token decoded"]
+    ) -> Float[Tensor, "batch token value"]:
+        """As many values as the target has: patches in model units, features, class logits."""
+        predicted: Tensor = self.linear(self.norm(decoded))
+        return predicted
+
+
+class PixelHead(LinearHead):
     """Rebuild the pixels of the masked patches: LayerNorm, Linear, SmoothL1 in model units.
 
     With ``target`` "correction" it says what is to be added to ``pull_push``, a smooth fill from
@@ -235,10 +251,8 @@ class PixelHead(Head):
         beta: Annotated[float, Field(gt=0, le=1e6)] = 0.1,
         target: Literal["pixels", "correction"] = "pixels",
     ) -> None:
-        super().__init__()
+        super().__init__(model, model.values_per_patch)
         self.beta, self.patch_px, self.kind = beta, model.config.patch_px, target
-        self.norm = nn.LayerNorm(model.decoded_width)
-        self.linear = nn.Linear(model.decoded_width, model.values_per_patch)
 
     def begin(self) -> None:
         """No correction."""
@@ -250,13 +264,6 @@ class PixelHead(Head):
         """Patches in model units."""
         patches, valid = model.every_patch(batch.image, batch.valid)
         return patches.masked_fill(~valid.repeat(1, 1, model.num_bands), torch.nan)
-
-    def predict(
-        self, decoded: Float[Tensor, "batch token decoded"]
-    ) -> Float[Tensor, "batch token value"]:
-        """Patches in model units."""
-        predicted: Tensor = self.linear(self.norm(decoded))
-        return predicted
 
     def answer(self, tokens: Tokens) -> Float[Tensor, "batch token value"]:
         """Patches in model units; of a correction, with what it corrects."""
@@ -310,7 +317,7 @@ class PixelHead(Head):
         return {"rec_smooth_l1": (total, count), "masked_mae": (mae, count)}
 
 
-class FeatureHead(Head):
+class FeatureHead(LinearHead):
     """Predict frozen features of the masked patches: LayerNorm, Linear, SmoothL1.
 
     ``target`` names them (``TARGETS``): "energies", how strongly a patch responds to whitened
@@ -351,10 +358,9 @@ class FeatureHead(Head):
             "energies"
         ),
     ) -> None:
-        super().__init__()
-        self.features = TARGETS[target](model.num_bands, model.config.patch_px)
-        self.norm = nn.LayerNorm(model.decoded_width)
-        self.linear = nn.Linear(model.decoded_width, self.features.size)
+        features = TARGETS[target](model.num_bands, model.config.patch_px)
+        super().__init__(model, features.size)
+        self.features = features
 
     def fit(
         self,
@@ -370,13 +376,6 @@ class FeatureHead(Head):
         """The features of every patch, NaN of one without a valid pixel."""
         patches, valid = model.every_patch(batch.image, batch.valid)
         return self.features(patches, valid).masked_fill(~valid.any(2, keepdim=True), torch.nan)
-
-    def predict(
-        self, decoded: Float[Tensor, "batch token decoded"]
-    ) -> Float[Tensor, "batch token value"]:
-        """Standardised features."""
-        predicted: Tensor = self.linear(self.norm(decoded))
-        return predicted
 
     def measure(
         self,
@@ -410,7 +409,7 @@ class FeatureHead(Head):
         return {name: (total.sum(), count.sum()) for name, (total, count) in found.items()}
 
 
-class LandCoverHead(Head):
+class LandCoverHead(LinearHead):
     """Predict every patch's land cover: LayerNorm, Linear, cross-entropy over labelled patches.
 
     ``target`` "mode" is the most frequent class (ties to the lowest id), "fraction" the share of
@@ -489,10 +488,8 @@ class LandCoverHead(Head):
         target: Literal["mode", "fraction"] = "fraction",
         encoder: Annotated[float, Field(ge=0, le=1e6)] = 0.0,
     ) -> None:
-        super().__init__()
+        super().__init__(model, NUM_CLASSES)
         self.kind = target
-        self.norm = nn.LayerNorm(model.decoded_width)
-        self.linear = nn.Linear(model.decoded_width, NUM_CLASSES)
         self.encoded = None
         if encoder:
             width = model.config.width
@@ -511,13 +508,6 @@ class LandCoverHead(Head):
     def target(self, batch: Batch, model: MaskedAutoencoder) -> Int64[Tensor, "batch token cls"]:
         """Labelled pixels of every class, none where nothing is labelled."""
         return batch.class_counts
-
-    def predict(
-        self, decoded: Float[Tensor, "batch token decoded"]
-    ) -> Float[Tensor, "batch token cls"]:
-        """Class logits."""
-        logits: Tensor = self.linear(self.norm(decoded))
-        return logits
 
     def cross_entropy(
         self,

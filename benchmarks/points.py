@@ -43,7 +43,7 @@ class Patches:
 def patches_of(run: Run, dataset: Dataset) -> Patches:
     """Every labelled patch of the dataset's evaluation windows."""
     chip_px, patch_px = run.contract.chip_px, run.contract.patch_px
-    makers = {kind: MAKERS[kind](run, dataset, 1) for kind in KINDS}
+    makers = {kind: MAKERS[kind](run, dataset, 1, "token") for kind in KINDS}
     windows = fixed_windows(list(range(dataset.num_chips)), dataset.size_px, chip_px)
     kept: dict[str, list[np.ndarray]] = {
         name: [] for name in (*KINDS, "labels", "places", "block", "split")

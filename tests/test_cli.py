@@ -32,7 +32,7 @@ OPTIONS = {
     "report": "RUN",
     "probe": "RUN --dataset --output --levels --budgets --features --zones --zone-field --seed "
     "--readout --bands",
-    "probe-task": f"RUN FOLDER --output --layout --resize --split-file {READING}",
+    "probe-task": f"RUN FOLDER --output --layout --resize --readout --split-file {READING}",
     "ablate": "CONFIG --dataset --output --vary --full --seeds --quick --controls --targets "
     "--readout --set",
     "tokens": "RUN --chips --epochs --bands --chip-px --patch-px --mask-ratio --model --machine "

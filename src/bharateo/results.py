@@ -548,6 +548,7 @@ class TaskEvaluation(Versioned):
     run: TaskRun
     task: TaskChips
     resize: Name
+    readout: Name = "token"
     chip_px: Whole
     overridden: dict[Name, Text]
     base: Name

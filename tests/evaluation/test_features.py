@@ -35,7 +35,7 @@ def run(reflectance_dataset, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def extractors(run, reflectance_dataset):
-    return {name: make(run, reflectance_dataset, 0) for name, make in MAKERS.items()}
+    return {name: make(run, reflectance_dataset, 0, "token") for name, make in MAKERS.items()}
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def test_what_an_invalid_pixel_holds_changes_no_feature(extractors, batch, name,
 @pytest.mark.parametrize("name", MAKERS)
 def test_the_same_seed_gives_the_same_features(run, reflectance_dataset, extractors, batch, name):
     torch.manual_seed(5)
-    again = MAKERS[name](run, reflectance_dataset, 0)
+    again = MAKERS[name](run, reflectance_dataset, 0, "token")
     assert torch.equal(
         again.features(batch.image, batch.valid),
         extractors[name].features(batch.image, batch.valid),
@@ -85,7 +85,7 @@ def test_random_features_follow_the_seed_and_leave_the_global_generator_alone(
     run, reflectance_dataset, extractors, batch, name
 ):
     torch.manual_seed(5)
-    other = MAKERS[name](run, reflectance_dataset, 1).features(batch.image, batch.valid)
+    other = MAKERS[name](run, reflectance_dataset, 1, "token").features(batch.image, batch.valid)
     after = torch.rand(1)
     torch.manual_seed(5)
     assert torch.equal(after, torch.rand(1))
@@ -108,14 +108,16 @@ def test_numbers_are_made_on_the_runs_device_and_come_back(
     """What lies elsewhere, mixed with what does not, would be refused."""
     for room in (features, encoder):
         monkeypatch.setattr(room, "device_of", lambda _: torch.device("meta"))
-    made = MAKERS[name](run, reflectance_dataset, 0).features
+    made = MAKERS[name](run, reflectance_dataset, 0, "token").features
     found = made(batch.image.to("meta"), batch.valid.to("meta"))
     assert found.device.type == "meta"
     assert found.shape == extractors[name].features(batch.image, batch.valid).shape
     if torch.cuda.is_available():
         monkeypatch.setattr(features, "device_of", lambda _: torch.device("cuda"))
         monkeypatch.setattr(encoder, "device_of", lambda _: torch.device("cuda"))
-        there = MAKERS[name](run, reflectance_dataset, 0).features(batch.image, batch.valid)
+        there = MAKERS[name](run, reflectance_dataset, 0, "token").features(
+            batch.image, batch.valid
+        )
         assert there.device.type == "cpu"
         expected = extractors[name].features(batch.image, batch.valid)
         assert torch.allclose(there, expected, atol=1e-3)

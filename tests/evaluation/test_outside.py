@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 from dataclasses import replace
+from unittest.mock import Mock
 
 import h5py
 import numpy as np
@@ -18,6 +19,7 @@ from bharateo.evaluation.outside import (
     EUROSAT_BANDS,
     GEOBENCH_BANDS,
     HEADER,
+    check_resize,
     confusions,
     evaluate_task,
     extract_task,
@@ -336,7 +338,7 @@ def test_stretching_mixes_nothing_invalid_into_a_valid_pixel(size):
     image, valid = np.full((2, size, size), 0.3, np.float32), np.ones((size, size), bool)
     valid[: size // 2] = False
     image[:, ~valid] = np.nan
-    pixels, known = fitted(image, valid, 32, "bilinear")
+    pixels, known = fitted(image, valid, 32, 8, "bilinear")
     assert pixels.shape == (2, 32, 32)
     assert torch.allclose(pixels[:, known], torch.tensor(0.3))
     assert not known[:16].any()
@@ -345,13 +347,13 @@ def test_stretching_mixes_nothing_invalid_into_a_valid_pixel(size):
 
 def test_stretching_keeps_places():
     image = np.tile(np.arange(16, dtype=np.float32), (1, 16, 1))
-    pixels, _ = fitted(image, np.ones((16, 16), bool), 32, "bilinear")
+    pixels, _ = fitted(image, np.ones((16, 16), bool), 32, 8, "bilinear")
     assert pixels[0, 0, 1:-1].numpy() == pytest.approx(np.arange(0.25, 15, 0.5))
 
 
 def test_a_large_chip_is_averaged_down():
     image = np.indices((32, 32)).sum(0)[None].astype(np.float32) % 2
-    pixels, _ = fitted(image, np.ones((32, 32), bool), 16, "bilinear")
+    pixels, _ = fitted(image, np.ones((32, 32), bool), 16, 8, "bilinear")
     assert pixels.numpy() == pytest.approx(np.full((1, 16, 16), 0.5), abs=0.02)
 
 
@@ -359,12 +361,39 @@ def test_a_large_chip_is_averaged_down():
 def test_padding_keeps_pixels_as_they_are(size):
     rng = np.random.default_rng(0)
     image, valid = rng.random((2, size, size), np.float32), rng.random((size, size)) < 0.9
-    pixels, known = fitted(image, valid, 32, "pad")
+    pixels, known = fitted(image, valid, 32, 8, "pad")
     kept = min(size, 32)
     top, out = max((size - 32) // 2, 0), max((32 - size) // 2, 0)
     part = np.s_[..., out : out + kept, out : out + kept]
     assert np.array_equal(pixels[part], image[:, top : top + kept, top : top + kept])
     assert known.sum() == valid[top : top + kept, top : top + kept].sum()
+
+
+@pytest.mark.parametrize(("rows", "cols"), [(16, 16), (19, 30), (40, 41)])
+def test_a_chip_that_stays_as_it_is_is_cut_to_whole_patches_about_its_middle(rows, cols):
+    image = np.indices((rows, cols)).astype(np.float32)
+    side = min(rows, cols) // 8 * 8
+    pixels, known = fitted(image, np.ones((rows, cols), bool), 32, 8, "none")
+    assert known.shape == (side, side)
+    assert pixels[:, 0, 0].tolist() == [(rows - side) // 2, (cols - side) // 2]
+    assert pixels[:, -1, -1].tolist() == [(rows + side) // 2 - 1, (cols + side) // 2 - 1]
+
+
+def test_chips_that_cannot_stay_as_they_are_are_refused_with_the_remedy(eurosat, run):
+    task, _ = open_task(eurosat, run)
+    check_resize(task, run, "none")
+    coarse = replace(run.model.config, patch_px=2 * chip("Forest", 1).shape[1])
+    large = replace(run, model=Mock(config=coarse))
+    with pytest.raises(ContractError, match=r"have no whole patch of 32 px: .* --resize bilinear"):
+        check_resize(task, large, "none")
+    learned = replace(run, model=Mock(config=replace(run.model.config, name="seed")))
+    with pytest.raises(ContractError, match="are no chips of 32 px"):
+        check_resize(task, learned, "none")
+    each = task.chips["val"][0]
+    write_tif(each.path, chip("Forest", 1)[:, :8, :8])
+    with pytest.raises(ContractError, match="8 x 8 px and 16 x 16 px are not all of one size"):
+        check_resize(task, run, "none")
+    check_resize(task, large, "pad")
 
 
 def test_what_lies_outside_a_padded_chip_changes_no_feature(eurosat, run, monkeypatch):
@@ -390,7 +419,9 @@ def test_every_extractor_sees_every_chip(eurosat, run):
     found = extract_task(
         task, extractors_of(task, run, "bilinear"), 32, 8, on_chips=lambda *now: told.append(now)
     )
-    assert [*found] == ["encoder", "random_encoder", "band_statistics", "random_convolutions"]
+    assert [*found] == [
+        "encoder", "random_encoder", "band_statistics", "random_convolutions", "log_energies",
+    ]  # fmt: skip
     assert told[-1] == (30, 30)
     for splits in found.values():
         assert {split: len(each.labels) for split, each in splits.items()} == task.counts
@@ -447,7 +478,7 @@ def test_classes_that_brightness_tells_apart_are_told_apart(record):
 
 def test_the_table_has_a_line_for_every_score_and_one_for_the_constant_answer(record):
     table = rows(record[0])
-    assert len(table) == 2 * 2 * 4 + 1
+    assert len(table) == 2 * 2 * 5 + 1
     assert {len(line) for line in table} == {len(HEADER)}
     assert [line[2] for line in table if not line[5]] == ["encoder"] * 4 + ["majority"]
 

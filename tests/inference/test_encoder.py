@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from bharateo.errors import ContractError, RunError
+from bharateo.errors import ConfigError, ContractError, RunError
 from bharateo.inference.encoder import (
     CHIPS_AT_ONCE,
     FrozenEncoder,
@@ -149,6 +149,36 @@ def test_views_lie_a_quarter_of_a_patch_aside_in_four_directions():
     torch.testing.assert_close(grid[:, 1:-1, 1:-1], own[:, 1:-1, 1:-1])
     near, far = 3.5 + 2, 27.5 - 2  # 2 px of 8 inwards from each corner, each seen twice
     assert sorted(first[:8]) == sorted(2 * [(a, b) for a in (near, far) for b in (near, far)])
+
+
+@pytest.mark.parametrize("band_set", [None, "two"])
+def test_energies_stand_beside_the_vectors_read_out_like_them(band_set):
+    """Those that the embedding measures, of all bands or of a set's own."""
+    model = tiny_model(embedding="energies", band_sets={"two": ("B02", "B03")})
+    frozen = FrozenEncoder(model, band_set=band_set)
+    batch, _ = random_batch(model, all_valid=False)
+    image, valid = batch.image[:, 1:] if band_set else batch.image, batch.valid
+    both = frozen.read_out("views+energies")(image, valid)
+    measure = model.embed.energies if band_set is None else model.embed.of_sets[0][0]
+    places = [1, 2] if band_set else [0, 1, 2]
+    alone = over_views(
+        lambda image, valid: measure(
+            frozen.model.normalise(
+                patchify(image, frozen.patch_px), patchify(valid[:, None], frozen.patch_px), places
+            ),
+            patchify(valid[:, None], frozen.patch_px),
+        ),
+        frozen.patch_px,
+    )(image, valid)
+    views = frozen.read_out("views")(image, valid)
+    assert both.shape == (3, frozen.num_tokens, frozen.width + measure.size)
+    torch.testing.assert_close(both, torch.cat([views, alone], 2))
+    assert alone.std() > 0.1
+
+
+def test_energies_of_an_embedding_that_has_none_are_refused():
+    with pytest.raises(ConfigError, match=r"'linear'.* give --readout views"):
+        encoder().read_out("views+energies")
 
 
 # Where it computes.

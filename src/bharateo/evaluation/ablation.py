@@ -44,7 +44,7 @@ from bharateo.evaluation.probes import fit_linear, log_losses
 from bharateo.evaluation.probing import MOST_EXAMPLES, by_block, some_of
 from bharateo.files import write_json, write_text
 from bharateo.handover.card import markdown_text
-from bharateo.inference.encoder import Readout, read_out
+from bharateo.inference.encoder import Readout
 from bharateo.landcover import NUM_CLASSES
 from bharateo.models.heads import HEADS
 from bharateo.models.targets import TARGETS
@@ -411,7 +411,7 @@ def humble_bar(run: Run) -> ProbeRecord:
     """Of the features that nothing is trained for, the probe with the least log-loss on the val
     ground of the run's dataset: what the run's own features have to be better than.
     """
-    found = [probe(run, MAKERS[name](run, run.own_dataset(), 0)) for name in HUMBLE]
+    found = [probe(run, MAKERS[name](run, run.own_dataset(), 0, "token")) for name in HUMBLE]
     return min(found, key=lambda each: each.val_log_loss or 0.0)
 
 
@@ -421,9 +421,7 @@ def probe(run: Run, extractor: Extractor | None = None, readout: Readout = "toke
     """
     dataset = run.own_dataset()
     size_px, patch_px = probed_px(run, dataset), run.model.config.patch_px
-    if extractor is None:
-        own = encoder(run)
-        extractor = Extractor(own.name, read_out(own.features, readout, patch_px))
+    extractor = extractor or encoder(run, readout)
     examples = {
         split: extract(dataset, split, extractor, size_px, patch_px)["patch"]
         for split in SPLITS

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bharateo.chips.store import Dataset
-from bharateo.inference.encoder import CHIPS_AT_ONCE, FrozenEncoder, PerToken, device_of
+from bharateo.inference.encoder import CHIPS_AT_ONCE, FrozenEncoder, PerToken, Readout, device_of
 from bharateo.landcover import IGNORE, patch_mode
 from bharateo.models.embedding import FILTER_PX, GAIN, STRIDE, THRESHOLD, whitened_filters
 from bharateo.models.kernels import CHIPS_IN_CACHE
@@ -68,9 +68,9 @@ class Features:
 # Extractors
 
 
-def encoder(run: Run) -> Extractor:
+def encoder(run: Run, readout: Readout = "token") -> Extractor:
     """The run's own vectors."""
-    return Extractor("encoder", FrozenEncoder.of_run(run).features)
+    return Extractor("encoder", FrozenEncoder.of_run(run).read_out(readout))
 
 
 def random_encoder(
@@ -78,6 +78,7 @@ def random_encoder(
     seed: int,
     device: torch.device = CPU,
     band_set: str | None = None,
+    readout: Readout = "token",
 ) -> Extractor:
     """The same encoder with the weights training would start from, and the same statistics; as
     ``FrozenEncoder`` has it, of chips with the bands of a set alone.
@@ -88,7 +89,7 @@ def random_encoder(
         fresh = build_model(model.config, mean, std, model.band_names)
     fresh.load_state_dict(dict(model.named_buffers()), strict=False)  # filters that are fixed
     encoder = FrozenEncoder(fresh, device=device, band_set=band_set)
-    return Extractor("random_encoder", encoder.features)
+    return Extractor("random_encoder", encoder.read_out(readout))
 
 
 def _on(device: torch.device, compute: PerToken) -> PerToken:
@@ -200,10 +201,14 @@ def _filled(image: Tensor, valid: Tensor, normalise: Normalise, patch_px: int) -
     return unpatchify(patches, patch_px, image.shape[-1] // patch_px)
 
 
-def _humble(name: str) -> Callable[[Run, Dataset, int], Extractor]:
+Maker = Callable[[Run, Dataset, int, Readout], Extractor]
+"""Makes an extractor for a run, a dataset (its train split), a seed, and an encoder's readout."""
+
+
+def _humble(name: str) -> Maker:
     """How features are made that nothing is trained for."""
 
-    def make(run: Run, dataset: Dataset, seed: int) -> Extractor:
+    def make(run: Run, dataset: Dataset, seed: int, readout: Readout) -> Extractor:
         patch_px = run.contract.patch_px
         if name.startswith("band_statistics"):
             own = band_statistics(patch_px, device_of(run.path))
@@ -236,14 +241,14 @@ MEANINGS: Mapping[str, str] = {
     **HUMBLE,
 }
 
-MAKERS: Mapping[str, Callable[[Run, Dataset, int], Extractor]] = {
-    "encoder": lambda run, dataset, seed: encoder(run),
-    "random_encoder": lambda run, dataset, seed: random_encoder(
-        run.model, seed, device_of(run.path), run.band_set
+MAKERS: Mapping[str, Maker] = {
+    "encoder": lambda run, dataset, seed, readout: encoder(run, readout),
+    "random_encoder": lambda run, dataset, seed, readout: random_encoder(
+        run.model, seed, device_of(run.path), run.band_set, readout
     ),
     **{name: _humble(name) for name in HUMBLE},
 }
-"""Every extractor by name, made for a run, a dataset (its train split) and a seed."""
+"""Every extractor by name."""
 
 
 def convolutions_of(run: Run, dataset: Dataset, seed: int) -> Extractor:

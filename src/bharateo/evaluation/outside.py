@@ -43,6 +43,7 @@ from bharateo.evaluation.features import (
     band_statistics,
     chip_means,
     encoder,
+    log_energies,
     random_convolutions,
     random_encoder,
 )
@@ -52,7 +53,7 @@ from bharateo.evaluation.probing import BUDGETS, NUM_DRAWS, few_labels
 from bharateo.files import open_file, write_json
 from bharateo.inference.contract import Sample as PixelSample
 from bharateo.inference.contract import band_places, check_pixels, fitting_set
-from bharateo.inference.encoder import CHIPS_AT_ONCE, device_of
+from bharateo.inference.encoder import CHIPS_AT_ONCE, Readout, device_of
 from bharateo.models.patches import patchify
 from bharateo.pixels.raster import RasterFile, open_raster
 from bharateo.reading import Reading
@@ -416,9 +417,10 @@ _COMPARED = 32
 
 # Chips of the run's size, and their features
 
-Resize = Literal["bilinear", "pad"]
-"""A chip of another size than the run's: stretched to it (what GEO-Bench does), or put in the
-middle of pixels that are marked invalid (cropped where it is larger)."""
+Resize = Literal["bilinear", "none", "pad"]
+"""A chip of another size than the run's: stretched to it (what GEO-Bench does); left as it is, but
+for what is beyond whole patches, cut off all around; or put in the middle of pixels that are marked
+invalid (cropped where it is larger)."""
 
 _WHOLE = 1 - 1e-5
 """Share of valid pixels in one that was made of valid ones alone, but for rounding."""
@@ -428,15 +430,20 @@ def fitted(
     image: Float[np.ndarray, "band row col"],
     valid: Bool[np.ndarray, "row col"],
     chip_px: int,
+    patch_px: int,
     how: Resize,
 ) -> tuple[Float[Tensor, "band px px"], Bool[Tensor, "px px"]]:
-    """A chip brought to the run's size; see ``Resize``. Shrinking averages.
+    """A chip brought to a size the run takes; see ``Resize``. Shrinking averages.
 
     What was made of an invalid pixel in any part is invalid.
     """
     pixels, known = torch.from_numpy(image), torch.from_numpy(valid)
     if known.shape == (chip_px, chip_px):
         return pixels, known
+    if how == "none":
+        side = min(known.shape) // patch_px * patch_px
+        rows, cols = (slice((size - side) // 2, (size + side) // 2) for size in known.shape)
+        return pixels[:, rows, cols], known[rows, cols]
     if how == "pad":
         top, left = ((chip_px - size) // 2 for size in known.shape)
         below, right = chip_px - known.shape[0] - top, chip_px - known.shape[1] - left
@@ -449,10 +456,37 @@ def fitted(
 
 
 def _stacked(
-    task: Task, chips: Sequence[LabelledChip], chip_px: int, how: Resize
+    task: Task, chips: Sequence[LabelledChip], chip_px: int, patch_px: int, how: Resize
 ) -> tuple[Float[Tensor, "batch band row col"], Bool[Tensor, "batch row col"]]:
-    images, known = zip(*(fitted(*task.read(chip), chip_px, how) for chip in chips), strict=True)
+    pairs = [fitted(*task.read(chip), chip_px, patch_px, how) for chip in chips]
+    images, known = zip(*pairs, strict=True)
     return torch.stack(images), torch.stack(known)
+
+
+def check_resize(task: Task, run: Run, how: Resize) -> None:
+    """Refuse chips that cannot stay as they are.
+
+    Raises:
+        ContractError: they have several sizes, less than a patch a side, or a size at which the
+            run's model has learned no places.
+    """
+    if how != "none":
+        return
+    model = run.model.config
+    sizes = {task.stored(chip).shape[1:] for some in task.chips.values() for chip in some[:8]}
+    names = " and ".join(f"{rows} x {cols} px" for rows, cols in sorted(sizes))
+    why = ""
+    if len(sizes) > 1:
+        why = "are not all of one size"
+    elif min(map(min, sizes)) < model.patch_px:
+        why = f"have no whole patch of {model.patch_px} px"
+    elif model.name == "seed" and sizes != {(model.chip_px, model.chip_px)}:
+        why = f"are no chips of {model.chip_px} px, whose places alone a model 'seed' knows"
+    if why:
+        raise ContractError(
+            f"{task.folder}: chips of {names} {why}: bring them to the run's size with "
+            "--resize bilinear or --resize pad"
+        )
 
 
 def extract_task(
@@ -474,7 +508,7 @@ def extract_task(
         parts: dict[str, list[np.ndarray]] = {each.name: [] for each in extractors}
         for start in range(0, task.counts[split], CHIPS_AT_ONCE):
             some = task.chips[split][start : start + CHIPS_AT_ONCE]
-            image, valid = _stacked(task, some, chip_px, how)
+            image, valid = _stacked(task, some, chip_px, patch_px, how)
             known = patchify(valid[:, None], patch_px).any(2)
             for each in extractors:
                 parts[each.name].append(chip_means(each.features(image, valid), known).numpy())
@@ -487,18 +521,22 @@ def extract_task(
     return found
 
 
-def extractors_of(task: Task, run: Run, how: Resize, seed: int = 0) -> list[Extractor]:
+def extractors_of(
+    task: Task, run: Run, how: Resize, readout: Readout = "token", seed: int = 0
+) -> list[Extractor]:
     """The run's encoder and what it has to beat, the filters cut from some of the train chips."""
     run, config = run.of_set(task.band_set), run.model.config
     order = np.random.default_rng(seed).permutation(task.counts["train"])[:CHIPS_AT_ONCE]
     some = [task.chips["train"][i] for i in order]
-    images, known = _stacked(task, some, config.chip_px, how)
+    images, known = _stacked(task, some, config.chip_px, config.patch_px, how)
     device = device_of(run.path)
+    convolutions = random_convolutions(images, known, run.normalise, config.patch_px, seed, device)
     return [
-        encoder(run),
-        random_encoder(run.model, seed, device, run.band_set),
+        encoder(run, readout),
+        random_encoder(run.model, seed, device, run.band_set, readout),
         band_statistics(config.patch_px, device),
-        random_convolutions(images, known, run.normalise, config.patch_px, seed, device),
+        convolutions,
+        log_energies(convolutions),
     ]
 
 
@@ -516,6 +554,7 @@ def evaluate_task(
     task: Task,
     output: Path,
     how: Resize = "bilinear",
+    readout: Readout = "token",
     overridden: Mapping[str, str] | None = None,
     on_progress: Callable[[float, float, str], None] = lambda done, total, note: None,
 ) -> TaskEvaluation:
@@ -526,12 +565,14 @@ def evaluate_task(
     (part done, 1, what is going on).
 
     Raises:
+        ContractError: the chips cannot stay as they are, see ``check_resize``.
         StorageError: ``output`` cannot be written.
     """
+    check_resize(task, run, how)
     config = run.model.config
     features = extract_task(
         task,
-        extractors_of(task, run, how),
+        extractors_of(task, run, how, readout),
         config.chip_px,
         config.patch_px,
         how,
@@ -566,6 +607,7 @@ def evaluate_task(
             notes=list(task.notes),
         ),
         resize=how,
+        readout=readout,
         chip_px=config.chip_px,
         overridden=dict(overridden or {}),
         base="encoder",

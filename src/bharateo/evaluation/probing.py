@@ -64,7 +64,7 @@ from bharateo.evaluation.probes import (
 from bharateo.evaluation.scores import common_classes
 from bharateo.evaluation.zones import Zoning
 from bharateo.files import read_bytes, write_bytes, write_json
-from bharateo.inference.encoder import Readout, read_out
+from bharateo.inference.encoder import Readout
 from bharateo.landcover import BHARATEO_CLASSES, NUM_CLASSES
 from bharateo.models.patches import patchify
 from bharateo.results import (
@@ -327,9 +327,7 @@ def examples_of(
 
         extractor = Extractor(features, nothing)
     else:
-        extractor = MAKERS[features](run, dataset, seed)
-        if features not in HUMBLE:
-            extractor = Extractor(features, read_out(extractor.features, readout, patch_px))
+        extractor = MAKERS[features](run, dataset, seed, readout)
     found = {}
     for number, split in enumerate(SPLITS):
 

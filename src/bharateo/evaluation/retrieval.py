@@ -97,7 +97,7 @@ def retrieval_record(
     config, scores = run.model.config, {}
     for number, (name, make) in enumerate(MAKERS.items()):
         on_step(number, len(MAKERS), name)
-        extractor = make(run, dataset, seed)
+        extractor = make(run, dataset, seed, "token")
         features = extract(dataset, split, extractor, config.chip_px, config.patch_px, seed)
         scores[name] = precision_at(features["patch"], k, seed=seed)
     return Retrieval(split=split, k=k, seed=seed, scores=scores)

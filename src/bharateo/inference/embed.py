@@ -21,7 +21,6 @@ from bharateo.inference.encoder import (
     FrozenEncoder,
     PerToken,
     Readout,
-    read_out,
 )
 from bharateo.inference.inputs import RasterInput
 from bharateo.inference.products import (
@@ -87,8 +86,7 @@ class Embedding:
 
     def predicting(self, encoder: FrozenEncoder) -> PerToken:
         """The vectors of chips in this precision, read out in this way."""
-        predict = encoder.in_precision(encoder.features, self.precision)
-        return read_out(predict, self.readout, encoder.patch_px)
+        return encoder.in_precision(encoder.read_out(self.readout), self.precision)
 
     @property
     def kept_as(self) -> str:

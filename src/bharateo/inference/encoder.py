@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from bharateo.config import load_config
 from bharateo.errors import ConfigError, ContractError, RunError
+from bharateo.models.embedding import EnergyEmbedding
 from bharateo.models.heads import HEADS, Head, Layer
 from bharateo.models.mae import MaskedAutoencoder
 from bharateo.models.patches import Mask
@@ -52,8 +53,11 @@ def all_visible(num_chips: int, num_tokens: int, device: torch.device | None = N
     return Mask(torch.arange(num_tokens, device=device).expand(num_chips, num_tokens), num_tokens)
 
 
-Readout = Literal["token", "views"]
-"""How a vector is read out: of the chip as it is, or the mean ``over_views``."""
+Readout = Literal["token", "views", "views+energies"]
+"""How a vector is read out: of the chip as it is; the mean ``over_views``; or, beside each other,
+that mean and the one of the energies that the embedding was given, which say more of textures than
+the encoder keeps.
+"""
 
 
 def over_views(predict: PerToken, patch_px: int) -> PerToken:
@@ -84,11 +88,6 @@ def over_views(predict: PerToken, patch_px: int) -> PerToken:
         return total
 
     return mean
-
-
-def read_out(predict: PerToken, readout: Readout, patch_px: int) -> PerToken:
-    """``predict``, read out in this way."""
-    return over_views(predict, patch_px) if readout == "views" else predict
 
 
 def device_of(run: Path) -> torch.device:
@@ -184,6 +183,34 @@ class FrozenEncoder:
             RunError: the run was trained without a head that tells classes apart.
         """
         return self.predict(image, valid, [self.class_layer])[1].softmax(2)
+
+    def read_out(self, readout: Readout) -> PerToken:
+        """``features`` as a readout has them.
+
+        Raises:
+            ConfigError: energies are wanted, and the model's embedding has none.
+        """
+        if readout == "token":
+            return self.features
+        if readout == "views":
+            return over_views(self.features, self.patch_px)
+        if not isinstance(self.model.embed, EnergyEmbedding):
+            raise ConfigError(
+                f"--readout {readout}: the run's patches are embedded otherwise (model.embedding "
+                f"'{self.model.config.embedding}') and have no energies: give --readout views"
+            )
+        return over_views(self._features_and_energies, self.patch_px)
+
+    @torch.no_grad()
+    def _features_and_energies(self, image: Tensor, valid: Tensor) -> Tensor:
+        embed = cast(EnergyEmbedding, self.model.embed)
+        energies = embed.of_set(self.band_set)[0]
+        num_tokens = image.shape[2] // self.patch_px * (image.shape[3] // self.patch_px)
+        every = torch.arange(num_tokens, device=self.device).expand(len(image), -1)
+        there = image.to(self.device), valid.to(self.device)
+        found = energies(*self.model.patches(*there, every, self.band_set)).to(image.device)
+        features = self.features(image, valid)
+        return torch.cat([features, found.to(features.dtype)], 2)
 
     @torch.no_grad()
     def predict(

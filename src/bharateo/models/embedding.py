@@ -263,12 +263,17 @@ class EnergyEmbedding(LinearEmbedding):
         band_set: str | None = None,
     ) -> Float[Tensor, "batch chosen dim"]:
         """See ``PatchEmbedding``."""
-        measure, norm, linear = self.energies, self.norm, self.linear
-        if band_set is not None:
-            measure, norm, linear = self.of_sets[_number(self, band_set)]  # type: ignore[misc]
+        measure, norm, linear = self.of_set(band_set)
         energies = measure(patches, pixels).to(linear.weight.dtype)
         vectors: Tensor = linear(norm(energies))
         return super().forward(patches, pixels, band_set) + vectors
+
+    def of_set(self, band_set: str | None) -> tuple[Energies, nn.LayerNorm, nn.Linear]:
+        """What measures the energies of all bands, or of a set's, and what takes them."""
+        if band_set is None:
+            return self.energies, self.norm, self.linear
+        measure, norm, linear = cast(nn.Sequential, self.of_sets[_number(self, band_set)])
+        return cast(Energies, measure), cast(nn.LayerNorm, norm), cast(nn.Linear, linear)
 
 
 class StemEmbedding(PatchEmbedding):

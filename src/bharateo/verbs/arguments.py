@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Group, Parameter
 
 Precision = Literal["fp32", "bf16", "auto"]
-Readout = Literal["token", "views"]
+Readout = Literal["token", "views", "views+energies"]
 
 HOW_TO_READ = """\
 A raster must hold the run's bands, or one of the sets of them that it was trained to take

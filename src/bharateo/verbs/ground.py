@@ -83,7 +83,8 @@ def embed(
         precision: of the model's arithmetic; auto: bf16 where the processor has it
         level: of a dataset: one row a patch, or a chip with the mean of its patches
         readout: views: the mean over a chip's eight flips and turns, each a quarter of a patch
-            aside, which is worth more to probes and takes eight times as long
+            aside, which is worth more to probes and takes eight times as long; views+energies:
+            beside it the same mean of the energies that the encoder was given, worth more yet
 
     Returns:
         The files.

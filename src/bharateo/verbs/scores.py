@@ -70,7 +70,8 @@ def probe(
         zone_field: the column with the zones' names
         seed: of the labels, filters and weights drawn
         readout: of the encoder's vectors; views: the mean over a chip's eight flips and turns, each
-            a quarter of a patch aside, which takes eight times as long
+            a quarter of a patch aside, which takes eight times as long; views+energies: beside it
+            the same mean of the energies that the encoder was given
         bands: show the run, and all that is beside it, one of its sets of bands alone (see
             `model.band_sets`; default: all bands, or the largest set that the dataset holds)
 
@@ -123,7 +124,8 @@ def probe_task(
     output: PathLike,
     *,
     layout: Literal["eurosat", "geobench"] | None = None,
-    resize: Literal["bilinear", "pad"] = "bilinear",
+    resize: Literal["bilinear", "none", "pad"] = "bilinear",
+    readout: Readout = "token",
     split_file: PathLike | None = None,
     reading: MaybeReading = None,
     display: MaybeDisplay = None,
@@ -142,7 +144,11 @@ def probe_task(
         folder: the chips
         output: the JSON file to write
         layout: how they lie (default: as the folder looks)
-        resize: chips of another size than the run's are stretched, or put amid invalid pixels
+        resize: chips of another size than the run's are stretched to it, left as they are, or put
+            amid invalid pixels
+        readout: of the encoder's vectors; views: the mean over a chip's eight flips and turns, each
+            a quarter of a patch aside, which takes eight times as long; views+energies: beside it
+            the same mean of the energies that the encoder was given
         split_file: who is in which split: {"train": [file names], "val": [...], "test": [...]}
             (default: GEO-Bench's partition; 60/20/20 of every class of EuroSAT)
 
@@ -169,7 +175,7 @@ def probe_task(
     for note in [*task.notes, *(f"{field}: {what}" for field, what in overridden.items())]:
         display.say(f"note: {note}")
     with display.bar("probe-task") as bar:
-        record = evaluate_task(opened, task, output, resize, overridden, bar.update)
+        record = evaluate_task(opened, task, output, resize, readout, overridden, bar.update)
     display.columns(HEADER, rows(record))
     display.say(f"evaluation: {output}")
     return record
@@ -220,7 +226,8 @@ def ablate(
             hidden patches may be asked: pixels, their correction of a smooth fill, and every kind
             of features; alone, unless --vary or --quick is given
         readout: of the runs' vectors; views: the mean over a chip's eight flips and turns, each a
-            quarter of a patch aside, which takes eight times as long
+            quarter of a patch aside, which takes eight times as long; views+energies: beside it
+            the same mean of the energies that the encoder was given
         settings: override one key of the configuration, e.g. training.lr=0.001; repeat for
             several
 

@@ -271,8 +271,10 @@ class ModelConfig(_Section):
     """Width of a block's hidden layer, in widths of its tokens."""
     embedding: Literal["linear", "energies", "stem"] = "linear"
     """What makes a vector of a patch's pixels. ``linear``: a linear map; ``energies``: also how
-    strongly the patch responds to 64 small filters cut from training chips, which tells textures
+    strongly the patch responds to small filters cut from training chips, which tells textures
     apart; ``stem``: two learned convolutions. None looks beyond the patch."""
+    num_filters: Annotated[int, Field(ge=1, le=4_096)] = 64
+    """Filters of ``energies``, as an embedding and as a target; each gives two numbers a patch."""
     band_sets: Mapping[SetName, Annotated[tuple[str, ...], Field(min_length=1)]] = field(
         default_factory=dict
     )

@@ -14,9 +14,10 @@ from tiny_models import (
     with_pixels,
 )
 
+from bharateo.config import HeadConfig
 from bharateo.errors import ConfigError
 from bharateo.inference.encoder import FrozenEncoder
-from bharateo.models.embedding import EMBEDDINGS, NUM_FILTERS, Energies
+from bharateo.models.embedding import EMBEDDINGS, Energies
 from bharateo.models.mae import MODELS, build_model
 
 every_embedding = pytest.mark.parametrize("embedding", EMBEDDINGS)
@@ -138,6 +139,14 @@ def test_the_linear_embeddings_weights_have_the_names_they_always_had():
 # Energies.
 
 
+def test_a_model_has_as_many_filters_as_it_is_asked_for_at_its_input_and_as_its_target():
+    model = tiny_model(embedding="energies", num_filters=5)
+    assert model.embed.energies.filters.shape == (5, 3, 3, 3)
+    assert model.embed.linear.in_features == model.embed.energies.size == 2 * 5
+    head = tiny_heads(model, {"features": HeadConfig(1.0, {"target": "energies"})})["features"]
+    assert head.linear.out_features == 2 * 5
+
+
 def energies_of(squares, known, filters, bias):
     """As the definition has it, pixel by pixel: (patch, energy)."""
     found = []
@@ -160,10 +169,10 @@ def test_energies_are_responses_beyond_a_threshold_averaged_over_valid_pixels(al
     rng = np.random.default_rng(0)
     patches = rng.normal(size=(3, 40, 2 * patch_px**2)).astype(np.float32)
     pixels = torch.from_numpy(rng.random((3, 40, patch_px**2)) < 0.8) | all_valid
-    energies = Energies(2, patch_px)
+    energies = Energies(2, patch_px, num_filters=5)
     energies.fit(torch.from_numpy(patches), pixels, 0)
     found = energies(torch.from_numpy(patches), pixels)
-    assert found.shape == (3, 40, 2 * NUM_FILTERS)
+    assert found.shape == (3, 40, 2 * 5)
     expected = energies_of(
         patches.reshape(-1, 2, patch_px, patch_px),
         pixels.numpy().reshape(-1, patch_px, patch_px),

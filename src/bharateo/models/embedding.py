@@ -22,13 +22,11 @@ from jaxtyping import Bool, Float, Float32
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bharateo.config import ModelConfig
 from bharateo.errors import ConfigError
 from bharateo.models.kernels import eager_on_cpu, known_all
 
 FILTER_PX = 3
-NUM_FILTERS = 64
-"""Filters whose energies are an input; each gives two, one of either sign."""
-
 THRESHOLD = 0.5
 """Where a filter's response begins to count, in deviations of the response."""
 
@@ -86,10 +84,10 @@ class LinearEmbedding(PatchEmbedding, nn.Linear):
     shown whole, so no more than the sum over a set's absent bands could be learned.
     """
 
-    def __init__(self, num_bands: int, patch_px: int, width: int, band_sets: BandSets) -> None:
-        super().__init__(linear_inputs("linear", num_bands, patch_px), width)
+    def __init__(self, config: ModelConfig, num_bands: int, band_sets: BandSets) -> None:
+        super().__init__(linear_inputs("linear", num_bands, config.patch_px), config.width)
         self.num_bands, self.band_sets = num_bands, band_sets
-        self.absent = absent_vectors(band_sets, width)
+        self.absent = absent_vectors(band_sets, config.width)
 
     def forward(  # type: ignore[override]
         self,
@@ -126,7 +124,7 @@ class KeptInFloat32(nn.Module):
 
 
 class Energies(KeptInFloat32):
-    """How much of every pattern a patch holds: ``NUM_FILTERS`` fixed filters, both signs apart.
+    """How much of every pattern a patch holds: ``num_filters`` fixed filters, both signs apart.
 
     A filter's response at a pixel counts from ``THRESHOLD`` on, and is averaged over the patch's
     valid pixels; log(1 + 10 x) of that is standardised as it varies over training patches. All is
@@ -144,7 +142,7 @@ class Energies(KeptInFloat32):
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, num_bands: int, patch_px: int) -> None:
+    def __init__(self, num_bands: int, patch_px: int, num_filters: int = 64) -> None:
         super().__init__()
         if patch_px < FILTER_PX:
             raise ConfigError(
@@ -152,11 +150,11 @@ class Energies(KeptInFloat32):
                 f"model.patch_px is {patch_px}: raise it, or choose 'linear'"
             )
         self.patch_px = patch_px
-        filters = torch.zeros(NUM_FILTERS, num_bands, FILTER_PX, FILTER_PX)
+        filters = torch.zeros(num_filters, num_bands, FILTER_PX, FILTER_PX)
         self.register_buffer("filters", filters)
-        self.register_buffer("bias", torch.zeros(NUM_FILTERS))
-        self.register_buffer("mean", torch.zeros(2 * NUM_FILTERS))
-        self.register_buffer("scale", torch.ones(2 * NUM_FILTERS))
+        self.register_buffer("bias", torch.zeros(num_filters))
+        self.register_buffer("mean", torch.zeros(2 * num_filters))
+        self.register_buffer("scale", torch.ones(2 * num_filters))
 
     @property
     def size(self) -> int:
@@ -171,7 +169,7 @@ class Energies(KeptInFloat32):
     ) -> None:
         """Cut the filters from training patches, and measure how their energies vary."""
         squares, known = self._squares(patches, pixels)
-        filters, bias = whitened_filters(squares, known, NUM_FILTERS, _SAMPLES, seed)
+        filters, bias = whitened_filters(squares, known, len(self.bias), _SAMPLES, seed)
         self.filters.copy_(filters)
         self.bias.copy_(bias)
         every = self._logarithms(patches, pixels)[pixels.any(2)]
@@ -228,16 +226,17 @@ class EnergyEmbedding(LinearEmbedding):
     are those of each set of bands.
     """
 
-    def __init__(self, num_bands: int, patch_px: int, width: int, band_sets: BandSets) -> None:
-        super().__init__(num_bands, patch_px, width, band_sets)
-        self.energies = Energies(num_bands, patch_px)
+    def __init__(self, config: ModelConfig, num_bands: int, band_sets: BandSets) -> None:
+        super().__init__(config, num_bands, band_sets)
+        size = config.patch_px, config.num_filters
+        self.energies = Energies(num_bands, *size)
         self.norm = nn.LayerNorm(self.energies.size)
-        self.linear = nn.Linear(self.energies.size, width)
+        self.linear = nn.Linear(self.energies.size, config.width)
         self.of_sets = nn.ModuleList(
             nn.Sequential(
-                Energies(len(places), patch_px),
+                Energies(len(places), *size),
                 nn.LayerNorm(self.energies.size),
-                nn.Linear(self.energies.size, width),
+                nn.Linear(self.energies.size, config.width),
             )
             for places in band_sets.values()
         )
@@ -281,9 +280,9 @@ class StemEmbedding(PatchEmbedding):
     linear map. They see zeros around the patch.
     """
 
-    def __init__(self, num_bands: int, patch_px: int, width: int, band_sets: BandSets) -> None:
+    def __init__(self, config: ModelConfig, num_bands: int, band_sets: BandSets) -> None:
         super().__init__()
-        self.patch_px, self.band_sets = patch_px, band_sets
+        self.patch_px, self.band_sets = config.patch_px, band_sets
         self.stem = nn.Sequential(
             nn.Conv2d(num_bands, 32, FILTER_PX, STRIDE, FILTER_PX // 2),
             nn.GELU(),
@@ -291,8 +290,8 @@ class StemEmbedding(PatchEmbedding):
             nn.GELU(),
             nn.Flatten(),
         )
-        self.linear = nn.Linear(linear_inputs("stem", num_bands, patch_px), width)
-        self.absent = absent_vectors(band_sets, width)
+        self.linear = nn.Linear(linear_inputs("stem", num_bands, config.patch_px), config.width)
+        self.absent = absent_vectors(band_sets, config.width)
 
     def forward(
         self,
@@ -323,12 +322,12 @@ def _number(embedding: LinearEmbedding | StemEmbedding, band_set: str) -> int:
     return list(embedding.band_sets).index(band_set)
 
 
-EMBEDDINGS: Mapping[str, Callable[[int, int, int, BandSets], PatchEmbedding]] = {
+EMBEDDINGS: Mapping[str, Callable[[ModelConfig, int, BandSets], PatchEmbedding]] = {
     "linear": LinearEmbedding,
     "energies": EnergyEmbedding,
     "stem": StemEmbedding,
 }
-"""What ``model.embedding`` may be: made for bands, side of a patch, width, and sets of bands."""
+"""What ``model.embedding`` may be: made for a model, its number of bands, and its sets of them."""
 
 
 def linear_inputs(embedding: str, num_bands: int, patch_px: int) -> int:

@@ -30,6 +30,7 @@ from bharateo.artefacts import Record, checked, shortened
 from bharateo.config import HeadConfig
 from bharateo.errors import ConfigError
 from bharateo.landcover import BHARATEO_CLASSES, IGNORE, NUM_CLASSES, LandCoverClass
+from bharateo.models.embedding import Energies
 from bharateo.models.kernels import pixel_errors, take_patches
 from bharateo.models.mae import MaskedAutoencoder, Tokens
 from bharateo.models.patches import Mask, patchify, pull_push, take_tokens, unpatchify
@@ -358,7 +359,12 @@ class FeatureHead(LinearHead):
             "energies"
         ),
     ) -> None:
-        features = TARGETS[target](model.num_bands, model.config.patch_px)
+        size = model.num_bands, model.config.patch_px
+        features = (
+            Energies(*size, model.config.num_filters)
+            if target == "energies"
+            else TARGETS[target](*size)
+        )
         super().__init__(model, features.size)
         self.features = features
 

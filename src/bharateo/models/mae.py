@@ -131,8 +131,7 @@ class MaskedAutoencoder(nn.Module):
         self.num_tokens = self.grid**2
         self.values_per_patch = self.num_bands * config.patch_px**2
         self.normalise = Normalise(mean, std)
-        make = EMBEDDINGS[config.embedding]
-        self.embed = make(self.num_bands, config.patch_px, config.width, self.band_sets)
+        self.embed = EMBEDDINGS[config.embedding](config, self.num_bands, self.band_sets)
 
     @property
     def decoded_width(self) -> int:

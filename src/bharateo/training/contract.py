@@ -108,6 +108,7 @@ class ModelShape(OpenRecord):
     mlp_ratio: PositiveInt
     embedding: Literal["linear", "energies", "stem"] = "linear"
     """Missing in runs from before there was a choice."""
+    num_filters: Annotated[int, Field(ge=1, le=4096)] = 64
     band_sets: dict[SetName, Annotated[tuple[Text, ...], Field(min_length=1)]] = Field(
         default_factory=dict
     )

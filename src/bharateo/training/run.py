@@ -36,7 +36,7 @@ from bharateo.config import Config, ModelConfig, parse_config
 from bharateo.errors import ConfigError, ContractError, RunError
 from bharateo.files import open_file, write_atomically, write_json
 from bharateo.landcover import BHARATEO_CLASSES
-from bharateo.models.embedding import NUM_FILTERS, linear_inputs
+from bharateo.models.embedding import linear_inputs
 from bharateo.models.heads import Heads, build_heads
 from bharateo.models.mae import MaskedAutoencoder, Normalise, build_model, num_parameters
 from bharateo.sensor import Sensor, named_bands
@@ -278,7 +278,7 @@ def _least_values(model: ModelConfig, num_bands: int) -> int:
     """Numbers that a model has in its first linear layers and its encoder's blocks alone."""
     block = (4 + 2 * model.mlp_ratio) * model.width**2
     inputs = linear_inputs(model.embedding, num_bands, model.patch_px)
-    of_set = 1 + (2 * NUM_FILTERS if model.embedding == "energies" else 0)
+    of_set = 1 + (2 * model.num_filters if model.embedding == "energies" else 0)
     return model.depth * block + (inputs + of_set * len(model.band_sets)) * model.width
 
 

@@ -15,6 +15,7 @@ install_import_hook(
         "bharateo.training.contract",
         "bharateo.inference",
         "bharateo.evaluation",
+        "bharateo.survey",
         "bharateo.explorer",
         "bharateo.landcover",
     ],

@@ -16,6 +16,7 @@ from rio_cogeo.cogeo import cog_validate
 
 from bharateo.errors import StorageError
 from bharateo.pixels.cog import Bands, cog_tags, write_cog
+from bharateo.pixels.raster import open_raster
 
 GRID = GeoBox((700, 900), Affine(160, 0, 257_070.594833, 0, -160, 285_728.716706), "EPSG:27700")
 NAMES = ("first", "second", "third")
@@ -115,6 +116,14 @@ def test_integers_carry_their_scale_and_offset(tmp_path):
     write_cog(tmp_path / "v.tif", GRID, bands, blocks_of(values("int8")))
     with rasterio.open(tmp_path / "v.tif") as file:
         assert (file.scales, file.offsets, file.nodata) == ((0.5, 1e-3, 2), (0, 7.25, -1), -128)
+
+
+def test_four_bands_of_bytes_are_no_colours_with_opacity(tmp_path):
+    path, written = tmp_path / "p.tif", values("uint8", 4)
+    write_cog(path, GRID, Bands("uint8", ("a", "b", "c", "d"), 255), blocks_of(written))
+    with open_raster(str(path)) as file:
+        assert file.band_names == ("a", "b", "c", "d")
+        assert (file.read_window(0, 0, *GRID.shape) == written).all()
 
 
 def test_classes_carry_their_colours_and_names(tmp_path):

@@ -15,6 +15,7 @@ FROZEN = """
     Dataset Display Run
     ablate build demo doctor embed evaluate explore export map_raster pretrain probe probe_task
     score_search schema search teach tokens write_report
+    areas change sample
     Accounting Reading
     BHARATEO_CLASSES ClassScheme Roi Sensor WORLDCOVER parse_roi write_sample
     Batch BharatEOEncoder FrozenEncoder Mask fixed_batches mask_from_noise num_masked patchify

@@ -30,6 +30,9 @@ from bharateo.verbs.scores import ablate as ablate
 from bharateo.verbs.scores import probe as probe
 from bharateo.verbs.scores import probe_task as probe_task
 from bharateo.verbs.scores import score_search as score_search
+from bharateo.verbs.survey import areas as areas
+from bharateo.verbs.survey import change as change
+from bharateo.verbs.survey import sample as sample
 
 # What some take and give: how to read a raster, what is counted
 from bharateo.accounting import Accounting as Accounting

@@ -10,6 +10,7 @@ import rasterio
 from ground import AFFINE, class_codes, grid_of, write_raster
 from rasterio.transform import xy
 
+from bharateo.display import Display
 from bharateo.errors import ConfigError, SourceError
 from bharateo.evaluation import cross_validation
 from bharateo.evaluation.features import encoder
@@ -25,7 +26,10 @@ from bharateo.inference.points import (
 )
 from bharateo.inference.tiles import CellGrid
 from bharateo.landcover import IGNORE
+from bharateo.survey.areas import trained_points
+from bharateo.survey.ground import ClassMap, Probabilities
 from bharateo.verbs.cli import main
+from bharateo.verbs.survey import sample
 from small_datasets import contents
 
 NAMES = {10: "forest", 40: "fields", 80: "river"}
@@ -285,3 +289,19 @@ def test_the_same_points_give_the_same_bytes(probed):
     assert main([*arguments, "--output", str(folder / "again")]) == 0
     first, again = contents(folder / "own"), contents(folder / "again")
     assert first == again
+
+
+def test_a_survey_of_the_map_knows_where_it_learned(probed):
+    folder, _ = probed
+    mapped = ClassMap(folder / "own" / "map.tif")
+    points = gpd.read_file(folder / "points.gpkg").to_crs(4326).geometry
+    expected = sorted(zip(points.x, points.y, strict=True))
+    np.testing.assert_allclose(sorted(map(tuple, trained_points(mapped))), expected, atol=1e-8)
+    record = sample(mapped.path, folder / "sample.gpkg", total=60, display=Display(quiet=True))
+    assert {each.name for each in record.classes} == {"fields", "forest", "river"}
+    probabilities = Probabilities.beside(mapped)
+    assert probabilities.classes == ("fields", "forest", "river")
+    row, col, _ = record.points[0]
+    shares = probabilities.read(row, col, 1, 1)[:, 0, 0]
+    assert shares.sum() == pytest.approx(1, abs=0.02)
+    assert shares.argmax() == mapped.codes_at(np.array([row]), np.array([col]))[0]

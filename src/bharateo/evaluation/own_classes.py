@@ -21,6 +21,7 @@ import geopandas as gpd
 import numpy as np
 import torch
 from jaxtyping import UInt8
+from pydantic import Field
 from torch import Tensor
 
 from bharateo.artefacts import Record
@@ -38,6 +39,7 @@ from bharateo.evaluation.cross_validation import (
 from bharateo.evaluation.features import band_statistics, encoder, random_encoder
 from bharateo.evaluation.probes import LinearProbe, load_probe, save_probe
 from bharateo.files import read_bytes, write_json, write_text
+from bharateo.geography import to_lonlat
 from bharateo.inference.domain import Domain
 from bharateo.inference.encoder import FrozenEncoder
 from bharateo.inference.inputs import RasterInput
@@ -120,6 +122,9 @@ class OwnProbe(Record):
     points: dict[str, int]
     temperature: float
     score: OwnScore
+    trained_at: list[tuple[float, float]] = Field(
+        default_factory=list, description="longitude and latitude of the points"
+    )
 
     def lines(self) -> Iterator[str]:
         """For a terminal: scores with their intervals, and recall by class."""
@@ -217,6 +222,8 @@ def map_own_classes(
         placed = placed.take(valid)
         features = {name: values[valid] for name, values in features.items()}
     record = _fit(run, placed, features, config.chip_px, output, say)
+    lonlat = to_lonlat(source.geobox, placed.pixels.T[::-1])
+    record = record.model_copy(update={"trained_at": [(x, y) for x, y in lonlat.T.tolist()]})
     request = MapRequest(
         probe_classifier(run, output / PROBE_FILE), options.domain, None, options.stride_px,
         options.precision,
@@ -264,7 +271,7 @@ def _fit(
             **{name: ContenderScore.of(each, points.classes) for name, each in scores.items()},
         ),
     )
-    about = record.model_dump(exclude={"product", "score"})
+    about = record.model_dump(exclude={"product", "score", "trained_at"})
     if run.band_set is not None:
         about["band_set"] = run.band_set
     save_probe(output / PROBE_FILE, probe, about)

@@ -119,6 +119,8 @@ def cog_writer(
         "transform": geobox.affine, "tiled": True, "blockxsize": bands.tile_px,
         "blockysize": bands.tile_px, "bigtiff": "IF_SAFER",
     }  # fmt: skip
+    if not bands.colours:  # else four bands of bytes pass for red, green, blue and opacity
+        profile |= {"photometric": "MINISBLACK", "alpha": "NO"}
     statistics = _Statistics(len(bands.names), bands.nodata)
     try:
         with rasterio.Env(GDAL_CACHEMAX=_CACHE_BYTES):

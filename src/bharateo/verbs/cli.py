@@ -22,6 +22,7 @@ from bharateo.verbs.machine import tokens
 from bharateo.verbs.pipeline import build, evaluate, pretrain, write_report
 from bharateo.verbs.schema import schema
 from bharateo.verbs.scores import ablate, probe, probe_task, score_search
+from bharateo.verbs.survey import areas, change, sample
 from bharateo.version import __version__
 
 if TYPE_CHECKING:
@@ -220,6 +221,9 @@ VERBS: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
     "embed": (embed, ("run", "location")),
     "map": (map_raster, ("run", "location")),
     "teach": (teach, ("run", "location")),
+    "sample": (sample, ("map_file",)),
+    "areas": (areas, ("map_file", "labels")),
+    "change": (change, ("before", "after")),
     "search": (search, ("embedding", "location")),
     "score-search": (score_search, ("run", "dataset")),
     "explore": (explore, ("run",)),

@@ -10,7 +10,7 @@ from bharateo.verbs.arguments import MaybeDisplay
 
 What = Literal[
     "config", "dataset", "contract", "evaluation", "probes", "ablation", "task", "precision", "map",
-    "probe",
+    "probe", "sample", "areas", "change",
 ]  # fmt: skip
 
 _MODELS = {
@@ -23,6 +23,9 @@ _MODELS = {
     "precision": "results:Retrieval",
     "map": "inference.map:MapRecord",
     "probe": "evaluation.own_classes:OwnClasses",
+    "sample": "survey.sample:SampleRecord",
+    "areas": "survey.areas:AreasRecord",
+    "change": "survey.change:ChangeRecord",
 }
 """The typed record that is a file's whole content; of a configuration it is ``Config``."""
 
@@ -43,7 +46,8 @@ def schema(what: What = "config", *, display: MaybeDisplay = None) -> dict[str, 
 
     Args:
         what: a configuration; dataset.json; a run's contract.json, evaluation.json, probes.json;
-            ablation.json; what probe-task writes; precision.json; a map's MAP.json; probe.json
+            ablation.json; what probe-task writes; precision.json; a map's MAP.json; probe.json;
+            POINTS.json of sample; AREAS.json; CHANGE.json
 
     Returns:
         The schema.

@@ -12,7 +12,6 @@ import hashlib
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,12 +23,20 @@ from pydantic import Field
 from bharateo.artefacts import Record, shortened
 from bharateo.errors import ConfigError, ContractError, SourceError
 from bharateo.files import read_bytes, write_json, write_text
-from bharateo.geography import cell_areas, to_lonlat
+from bharateo.geography import to_lonlat
 from bharateo.outputs import Own, json_of, record_in
 from bharateo.pixels.vectors import read_features
 from bharateo.progress import Progress
 from bharateo.survey.estimators import Estimate, Sample, ratio, share
-from bharateo.survey.ground import ALL, ClassMap, Fingerprint, Probabilities, Zoning, keys
+from bharateo.survey.ground import (
+    ALL,
+    NUM_CODES,
+    ClassMap,
+    Fingerprint,
+    Probabilities,
+    Zoning,
+    keys,
+)
 from bharateo.survey.sample import SampleRecord, read_sample
 from bharateo.version import __version__
 
@@ -255,31 +262,50 @@ def _check_not_trained_on(plan: SampleRecord, ground: ClassMap, answers: Answers
 
 @dataclass(frozen=True)
 class _Sweep:
-    """What one pass over the map finds, by zone: m2 of every code, and the m2 that its
-    probabilities give to each class (None without them).
+    """What one pass over the map finds: by zone the m2 of every code, and those that its
+    probabilities give to each class (none without them); of every point code, m2 of its cell and
+    probabilities.
     """
 
     m2: Float[np.ndarray, "zone code"]
-    guessed: Float[np.ndarray, "zone cls"] | None
+    guessed: Float[np.ndarray, "zone cls"]
     fingerprint: Fingerprint
+    code_at: Int64[np.ndarray, " point"]
+    m2_at: Float[np.ndarray, " point"]
+    probability_at: Float[np.ndarray, "cls point"]
 
 
 def _sweep(
-    ground: ClassMap, zoning: Zoning, probabilities: Probabilities | None, progress: Progress
+    ground: ClassMap,
+    zoning: Zoning,
+    probabilities: Probabilities | None,
+    row: Int64[np.ndarray, " point"],
+    col: Int64[np.ndarray, " point"],
+    progress: Progress,
 ) -> _Sweep:
     num, fingerprint = len(zoning.names), Fingerprint()
-    m2 = np.zeros(num * 256)
-    guessed = None if probabilities is None else np.zeros((num, len(probabilities.classes)))
+    num_classes = 0 if probabilities is None else len(probabilities.classes)
+    m2, guessed = np.zeros(num * NUM_CODES), np.zeros((num, num_classes))
+    code_at, m2_at = np.full(len(row), -1), np.ones(len(row))
+    probability_at = np.zeros((num_classes, len(row)))
     for window in ground.windows(progress, "cells of the map"):
         fingerprint.add(window)
         key, inside = keys(window, zoning)
         m2 += np.bincount(key[inside], window.m2[inside], m2.size)
-        if probabilities is not None and guessed is not None:
-            values = probabilities.read(window.row, window.col, *window.codes.shape)
-            zone = key[inside] // 256
+        height, width = window.codes.shape
+        down, along = row - window.row, col - window.col
+        here = (down >= 0) & (down < height) & (along >= 0) & (along < width)
+        at = (down[here], along[here])
+        code_at[here] = np.where(window.known[at], window.codes[at], -1)
+        m2_at[here] = window.m2[at]
+        if probabilities is not None:
+            values = probabilities.read(window.row, window.col, height, width)
+            probability_at[:, here] = values[:, *at]
+            zone = key[inside] // NUM_CODES
             for cls, layer in enumerate(values):
                 guessed[:, cls] += np.bincount(zone, (layer * window.m2)[inside], num)
-    return _Sweep(m2.reshape(num, 256), guessed, fingerprint)
+    by_zone = m2.reshape(num, NUM_CODES)
+    return _Sweep(by_zone, guessed, fingerprint, code_at, m2_at, probability_at)
 
 
 def estimate_areas(
@@ -317,7 +343,8 @@ def estimate_areas(
             "the option out"
         )
     zoning = _zoning(plan, zones, ground)
-    swept = _sweep(ground, zoning, probabilities, progress)
+    row, col, _ = np.array(plan.points).T
+    swept = _sweep(ground, zoning, probabilities, row, col, progress)
     if swept.fingerprint.known != plan.known_sha256:
         raise ContractError(
             f"grid: {ground.path} has data in other cells than {plan.map} had when {labels} was "
@@ -384,19 +411,19 @@ class _Survey:
     def zone(self, name: str, bounds: bool) -> tuple[ZoneRow, list[ClassRow]]:
         """The figures of one zone, or of all."""
         plan, names = self.plan, self.answers.names
-        stratum = self._places[2]
+        stratum = np.array(plan.points)[:, 2]
         strata = np.array([name in (ALL, each.zone) for each in plan.strata])
         whole = Sample(
             stratum,
             np.array([each.m2 for each in plan.strata]),
             np.array([each.cells for each in plan.strata]),
-            self._cell_m2,
+            self.swept.m2_at,
         )
         here = whole.inside(strata)
         answered = here & (self.answers.codes != -1)
         sample = self._answered(whole, answered).within(strata)
         truth = self.answers.codes[answered]
-        mapped = self._mapped[answered]
+        mapped = self.swept.code_at[answered]
         hectares = float(sample.area.sum()) / 1e4
         zones = [number for number, each in enumerate(self.zoning.names) if name in (ALL, each)]
         if not truth.size:
@@ -464,33 +491,13 @@ class _Survey:
                         for also in (False, True))  # fmt: skip
         return float(fewest) * hectares, float(most) * hectares
 
-    @cached_property
-    def _places(self) -> Int64[np.ndarray, "3 point"]:
-        """Row, column and stratum of the points."""
-        return np.array(self.plan.points).T
-
-    @cached_property
-    def _mapped(self) -> Int64[np.ndarray, " point"]:
-        return self.ground.codes_at(*self._places[:2])
-
-    @cached_property
-    def _cell_m2(self) -> Float[np.ndarray, " point"]:
-        grid, cells = self.ground.geobox, zip(*self._places[:2], strict=True)
-        return np.array([cell_areas(grid[r : r + 1, c : c + 1])[0, 0] for r, c in cells])
-
-    @cached_property
-    def _probabilities_at(self) -> Float[np.ndarray, "cls point"]:
-        assert self.probabilities is not None
-        cells = zip(*self._places[:2].tolist(), strict=True)
-        return np.stack([self.probabilities.read(r, c, 1, 1)[:, 0, 0] for r, c in cells], 1)
-
     def _guesses(
         self, answered: np.ndarray, zones: Sequence[int]
     ) -> dict[str, tuple[np.ndarray, float]]:
         """Of every class the probability at the points, and its mean over the zones."""
-        if self.probabilities is None or self.swept.guessed is None:
+        if self.probabilities is None:
             return {}
-        at = self._probabilities_at[:, answered]
+        at = self.swept.probability_at[:, answered]
         total = self.swept.m2[zones].sum()
         means = self.swept.guessed[zones].sum(0) / total
         return {

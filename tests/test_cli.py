@@ -38,8 +38,10 @@ OPTIONS = {
     "tokens": "RUN --chips --epochs --bands --chip-px --patch-px --mask-ratio --model --machine "
     "--num-machines --watts --grid --masks-per-chip --batch-size --precision",
     "embed": f"RUN INPUT --output --dtype --stride --step --precision --level --readout {READING}",
-    "map": f"RUN RASTER --output --probe --against --stride --precision {READING}",
-    "teach": f"RUN RASTER --points --output --class-field --stride --precision {READING}",
+    "map": f"RUN RASTER --output --probe --against --colour --stride --precision {READING}",
+    "teach": f"RUN RASTER --points --output --class-field --colour --stride --precision {READING}",
+    "hectares": "MAP --zones --output --zone-field",
+    "polygons": "MAP --output --min-area-ha",
     "search": f"EMBEDDING INPUT --like --output --count --away {READING}",
     "score-search": "RUN DATASET --output --count",
     "explore": f"RUN --output --dataset --raster --megabytes {READING}",

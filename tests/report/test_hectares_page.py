@@ -118,6 +118,18 @@ def test_the_page_holds_the_table_needs_nothing_else_and_takes_no_name_for_marku
     assert not {"script", "b"} & page.tags
 
 
+def test_districts_that_overlap_have_no_sum(world):
+    folder, command = world
+    assert "all districts" in (folder / "out" / "hectares.html").read_text()
+    boxes = [shapely.box(75, 28.5, 75.02, 28.56), shapely.box(75.01, 28.5, 75.03, 28.56)]
+    geopandas.GeoDataFrame(geometry=boxes, crs=4326).to_file(folder / "two.geojson")
+    zones = ["--zones", str(folder / "two.geojson"), "--output", str(folder / "two")]
+    assert main(["hectares", command[1], *zones]) == 0
+    page = (folder / "two" / "hectares.html").read_text()
+    assert "all districts" not in page
+    assert "some of which overlap" in page
+
+
 def test_the_same_command_gives_the_same_bytes_and_writes_over_nothing_else(world, capsys):
     folder, command = world
     before = contents(folder / "out")

@@ -26,6 +26,12 @@ WINDOW_CELLS = 1024
 """Side of what is read at once."""
 
 
+_WORLDCOVER_ATTRIBUTION = (
+    "ESA WorldCover project / Contains modified Copernicus Sentinel data processed by ESA "
+    "WorldCover consortium"
+)
+
+
 class _Class(OpenRecord):
     id: int = Field(ge=0, le=255)
     name: str
@@ -90,9 +96,8 @@ class ClassRaster:
                 LandCoverClass(code, name, colours.get(code, shown[number]))
                 for number, (code, (name, _)) in enumerate(WORLDCOVER.native.items())
             ]
-            return cls(
-                path, file, _by_id(classes), (tags.get("copyright", "ESA WorldCover"),), True
-            )
+            whose = tags.get("copyright", _WORLDCOVER_ATTRIBUTION)
+            return cls(path, file, _by_id(classes), (whose,), True)
         names = _categories(path)
         known = sorted({*names, *colours})
         titles = [names.get(number, f"class {number}") for number in known]

@@ -33,6 +33,9 @@ PAGE_FILE, RECORD_FILE = "hectares.html", "hectares.json"
 _COLUMNS = ("zone", "zone_hectares", "valid_share", "class", "hectares", "share", "estimate")
 _MARK = "written by bharateo hectares"
 _PAGE_PX, _MARGIN = 1200, 0.03
+_SLIVERS = 1e-3
+"""Share of all districts that may lie in two of them, as roundings along borders do."""
+
 _MOST_LABELS = 40
 """Zones whose names stand on the map; of more they would hide it."""
 
@@ -134,6 +137,8 @@ def _page(
             place = seen.representative_point()
             outlines.append({"path": _path(seen), "name": name, "x": place.x, "y": place.y})
     colours = {each.name: css(each) for each in classes}
+    alone = shapely.area([zone.outline for zone in zones]).sum()
+    overlap = shapely.union_all([zone.outline for zone in zones]).area < (1 - _SLIVERS) * alone
     whole = sum(each.hectares for each in record.zones)
     valid = sum(each.hectares * each.valid_share for each in record.zones)
     totals = [
@@ -151,6 +156,7 @@ def _page(
         "legend": [(each.name.replace("_", " "), css(each)) for each in shown.classes],
         "outlines": outlines,
         "labelled": len(outlines) <= _MOST_LABELS,
+        "overlap": overlap,
         "whole": whole,
         "valid": valid,
         "totals": totals,

@@ -46,6 +46,7 @@ from bharateo.sources.areas import _roi_zone, file_zones, sentinel2_regions
 from bharateo.training.loop import Trainer, pretrain
 from bharateo.training.run import Run, majority_class, model_statistics
 from damage import (
+    EVERY,
     HEAD,
     Counts,
     Kind,
@@ -523,5 +524,5 @@ def test_a_damaged_file_is_taken_or_refused_by_name_in_one_line(
     example, kind = KINDS[name]
     counts = _COUNTS[name] = survey(name, kind, example(whole, tmp_path / "copy"))
     wrong = "\n".join(f"{num} x {what}" for what, num in summary(counts.wrong).items())
-    assert not counts.wrong, f"{len(counts.wrong)} of {kind.num_cases}:\n{wrong}"
+    assert not counts.wrong, f"{len(counts.wrong)} of {kind.num_cases // EVERY}:\n{wrong}"
     assert counts.refused

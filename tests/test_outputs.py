@@ -67,7 +67,7 @@ def test_a_raster_that_is_a_link_to_the_output_is_not_replaced(run, raster, tmp_
         assert file.count == 2
 
 
-@pytest.mark.parametrize("name", ["map.json", "map.qml", "map-probabilities.tif", "map.tif"])
+@pytest.mark.parametrize("name", ["map.json", "map-uncertainty.qml", "map.png", "map.tif"])
 def test_a_map_leaves_files_of_others_beside_it_alone(name, run, raster, tmp_path, capsys):
     other = tmp_path / name
     other.write_text('{"mine": true}')

@@ -20,6 +20,8 @@ from bharateo.verbs.ground import export as export
 from bharateo.verbs.ground import map_raster as map_raster
 from bharateo.verbs.ground import search as search
 from bharateo.verbs.ground import teach as teach
+from bharateo.verbs.hectares import hectares as hectares
+from bharateo.verbs.hectares import polygons as polygons
 from bharateo.verbs.machine import tokens as tokens
 from bharateo.verbs.pipeline import build as build
 from bharateo.verbs.pipeline import evaluate as evaluate

@@ -68,4 +68,9 @@ def test_an_item_places_and_describes_the_bands_of_a_geotiff(products):
 
 def test_an_item_of_a_map_names_all_its_files(products):
     item = pystac.Item.from_file(str(products / "map.tif.stac.json"))
-    assert {*item.assets} == {"classes", "style", "probabilities", "uncertainty", "record"}
+    assert {*item.assets} == {
+        "classes", "style", "probabilities", "probabilities-style", "uncertainty",
+        "uncertainty-style", "layer-definition", "picture", "record",
+    }  # fmt: skip
+    assert item.assets["picture"].roles == ["overview"]
+    assert item.assets["picture"].media_type == "image/png"

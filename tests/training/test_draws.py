@@ -166,7 +166,7 @@ def test_scattered_positions_are_drawn_as_they_are_in_the_whole(chosen, masks):
     st.integers(1, 6),
     st.booleans(),
     st.integers(1, 4),
-    st.integers(1, 150),
+    st.integers(1, 60),
 )
 def test_batch_size_and_ranks_change_no_presentation(batch, num_ranks, laned, masks, num_shown):
     lanes = 2 * num_ranks if laned else 1

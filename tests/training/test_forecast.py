@@ -46,12 +46,6 @@ def test_two_ranks_with_clocks_of_their_own_end_every_forecast_together(parallel
     assert len(forecasts(FORECASTS, parallel)) == FORECASTS
 
 
-@pytest.mark.slow
-def test_every_start_of_two_ranks_comes_to_its_forecast():
-    for _ in range(3):
-        assert len(forecasts(1, "ddp")) == 1
-
-
 def test_the_forecast_takes_a_batch_in_the_parts_that_training_takes(monkeypatch):
     config, seen = small_config(), []
     forward = Objective.forward

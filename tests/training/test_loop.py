@@ -479,7 +479,7 @@ def test_what_is_hidden_is_learned_better_than_by_filling_it_in(
     reflectance_dataset, tmp_path, target
 ):
     head = "pixels" if target == "correction" else "features"
-    config = small_config(epochs=12, chips_per_epoch=320)
+    config = small_config(epochs=4, chips_per_epoch=320, lr=4e-3)
     config = replace(config, heads={head: HeadConfig(1.0, {"target": target})})
     run = pretrain(reflectance_dataset, config, tmp_path / "run")
     scores = evaluate(run, reflectance_dataset, tmp_path / "e.json").splits["test"]

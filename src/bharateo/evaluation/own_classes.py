@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -43,6 +43,7 @@ from bharateo.geography import to_lonlat
 from bharateo.inference.domain import Domain
 from bharateo.inference.encoder import FrozenEncoder
 from bharateo.inference.inputs import RasterInput
+from bharateo.inference.legend import Colour, own_classes, recoloured
 from bharateo.inference.map import (
     NODATA,
     Classifier,
@@ -50,7 +51,6 @@ from bharateo.inference.map import (
     MapClass,
     MapRecord,
     MapRequest,
-    own_classes,
     own_products,
     products,
     write_map,
@@ -155,11 +155,12 @@ class OwnClasses(OwnProbe):
 
 @dataclass(frozen=True)
 class Options:
-    """How the map is made; see ``inference.map.MapRequest``."""
+    """How the map is made; see ``inference.map.MapRequest``. ``colours`` are by class."""
 
     domain: Domain | None = None
     stride_px: int | None = None
     precision: str = "fp32"
+    colours: Mapping[str, Colour] = field(default_factory=dict)
 
 
 def own_class_products(output: Path) -> dict[Path, Own]:
@@ -224,10 +225,9 @@ def map_own_classes(
     record = _fit(run, placed, features, config.chip_px, output, say)
     lonlat = to_lonlat(source.geobox, placed.pixels.T[::-1])
     record = record.model_copy(update={"trained_at": [(x, y) for x, y in lonlat.T.tolist()]})
-    request = MapRequest(
-        probe_classifier(run, output / PROBE_FILE), options.domain, None, options.stride_px,
-        options.precision,
-    )  # fmt: skip
+    classifier = probe_classifier(run, output / PROBE_FILE)
+    classifier = replace(classifier, classes=recoloured(classifier.classes, options.colours))
+    request = MapRequest(classifier, options.domain, None, options.stride_px, options.precision)
     mapped = write_map(run, source, output / MAP_FILE, request, progress, say)
     _write_next(output, grid, source, placed, mapped.classes)
     write_json(output / RECORD_FILE, record.model_dump() | {"map": mapped.to_json()})

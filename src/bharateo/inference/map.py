@@ -3,7 +3,9 @@
 ::
 
     MAP.tif                 class ids (255: no data), with colours and names
-    MAP.qml                 the style that QGIS takes for MAP.tif by itself
+    MAP.qml                 the style that QGIS takes for MAP.tif by itself; one beside each .tif
+    MAP.qlr                 every band of every file as a styled layer, to drag into QGIS
+    MAP.png                 a picture with legend, scale bar and attribution
     MAP-probabilities.tif   per cent, one band a class
     MAP-uncertainty.tif     entropy (per cent of the most possible), out of domain (0 or 1), and the
                             distance from the training features (per cent of the limit, 250 at most)
@@ -19,31 +21,40 @@ the tiles writes all files. Axes: row col cls; row and col count cells (``tiles.
 
 from __future__ import annotations
 
-import colorsys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from odc.geo.geobox import GeoBox
 from pydantic import Field
-from pyproj import Geod
 from torch import Tensor
 
 from bharateo.artefacts import Record, checked
 from bharateo.errors import ConfigError
-from bharateo.files import read_bytes, write_json, write_text
-from bharateo.geography import to_lonlat
+from bharateo.files import read_bytes, write_json
+from bharateo.geography import cell_areas as ground_areas
+from bharateo.inference.class_raster import ClassRaster
 from bharateo.inference.domain import QUANTILE, Domain, Views, pixel_statistics
 from bharateo.inference.encoder import FrozenEncoder, PerToken, RunLayer
 from bharateo.inference.inputs import RasterInput
 from bharateo.inference.labels import LabelAgreement, Labels, compare, label_counts
+from bharateo.inference.picture import PICTURE_MARK, write_picture
 from bharateo.inference.products import MadeBy, ProductPlan, holding, item_path, write_item
+from bharateo.inference.styles import (
+    STYLE_MARK,
+    BandStyle,
+    class_style,
+    measured_style,
+    probability_styles,
+    suspect_styles,
+    uncertainty_styles,
+    write_styles,
+)
 from bharateo.inference.tiles import (
     CellGrid,
     Progress,
@@ -56,7 +67,8 @@ from bharateo.inference.tiles import (
 from bharateo.landcover import BHARATEO_CLASSES, IGNORE, NUM_CLASSES, LandCoverClass
 from bharateo.models.heads import Layer
 from bharateo.outputs import Own, beginning_with, check_outputs, json_of, record_in
-from bharateo.pixels.cog import Bands, cog_writer, xml_characters
+from bharateo.pixels.cog import Bands, cog_writer
+from bharateo.pixels.formats import open_local
 from bharateo.training.run import Run
 from bharateo.version import __version__
 
@@ -64,8 +76,6 @@ NODATA = IGNORE
 _MOST_DISTANCE = 2.5
 _FARTHEST = 1000.0
 """Distances are kept as half floats, which end at 65,504."""
-
-_ELLIPSOID = Geod(ellps="WGS84")
 
 
 # What predicts
@@ -272,14 +282,20 @@ class MapRecord(MapPlan):
 
 # Files
 
+_SIDES = ("probabilities", "uncertainty", "suspect", "layers")
+_STYLES = (".qml", ".qlr")
+
 
 def products(output: Path) -> dict[str, Path]:
     """The files of a map by what they hold; the record is written last."""
-    sides = ("probabilities", "uncertainty", "suspect", "layers")
+    sides = {name: output.with_name(f"{output.stem}-{name}.tif") for name in _SIDES}
     return {
         "classes": output,
         "style": output.with_suffix(".qml"),
-        **{name: output.with_name(f"{output.stem}-{name}.tif") for name in sides},
+        **sides,
+        **{f"{name}-style": side.with_suffix(".qml") for name, side in sides.items()},
+        "layer-definition": output.with_suffix(".qlr"),
+        "picture": output.with_suffix(".png"),
         "item": item_path(output),
         "record": output.with_suffix(".json"),
     }
@@ -288,15 +304,16 @@ def products(output: Path) -> dict[str, Path]:
 def own_products(output: Path) -> dict[Path, Own]:
     """The files of a map that go when it is made anew, and how each is known to be one.
 
-    Not the style: one that a person has changed stops only a map that must be written anew.
+    Not the styles: one that a person has changed stops only a map that must be written anew.
     """
     files = products(output)
-    record, item = files.pop("record"), files.pop("item")
-    del files["style"]
+    record, item, picture = (files.pop(name) for name in ("record", "item", "picture"))
+    rasters = [path for path in files.values() if path.suffix not in _STYLES]
     notes = files["classes"].with_name(f"{files['classes'].name}.aux.xml")
     return {
-        **dict.fromkeys(files.values(), holding("map")),
+        **dict.fromkeys(rasters, holding("map")),
         notes: beginning_with("<PAMDataset>"),
+        picture: beginning_with(PICTURE_MARK),
         item: json_of("item of map"),
         record: json_of("map"),
     }
@@ -343,8 +360,8 @@ def write_map(
     ).sealed()
     files = products(output)
     unwanted = {
-        *(() if labels is not None else ("suspect",)),
-        *(() if classifier.others else ("layers",)),
+        *(() if labels is not None else ("suspect", "suspect-style")),
+        *(() if classifier.others else ("layers", "layers-style")),
     }
     there = {name for name, path in files.items() if path.exists()}
     if there >= files.keys() - unwanted:
@@ -354,7 +371,8 @@ def write_map(
             clear_scratch(output, plan.fingerprint, say)
             remedy = "delete it, and make the map again"
             return checked(MapRecord, found, str(files["record"]), ConfigError, remedy)
-    check_outputs("map", {files["style"]: beginning_with(STYLE_MARK)}, ())
+    styles = [path for path in files.values() if path.suffix in _STYLES]
+    check_outputs("map", dict.fromkeys(styles, beginning_with(STYLE_MARK)), ())
     stride_px = request.stride_px or encoder.patch_px
     grid = CellGrid(source.shape, encoder.chip_px, encoder.patch_px, stride_px)
     predict = encoder.in_precision(predicting(request), request.precision)
@@ -365,9 +383,11 @@ def write_map(
         for name in ("record", *unwanted):  # of an older map, whose files go now
             files[name].unlink(missing_ok=True)
         measured = _write_tiles(predictions, source.geobox, request, plan, files)
-        write_class_style(files["style"], classifier.classes)
+        shown = _styles(request, files)
+        write_styles({files[name]: each for name, each in shown.items()}, files["layer-definition"])
         named = [*run.contract.attribution, *(labels.source.attribution if labels else ())]
         attribution = list(dict.fromkeys(named))
+        write_picture(files["picture"], ClassRaster.open(output), attribution)
         record = MapRecord(**plan.to_json(), attribution=attribution, **measured)
         described = {name: path for name, path in files.items() if name != "item" and path.exists()}
         described["record"] = files["record"]
@@ -462,6 +482,30 @@ def _write_tiles(
     }  # fmt: skip
 
 
+def _styles(request: MapRequest, files: Mapping[str, Path]) -> dict[str, list[BandStyle]]:
+    """How every band is shown, by the file it is in."""
+    classifier = request.classifier
+    found = {
+        "classes": class_style(classifier.classes),
+        "probabilities": probability_styles(classifier.classes),
+        "uncertainty": uncertainty_styles(),
+    }
+    if request.labels is not None:
+        found["suspect"] = suspect_styles(BHARATEO_CLASSES)
+    if classifier.others:
+        opened = open_local(files["layers"])
+        assert opened is not None
+        noted = [opened.dataset.tags(number) for number in opened.dataset.indexes]
+        opened.close()
+        found["layers"] = [
+            BandStyle(each.layer.name, band, each.layer.classes)
+            if each.layer.classes
+            else measured_style(each.layer.name, band, tags)
+            for band, (each, tags) in enumerate(zip(classifier.others, noted, strict=True), 1)
+        ]
+    return found
+
+
 def _bands_of_layers(
     cells: TileCells, layers: Sequence[Layer]
 ) -> Float[np.ndarray, "layer row col"]:
@@ -482,75 +526,7 @@ def per_cent(values: Float[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]
     return np.where(np.isnan(values), NODATA, np.rint(100 * values)).astype(np.uint8)
 
 
-def cell_areas(grid: CellGrid, raster: GeoBox, tile: Tile) -> Float[np.ndarray, "row 1"]:
-    """km2 of the cells of a tile by row, also of what sticks out of the raster.
-
-    On the ellipsoid, whatever the reference system: of each row the cell in the tile's middle
-    stands for all, within which areas differ by less than a millionth.
-    """
-    geobox = grid.geobox(raster)
-    rows = np.arange(tile.rows.start, tile.rows.stop + 1)
-    middle = (tile.cols.start + tile.cols.stop) // 2
-    left, right = (
-        to_lonlat(geobox, np.stack([np.full(len(rows), float(col)), rows.astype(float)]))
-        for col in (middle, middle + 1)
-    )
-    outlines = np.stack([left[:, :-1], right[:, :-1], right[:, 1:], left[:, 1:]])  # corner, lonlat
-    m2 = [_ELLIPSOID.polygon_area_perimeter(*each.T)[0] for each in np.moveaxis(outlines, 2, 0)]
-    km2: np.ndarray = np.abs(m2)[:, None] / 1e6
+def cell_areas(grid: CellGrid, raster: GeoBox, tile: Tile) -> Float[np.ndarray, "row col"]:
+    """km2 of the cells of a tile on the ellipsoid, also of what sticks out of the raster."""
+    km2: np.ndarray = ground_areas(grid.geobox(raster)[tile.rows, tile.cols]) / 1e6
     return km2
-
-
-# How classes are shown
-
-
-Colour = tuple[int, int, int]
-
-OKABE_ITO: tuple[Colour, ...] = (
-    (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66),
-    (0, 114, 178), (213, 94, 0), (204, 121, 167), (90, 90, 90),
-)  # fmt: skip
-"""Eight colours that colour-blind people tell apart. Source: Okabe and Ito 2008, "Color Universal
-Design", with a grey that shows on black in place of black."""
-
-_GOLDEN = 0.618034
-"""Hues this far apart on the circle never come near each other again."""
-
-
-def own_classes(names: Sequence[str]) -> tuple[LandCoverClass, ...]:
-    """A person's classes with ids 0, 1, ... and colours of their own.
-
-    Where all are names of land-cover classes they are those, with their ids and colours.
-    """
-    known = {each.name: each for each in BHARATEO_CLASSES}
-    if {*names} <= {*known}:
-        return tuple(known[name] for name in names)
-    colours = list(OKABE_ITO)
-    for number in range(len(names) - len(OKABE_ITO)):
-        value = 0.85 - number // 8 % 3 * 0.2
-        red, green, blue = colorsys.hsv_to_rgb(number * _GOLDEN % 1, 0.65, value)
-        colours.append((round(255 * red), round(255 * green), round(255 * blue)))
-    return tuple(LandCoverClass(number, name, colours[number]) for number, name in enumerate(names))
-
-
-STYLE_MARK = "written by bharateo map"
-"""In a comment at the beginning: a style without it is a person's own."""
-
-
-def write_class_style(path: Path, classes: Sequence[LandCoverClass]) -> None:
-    """Write the QGIS style of a class map: beside ``map.tif`` QGIS takes ``map.qml`` by itself."""
-    root = ElementTree.Element("qgis", version="3.22", styleCategories="Symbology")
-    renderer = ElementTree.SubElement(
-        ElementTree.SubElement(root, "pipe"), "rasterrenderer", type="paletted", band="1",
-        opacity="1", alphaBand="-1", nodataColor="",
-    )  # fmt: skip
-    palette = ElementTree.SubElement(renderer, "colorPalette")
-    for each in classes:
-        ElementTree.SubElement(
-            palette, "paletteEntry", value=str(each.id), color=f"#{bytes(each.colour).hex()}",
-            alpha="255", label=xml_characters(each.name),
-        )  # fmt: skip
-    ElementTree.indent(root)
-    doctype = "<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>"
-    text = ElementTree.tostring(root, encoding="unicode")
-    write_text(path, f"{doctype}\n<!-- {STYLE_MARK} -->\n{text}\n")

@@ -40,6 +40,7 @@ _EXTENSIONS = (
     "https://stac-extensions.github.io/projection/v2.0.0/schema.json",
     "https://stac-extensions.github.io/raster/v2.0.0/schema.json",
 )
+_ROLES = {".tif": "data", ".parquet": "data", ".png": "overview"}
 _SIDES = 16
 """Straight pieces of each side of a footprint, so that it bends with the grid."""
 
@@ -213,12 +214,13 @@ def _asset(role: str, file: Path) -> dict[str, Any]:
     asset: dict[str, Any] = {
         "href": f"./{file.name}",
         "title": role,
-        "roles": ["data"] if file.suffix in (".tif", ".parquet") else ["metadata"],
+        "roles": [_ROLES.get(file.suffix, "metadata")],
     }
     if file.suffix == ".parquet":
         return {**asset, "type": PARQUET_TYPE}
     if file.suffix != ".tif":
-        return {**asset, "type": "application/json" if file.suffix == ".json" else "text/xml"}
+        kinds = {".json": "application/json", ".png": "image/png"}
+        return {**asset, "type": kinds.get(file.suffix, "text/xml")}
     opened = open_local(file)
     assert opened is not None
     names = enumerate(opened.dataset.descriptions, 1)

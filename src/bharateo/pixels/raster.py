@@ -365,18 +365,24 @@ class RasterFile:
         return np.where(there, on_grid, 0).astype(self.dtype), there
 
     def read_thinned(
-        self, step: float, bands: Sequence[int] | None = None
+        self,
+        step: float,
+        bands: Sequence[int] | None = None,
+        part: tuple[int, int, int, int] | None = None,
     ) -> Shaped[np.ndarray, "band row col"]:
-        """The whole raster with about one pixel in ``step`` x ``step``, from its overviews.
+        """The raster, or a part of it (row, column, height, width), with about one pixel in
+        ``step`` x ``step``, from its overviews.
 
         Raises:
             CorruptRasterError, UnreachableError: see ``read_window``.
         """
         indexes = self._indexes(bands)
-        shape = (len(indexes), *(math.ceil(size / step) for size in self.shape))
+        row, col, *size = part or (0, 0, *self.shape)
+        shape = (len(indexes), *(math.ceil(length / step) for length in size))
+        window = Window(col, row, size[1], size[0]) if part else None
         where = f"{self.location}, thinned {step:g} times,"
         values: np.ndarray = self._call(
-            where, 1, self._dataset.read, indexes=indexes, out_shape=shape
+            where, 1, self._dataset.read, indexes=indexes, out_shape=shape, window=window
         )
         return values
 

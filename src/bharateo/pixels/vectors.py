@@ -1,4 +1,4 @@
-"""Vector files: points and polygons of a person, read as data and nothing else.
+"""Vector files: those of a person, read as data and nothing else; GeoPackages of ours, written.
 
 GDAL tells a format by a file's content, and some formats are descriptions of other files, of
 queries or of servers. So only the formats named here are opened, each by its own signature, and
@@ -9,15 +9,18 @@ list of formats is one for the whole program, and is not touched.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import io
 import json
 import re
+import shutil
 import sqlite3
 import tempfile
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import shapely
@@ -26,7 +29,8 @@ from pyproj.exceptions import CRSError
 
 from bharateo.artefacts import parse_json, shortened
 from bharateo.errors import BharatEOError
-from bharateo.files import read_bytes
+from bharateo.files import read_bytes, write_atomically
+from bharateo.outputs import Own
 
 if TYPE_CHECKING:
     import geopandas as gpd
@@ -133,6 +137,60 @@ def _num_crossings(outline: shapely.Geometry) -> int:
 
 class _Damaged(Exception):
     """What is wrong with a file, to follow its name."""
+
+
+# Written
+
+_WRITTEN = "2000-01-01T00:00:00.000Z"
+"""When our GeoPackages say that they were changed: the same layer gives the same bytes, and one
+that somebody has edited says another time."""
+
+
+def write_geopackage(path: Path, layer: str, frames: Iterable[gpd.GeoDataFrame], mark: str) -> None:
+    """Write a GeoPackage of one layer, its rows in parts as they come, atomically.
+
+    Raises:
+        StorageError: the disk is full or refuses; an old file is untouched.
+    """
+    import pyogrio
+
+    def write(file: IO[bytes]) -> None:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+            made = Path(folder, "layer.gpkg")
+            pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": _WRITTEN})
+            try:
+                for number, frame in enumerate(frames):
+                    pyogrio.write_dataframe(
+                        frame, made, layer=layer, driver="GPKG", append=number > 0,
+                        layer_options={} if number else {"DESCRIPTION": mark},
+                    )  # fmt: skip
+            except pyogrio.errors.DataSourceError as error:
+                raise OSError(errno.EIO, str(error)) from error
+            finally:
+                pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": None})
+            with made.open("rb") as content:
+                shutil.copyfileobj(content, file)
+
+    write_atomically(path, write)
+
+
+def unedited(mark: str) -> Own:
+    """The mark of a GeoPackage: what its layer says of itself, and that nobody has edited it."""
+
+    def own(path: Path) -> bool:
+        content = read_bytes(path)
+        if not content.startswith(_SQLITE):
+            return False
+        with contextlib.closing(sqlite3.connect(":memory:")) as base:
+            try:
+                base.deserialize(content)
+                base.set_progress_handler(lambda: 1, _STEPS)
+                told = base.execute("SELECT description, last_change FROM gpkg_contents")
+                return bool(told.fetchall() == [(mark, _WRITTEN)])
+            except (sqlite3.Error, UnicodeError):
+                return False
+
+    return own
 
 
 # GeoJSON

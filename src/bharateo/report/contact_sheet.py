@@ -16,9 +16,10 @@ from PIL.PngImagePlugin import PngInfo
 from bharateo.chips.store import Dataset
 from bharateo.files import write_bytes
 from bharateo.inference.area import Area
+from bharateo.inference.picture import hatch
 from bharateo.inference.search import bounds_in_chips, dataset_of, pixel_bounds
 from bharateo.pixels.raster import open_raster
-from bharateo.report.render import bands_shown, composite_rgb, hatch, physical, stretched
+from bharateo.report.render import bands_shown, composite_rgb, physical, stretched
 
 SHEET_MARK = "bharateo search"
 """The software that a sheet says it is of."""

@@ -22,6 +22,7 @@ from markupsafe import Markup, escape
 from bharateo.accounting import Accounting
 from bharateo.errors import SourceError
 from bharateo.inference.map import NODATA, products
+from bharateo.inference.picture import hatch
 from bharateo.pixels.raster import open_raster
 from bharateo.report import ground, html, panels, probes, render, scores
 
@@ -188,7 +189,7 @@ def show_map(path: str | Path) -> Figure:
     shown = {
         "the raster": render.stretched(raster.astype(float), *np.percentile(raster, [2, 98])),
         "land cover": render.class_rgb(_thin(files["classes"], 1)[0]),
-        "uncertainty": render.hatch(unsure, entropy == NODATA),
+        "uncertainty": hatch(unsure, entropy == NODATA),
     }
     if (outside != NODATA).any():
         shown["out of the run's domain"] = _marked(outside == 1, outside != NODATA)
@@ -222,4 +223,4 @@ def _marked(
 ) -> UInt8[np.ndarray, "row col rgb"]:
     """Marked cells on pale paper, hatched where nothing is known."""
     paper = np.full((*where.shape, 3), _PALE, np.uint8)
-    return render.hatch(render.paint(paper, where, _MARK), ~known)
+    return hatch(render.paint(paper, where, _MARK), ~known)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Bool, Float, Float32, UInt8
 
+from bharateo.inference.picture import hatch
 from bharateo.landcover import BHARATEO_CLASSES, IGNORE, LandCoverClass
 from bharateo.report import render
 from bharateo.sensor import Sensor
@@ -318,9 +319,7 @@ def layer_panels(example: Example, made: Made) -> list[Panel]:
         off = np.where(judged, np.abs(values - made.true), np.nan)
         mean = "" if name == "true" else f", off by {_mean(off)}"
         rgb = render.ramp_rgb(values - low, high - low)
-        rgb = render.upscale(
-            render.hatch(rgb, np.isnan(values)), example.image.shape[1] // len(values)
-        )
+        rgb = render.upscale(hatch(rgb, np.isnan(values)), example.image.shape[1] // len(values))
         alt = f"{made.layer.name} of chip {example.chip}, {name}"
         alt += f"{mean} on average in the masked patches" if mean else ""
         found.append(picture(rgb, f"{name}{mean}", alt))

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Shaped, UInt8
 from matplotlib import colormaps
 from PIL import Image
 
+from bharateo.inference.picture import hatch
 from bharateo.landcover import IGNORE, class_colours
 from bharateo.sensor import Sensor
 
@@ -22,8 +23,6 @@ HIDDEN_GREY = (134, 136, 138)
 """Shown in place of a masked patch: mid grey, distinct on light and dark pages alike."""
 
 _TRUE_COLOUR = (("B04", "B03", "B02"), ("red", "green", "blue"))
-_HATCH = ((176, 176, 172), (146, 146, 143))
-_HATCH_PX = 4
 
 
 def physical(stored: Shaped[np.ndarray, "*shape"], sensor: Sensor) -> Float[np.ndarray, "*shape"]:
@@ -81,15 +80,6 @@ def stretch_note(sensor: Sensor, composite: str | None = None) -> str:
 def class_rgb(class_ids: UInt8[np.ndarray, "row col"]) -> UInt8[np.ndarray, "row col rgb"]:
     """A class map in the classes' colours; pixels without a label are hatched."""
     return hatch(class_colours()[class_ids], class_ids == IGNORE)
-
-
-def hatch(
-    rgb: UInt8[np.ndarray, "row col rgb"], where: Bool[np.ndarray, "row col"]
-) -> UInt8[np.ndarray, "row col rgb"]:
-    """A copy of the picture, hatched diagonally in two greys where told."""
-    row, col = np.indices(where.shape)
-    stripe = (row + col) // _HATCH_PX % 2
-    return np.where(where[..., None], np.array(_HATCH, np.uint8)[stripe], rgb)
 
 
 def paint(

@@ -29,7 +29,7 @@ from pyproj.exceptions import CRSError, ProjError
 from bharateo.artefacts import shortened
 from bharateo.config import DataConfig
 from bharateo.errors import ConfigError, RegionError
-from bharateo.pixels.vectors import mended, read_features
+from bharateo.pixels.vectors import MOST_VERTICES, mended, read_features
 from bharateo.regions import Region, Roi, Zone, check_size, parse_roi
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ MOST_OUTLINE_DEGREES = 3_000
 
 _GLOBE = pyproj.Geod(ellps="WGS84")
 
-_STEP_DEGREES = 0.1
+_STEP_DEGREES, _STEP_M = 0.1, 1000
 """Longest straight piece of an outline, so that it bends with the grid."""
 
 
@@ -356,6 +356,10 @@ def file_zones(
         raise RegionError(f"{field_option} {field!r} is no column of {path}: it has {columns}")
     names = frame[field].astype(str) if field else [f"zone-{i}" for i in range(len(frame))]
     try:
+        if frame.crs.is_projected:  # what is straight there is bent in degrees
+            step = _STEP_M / frame.crs.axis_info[0].unit_conversion_factor
+            step = max(step, frame.geometry.length.sum() / MOST_VERTICES)
+            frame = frame.set_geometry(frame.geometry.segmentize(step))
         frame = frame.to_crs("EPSG:4326")
     except (ProjError, CRSError) as error:
         raise RegionError(

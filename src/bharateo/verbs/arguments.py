@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     KeysOfValues = Sequence[str]
     Settings = Sequence[str]
     Stride = int | None
+    Colours = Sequence[str]
     Places = Sequence[str]
     MaybeReading = Reading | None
     MaybeDisplay = Display | None
@@ -64,6 +65,7 @@ else:
     KeysOfValues = Annotated[list[str], Parameter(metavar="KEY=VALUES")]
     Settings = Annotated[list[str], Parameter(name="--set", metavar="KEY=VALUE")]
     Stride = Annotated[int | None, Parameter(name="--stride", metavar="PX")]
+    Colours = Annotated[list[str], Parameter(name="--colour", metavar="CLASS=#RRGGBB")]
     Places = Annotated[list[str], Parameter(metavar="ROI")]
     _HOW_TO_READ = Group("How to read the raster", help=HOW_TO_READ, sort_key=2)
     MaybeReading = Annotated[Reading | None, Parameter(name="*", group=_HOW_TO_READ)]

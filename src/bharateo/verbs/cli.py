@@ -18,6 +18,7 @@ from bharateo.machine import first_rank
 from bharateo.verbs.demo import demo
 from bharateo.verbs.doctor import doctor
 from bharateo.verbs.ground import embed, explore, export, map_raster, search, teach
+from bharateo.verbs.hectares import hectares, polygons
 from bharateo.verbs.machine import tokens
 from bharateo.verbs.pipeline import build, evaluate, pretrain, write_report
 from bharateo.verbs.schema import schema
@@ -224,6 +225,8 @@ VERBS: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
     "sample": (sample, ("map_file",)),
     "areas": (areas, ("map_file", "labels")),
     "change": (change, ("before", "after")),
+    "hectares": (hectares, ("location",)),
+    "polygons": (polygons, ("location",)),
     "search": (search, ("embedding", "location")),
     "score-search": (score_search, ("run", "dataset")),
     "explore": (explore, ("run",)),

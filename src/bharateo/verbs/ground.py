@@ -9,6 +9,7 @@ from cyclopts import Parameter
 
 from bharateo.errors import ConfigError, ContractError
 from bharateo.verbs.arguments import (
+    Colours,
     DatasetLike,
     Location,
     MaybeDisplay,
@@ -130,6 +131,7 @@ def map_raster(
     *,
     probe: PathLike | None = None,
     against: Annotated[Location | None, Parameter(metavar="LABELS")] = None,
+    colours: Colours = (),
     stride_px: Stride = None,
     precision: Precision = "fp32",
     reading: MaybeReading = None,
@@ -146,10 +148,11 @@ def map_raster(
       bharateo map runs/v0 district.tif --output map.tif --probe wells/probe.safetensors
       bharateo map runs/v0 district.tif --output map.tif --against worldcover
 
-    MAP.tif holds the classes, with their colours and names. Beside it lie MAP.qml, which QGIS
-    takes by itself, MAP-probabilities.tif, MAP-uncertainty.tif (entropy, and what is out of the
-    domain: ground or numbers unlike all the run was trained on), MAP.json (areas, agreement,
-    provenance) and, with --against, MAP-suspect.tif.
+    MAP.tif holds the classes, with their colours and names. Beside it lie MAP-probabilities.tif,
+    MAP-uncertainty.tif (entropy, and what is out of the domain: ground or numbers unlike all the
+    run was trained on) and, with --against, MAP-suspect.tif; a style for each, which QGIS takes
+    by itself, and MAP.qlr with all bands as layers; MAP.png, a picture with a legend; MAP.json
+    (areas, agreement, provenance). `bharateo hectares` says what a district has of each class.
 
     Args:
         run: a folder made by pretrain
@@ -160,6 +163,8 @@ def map_raster(
             mapped as suspect: a raster of WorldCover codes, `worldcover` for the product itself,
             or where WorldCover tiles lie: a folder, an http(s) URL or an s3 URL that holds
             v200/2021/map/...
+        colours: a class's colour, such as water=#0064c8; repeat for others (default: those that
+            people know for what a class is called, in English or Hindi)
         stride_px: side of a cell of the map in pixels, a divisor of the patch size such as 8 or 4
             (default: the patch size); time grows by (patch / PX) squared
         precision: of the model's arithmetic; auto: bf16 where the processor has it
@@ -173,9 +178,12 @@ def map_raster(
         RunError: the run has no land-cover head, or the probe is not of this run.
         SourceError: the raster or the labels cannot be read.
     """
+    from dataclasses import replace
+
     from bharateo.display import Display
     from bharateo.evaluation.own_classes import probe_classifier
     from bharateo.inference.labels import open_labels
+    from bharateo.inference.legend import parse_colours, recoloured
     from bharateo.inference.map import MapRequest, head_classifier, own_products, write_map
     from bharateo.memory import return_freed_memory
     from bharateo.outputs import check_outputs
@@ -184,9 +192,11 @@ def map_raster(
     output, inputs = Path(output), [each for each in (location, probe, against) if each]
     check_outputs("map", own_products(output), inputs)
     opened, display = open_run(run), display or Display()
+    chosen = parse_colours(colours)
     labels = None if against is None else open_labels(str(against))
     opened, source = _open_raster(opened, location, reading, display)
     classifier = head_classifier(opened) if probe is None else probe_classifier(opened, Path(probe))
+    classifier = replace(classifier, classes=recoloured(classifier.classes, chosen))
     domain = _domain(opened, display)
     request = MapRequest(classifier, domain, labels, stride_px, precision)
     with display.bar("map") as bar:
@@ -204,6 +214,7 @@ def teach(
     output: PathLike,
     *,
     class_field: str | None = None,
+    colours: Colours = (),
     stride_px: Stride = None,
     precision: Precision = "fp32",
     reading: MaybeReading = None,
@@ -232,6 +243,8 @@ def teach(
         output: gets probe.safetensors, probe.json, map.tif with its other files,
             label-next.geojson
         class_field: the field that holds the classes (default: class, label, name or the like)
+        colours: a class's colour, such as wells=#0064c8; repeat for others (default: those that
+            people know for what a class is called, in English or Hindi)
         stride_px: side of a cell of the map in pixels, a divisor of the patch size such as 8 or 4
             (default: the patch size); time grows by (patch / PX) squared
         precision: of the model's arithmetic; auto: bf16 where the processor has it
@@ -251,6 +264,7 @@ def teach(
         map_own_classes,
         own_class_products,
     )
+    from bharateo.inference.legend import parse_colours
     from bharateo.inference.points import read_all_points
     from bharateo.memory import return_freed_memory
     from bharateo.outputs import check_outputs
@@ -259,9 +273,10 @@ def teach(
     output, points = Path(output), list_of_paths(points)
     check_outputs("teach", own_class_products(output), [location, *points])
     opened, display = open_run(run), display or Display()
+    chosen = parse_colours(colours)
     labelled = read_all_points(points, class_field)
     opened, source = _open_raster(opened, location, reading, display)
-    options = Options(_domain(opened, display), stride_px, precision)
+    options = Options(_domain(opened, display), stride_px, precision, chosen)
     with display.bar("teach") as bar:
         record = map_own_classes(opened, source, labelled, output, options, bar.update, display.say)
     for line in (*record.lines(), *record.map.lines()):

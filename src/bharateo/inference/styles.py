@@ -1,0 +1,158 @@
+"""QGIS styles of a map's files: one beside each, which QGIS takes by itself; all bands as layers.
+
+``MAP.qlr`` is a layer definition: dragged into QGIS it is a group with a styled layer for every
+band of every file, where a ``.qml`` can style one band of its file alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree import ElementTree
+
+from bharateo.files import write_text
+from bharateo.inference.legend import Colour
+from bharateo.landcover import LandCoverClass
+from bharateo.pixels.cog import xml_characters
+
+STYLE_MARK = "written by bharateo map"
+"""In a comment at the beginning: a style without it is a person's own."""
+
+_QGIS = "3.22"
+
+_SURE_TO_UNSURE: tuple[Colour, ...] = (
+    (0, 0, 4), (66, 10, 104), (147, 38, 103), (221, 81, 58), (252, 165, 10), (252, 255, 164),
+)  # fmt: skip
+"""Matplotlib's inferno at six places, as the reports have it: dark for sure, bright for no idea."""
+
+_WHITE: Colour = (255, 255, 255)
+_NO, _YES = (235, 235, 235), (200, 30, 30)
+
+
+@dataclass(frozen=True)
+class BandStyle:
+    """How a band is shown: its values as classes, or on a ramp from ``low`` to ``high``."""
+
+    title: str
+    band: int
+    classes: tuple[LandCoverClass, ...] = ()
+    ramp: tuple[Colour, ...] = ()
+    low: float = 0.0
+    high: float = 100.0
+
+
+def _ids(*named: tuple[str, Colour]) -> tuple[LandCoverClass, ...]:
+    return tuple(LandCoverClass(number, *each) for number, each in enumerate(named))
+
+
+def class_style(classes: Sequence[LandCoverClass]) -> list[BandStyle]:
+    """Of ``MAP.tif``."""
+    return [BandStyle("class", 1, tuple(classes))]
+
+
+def probability_styles(classes: Sequence[LandCoverClass]) -> list[BandStyle]:
+    """Of ``MAP-probabilities.tif``: white to the class's colour."""
+    return [
+        BandStyle(f"{each.name}, per cent", band, ramp=(_WHITE, each.colour))
+        for band, each in enumerate(classes, 1)
+    ]
+
+
+def uncertainty_styles() -> list[BandStyle]:
+    """Of ``MAP-uncertainty.tif``."""
+    outside = _ids(("inside the domain", _NO), ("out of the domain", _YES))
+    return [
+        BandStyle("entropy, per cent of the most possible", 1, ramp=_SURE_TO_UNSURE),
+        BandStyle("out of the domain", 2, outside),
+        BandStyle("distance, per cent of the limit", 3, ramp=_SURE_TO_UNSURE, high=250),
+    ]
+
+
+def suspect_styles(labels: Sequence[LandCoverClass]) -> list[BandStyle]:
+    """Of ``MAP-suspect.tif``."""
+    return [
+        BandStyle("suspect label", 1, _ids(("believed", _NO), ("suspect", _YES))),
+        BandStyle("label", 2, tuple(labels)),
+        BandStyle("given to the label, per cent", 3, ramp=_SURE_TO_UNSURE[::-1]),
+        BandStyle("purity of the label, per cent", 4, ramp=_SURE_TO_UNSURE[::-1]),
+    ]
+
+
+def measured_style(title: str, band: int, tags: Mapping[str, str]) -> BandStyle:
+    """Of numbers in whatever unit: from the least to the most that GDAL's statistics say."""
+    low, high = (float(tags.get(f"STATISTICS_{end}", 0)) for end in ("MINIMUM", "MAXIMUM"))
+    return BandStyle(title, band, ramp=_SURE_TO_UNSURE, low=low, high=max(high, low + 1e-6))
+
+
+def write_styles(files: Mapping[Path, Sequence[BandStyle]], group: Path) -> None:
+    """Write the style of each file's first band beside it, and all as layers into ``group``."""
+    layers = []
+    for file, styles in files.items():
+        qgis = ElementTree.Element("qgis", version=_QGIS, styleCategories="Symbology")
+        qgis.append(_pipe(styles[0]))
+        _write(file.with_suffix(".qml"), qgis, "qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'")
+        layers += [(file, style) for style in styles]
+    root = ElementTree.Element("qlr")
+    tree = ElementTree.SubElement(root, "layer-tree-group")
+    inner = ElementTree.SubElement(
+        tree, "layer-tree-group", name=xml_characters(group.stem), expanded="1",
+        checked="Qt::Checked",
+    )  # fmt: skip
+    maps = ElementTree.SubElement(root, "maplayers")
+    for number, (file, style) in enumerate(layers):
+        key, name = f"bharateo_{number}", xml_characters(style.title)
+        where = xml_characters(f"./{file.name}")
+        ElementTree.SubElement(
+            inner, "layer-tree-layer", id=key, name=name, source=where, providerKey="gdal",
+            expanded="0", checked="Qt::Checked" if number == 0 else "Qt::Unchecked",
+        )  # fmt: skip
+        layer = ElementTree.SubElement(maps, "maplayer", type="raster")
+        for tag, text in (("id", key), ("datasource", where), ("layername", name)):
+            ElementTree.SubElement(layer, tag).text = text
+        ElementTree.SubElement(layer, "provider").text = "gdal"
+        layer.append(_pipe(style))
+    _write(group, root, "qgis-layer-definition")
+
+
+def _pipe(style: BandStyle) -> ElementTree.Element:
+    pipe = ElementTree.Element("pipe")
+    common = {"band": str(style.band), "opacity": "1", "alphaBand": "-1", "nodataColor": ""}
+    if style.classes:
+        renderer = ElementTree.SubElement(pipe, "rasterrenderer", {"type": "paletted", **common})
+        palette = ElementTree.SubElement(renderer, "colorPalette")
+        for each in style.classes:
+            ElementTree.SubElement(
+                palette, "paletteEntry", value=str(each.id), color=_css(each.colour), alpha="255",
+                label=xml_characters(each.name),
+            )  # fmt: skip
+        return pipe
+    ends = {"classificationMin": f"{style.low:g}", "classificationMax": f"{style.high:g}"}
+    renderer = ElementTree.SubElement(
+        pipe, "rasterrenderer", {"type": "singlebandpseudocolor", **common, **ends}
+    )
+    shader = ElementTree.SubElement(ElementTree.SubElement(renderer, "rastershader"),
+        "colorrampshader", colorRampType="INTERPOLATED", classificationMode="1", clip="0",
+        minimumValue=f"{style.low:g}", maximumValue=f"{style.high:g}",
+    )  # fmt: skip
+    for value, colour in _stops(style):
+        ElementTree.SubElement(
+            shader, "item", value=f"{value:g}", label=f"{value:g}", color=_css(colour), alpha="255"
+        )
+    return pipe
+
+
+def _stops(style: BandStyle) -> Iterator[tuple[float, Colour]]:
+    last = len(style.ramp) - 1
+    for number, colour in enumerate(style.ramp):
+        yield style.low + (style.high - style.low) * number / last, colour
+
+
+def _css(colour: Colour) -> str:
+    return f"#{bytes(colour).hex()}"
+
+
+def _write(path: Path, root: ElementTree.Element, doctype: str) -> None:
+    ElementTree.indent(root)
+    text = ElementTree.tostring(root, encoding="unicode")
+    write_text(path, f"<!DOCTYPE {doctype}>\n<!-- {STYLE_MARK} -->\n{text}\n")

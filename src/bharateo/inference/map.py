@@ -37,26 +37,25 @@ from torch import Tensor
 
 from bharateo.artefacts import Record, checked
 from bharateo.errors import ConfigError
-from bharateo.files import read_bytes, write_json, write_text
+from bharateo.files import clear_scratch, read_bytes, scratch, write_json, write_text
 from bharateo.geography import to_lonlat
 from bharateo.inference.domain import QUANTILE, Domain, Views, pixel_statistics
 from bharateo.inference.encoder import FrozenEncoder, PerToken, RunLayer
 from bharateo.inference.inputs import RasterInput
 from bharateo.inference.labels import LabelAgreement, Labels, compare, label_counts
-from bharateo.inference.products import MadeBy, ProductPlan, holding, item_path, write_item
+from bharateo.inference.products import MadeBy, ProductPlan
 from bharateo.inference.tiles import (
     CellGrid,
     Progress,
     Tile,
     TilePredictions,
-    clear_scratch,
     predict_tiles,
-    scratch,
 )
 from bharateo.landcover import BHARATEO_CLASSES, IGNORE, NUM_CLASSES, LandCoverClass
 from bharateo.models.heads import Layer
 from bharateo.outputs import Own, beginning_with, check_outputs, json_of, record_in
 from bharateo.pixels.cog import Bands, cog_writer, xml_characters
+from bharateo.pixels.product import holding, item_path, write_item
 from bharateo.training.run import Run
 from bharateo.version import __version__
 

@@ -37,6 +37,8 @@ OPTIONS = {
     "--readout --set",
     "tokens": "RUN --chips --epochs --bands --chip-px --patch-px --mask-ratio --model --machine "
     "--num-machines --watts --grid --masks-per-chip --batch-size --precision",
+    "composite": "--dates --output --aoi --zone-field --zone --roi --season --bands --method "
+    "--max-cloud --max-dates --margin --dry-run --mbit --set",
     "embed": f"RUN INPUT --output --dtype --stride --step --precision --level --readout {READING}",
     "map": f"RUN RASTER --output --probe --against --stride --precision {READING}",
     "teach": f"RUN RASTER --points --output --class-field --stride --precision {READING}",

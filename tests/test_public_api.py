@@ -14,7 +14,7 @@ FROZEN = """
     Config choose_pixels load_config with_settings
     Dataset Display Run
     ablate build demo doctor embed evaluate explore export map_raster pretrain probe probe_task
-    score_search schema search teach tokens write_report
+    score_search schema search teach tokens write_report write_composite
     Accounting Reading
     BHARATEO_CLASSES ClassScheme Roi Sensor WORLDCOVER parse_roi write_sample
     Batch BharatEOEncoder FrozenEncoder Mask fixed_batches mask_from_noise num_masked patchify
@@ -94,7 +94,7 @@ def test_type_information_is_part_of_the_package():
 def test_every_verb_is_a_function_of_the_public_api_by_its_own_name():
     from bharateo.verbs.cli import VERBS
 
-    other = {"map": "map_raster", "report": "write_report"}
+    other = {"map": "map_raster", "report": "write_report", "composite": "write_composite"}
     for verb, (function, words) in VERBS.items():
         if verb == "completion":
             continue

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from bharateo.verbs.arguments import MaybeDisplay, PathLike, Settings, Words
 
 if TYPE_CHECKING:
-    from bharateo.composite.write import CompositeRecord
+    from bharateo.composite.plan import CompositeRecord
     from bharateo.regions import Zone
 
 
@@ -85,12 +85,8 @@ def write_composite(
     import tempfile
 
     from bharateo.composite.ground import Ground
-    from bharateo.composite.write import (
-        Request,
-        budget,
-        find_scenes,
-        own_products,
-    )
+    from bharateo.composite.plan import Request, budget, find_scenes
+    from bharateo.composite.write import own_products
     from bharateo.composite.write import write_composite as write
     from bharateo.config import Config, with_settings
     from bharateo.display import Display

@@ -22,7 +22,7 @@ _MODELS = {
     "task": "results:TaskEvaluation",
     "precision": "results:Retrieval",
     "map": "inference.map:MapRecord",
-    "composite": "composite.write:CompositeRecord",
+    "composite": "composite.plan:CompositeRecord",
     "probe": "evaluation.own_classes:OwnClasses",
 }
 """The typed record that is a file's whole content; of a configuration it is ``Config``."""

@@ -4,7 +4,7 @@
 HTTP, each time in a fresh process whose largest resident size is printed. Days and bands share a
 few files, so that a large place takes little disk.
 
-Run: ``python benchmarks/composite.py > benchmarks/composite.md`` (minutes).
+Run: ``python benchmarks/composite_memory.py > benchmarks/composite_memory.md`` (minutes).
 """
 
 from __future__ import annotations
@@ -61,11 +61,15 @@ def main() -> None:
     print("|---|---|---|---|---|")
     for side in options.sides:
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-            print(measured(Path(folder), side, options.bands), flush=True)
+            pixels, peak_mb, seconds, requests, mb = measured(Path(folder), side, options.bands)
+            print(f"| {pixels:,.1f} | {peak_mb:,.0f} | {seconds:,.0f} | {requests:,} | {mb:,.0f} |",
+                  flush=True)  # fmt: skip
 
 
-def measured(folder: Path, side: int, bands: list[str]) -> str:
-    """One composite in a process of its own, as a line of the table."""
+def measured(folder: Path, side: int, bands: list[str]) -> tuple[float, float, float, int, float]:
+    """One composite in a process of its own: million pixels, largest resident size in MB, seconds,
+    requests, and MB fetched.
+    """
     scenes = write_scenes(folder / "s2", side)
     west, south, east, north = bounds_lonlat(scenes[0].geobox.pad(-side // 50))
     with (
@@ -84,9 +88,7 @@ def measured(folder: Path, side: int, bands: list[str]) -> str:
     peak_mb = int(done.stdout.split()[-1]) / 1024
     with rasterio.open(folder / "c.tif") as file:
         pixels = file.width * file.height / 1e6
-    return (
-        f"| {pixels:,.1f} | {peak_mb:,.0f} | {seconds:,.0f} | {requests:,} | {fetched / 1e6:,.0f} |"
-    )
+    return pixels, peak_mb, seconds, requests, fetched / 1e6
 
 
 def write_scenes(folder: Path, side: int) -> list[SceneFiles]:

@@ -223,7 +223,7 @@ def write_rasters(folder: Path) -> None:
 
 def make_small(patch: pytest.MonkeyPatch, scenes: str) -> None:
     """Training of a few steps of a small model, on smaller places, with fewer probes."""
-    load, parse = config.load_config, regions.parse_roi
+    load, parse, set_keys = config.load_config, regions.parse_roi, config.with_settings
 
     def load_small(path, overrides=()):
         full = load(path, overrides)
@@ -240,6 +240,11 @@ def make_small(patch: pytest.MonkeyPatch, scenes: str) -> None:
             ),
         )  # fmt: skip
 
+    def with_scenes(full, settings):
+        full = set_keys(full, settings)
+        sentinel2 = replace(full.data.sentinel2, catalogue=scenes)
+        return replace(full, data=replace(full.data, sentinel2=sentinel2))
+
     def parse_small(text):
         roi = parse(text)
         return replace(roi, size_px=min(roi.size_px, SIDE_PX))
@@ -247,6 +252,7 @@ def make_small(patch: pytest.MonkeyPatch, scenes: str) -> None:
     # The package first: its names are looked up in the modules, and come back as they were.
     for where in ("bharateo", "bharateo.config"):
         patch.setattr(f"{where}.load_config", load_small)
+        patch.setattr(f"{where}.with_settings", with_scenes)
     for where in ("bharateo", "bharateo.regions"):
         patch.setattr(f"{where}.parse_roi", parse_small)
     for few in ("MOST_EXAMPLES", "MOST_VALIDATION"):

@@ -37,6 +37,8 @@ OPTIONS = {
     "--readout --set",
     "tokens": "RUN --chips --epochs --bands --chip-px --patch-px --mask-ratio --model --machine "
     "--num-machines --watts --grid --masks-per-chip --batch-size --precision",
+    "composite": "--dates --output --aoi --zone-field --zone --roi --season --bands --method "
+    "--max-cloud --max-dates --margin --dry-run --mbit --set",
     "embed": f"RUN INPUT --output --dtype --stride --step --precision --level --readout {READING}",
     "sample": "MAP --output --total --per-class --allocation --zones --zone-field --image --seed",
     "areas": "MAP LABELS --output --estimator --more-classes --zones",

@@ -14,7 +14,8 @@ FROZEN = """
     Config choose_pixels load_config with_settings
     Dataset Display Run
     ablate areas build change demo doctor embed evaluate explore export hectares map_raster polygons
-    pretrain probe probe_task sample score_search schema search teach tokens write_report
+    pretrain probe probe_task sample score_search schema search teach tokens write_composite
+    write_report
     Accounting Reading
     BHARATEO_CLASSES ClassScheme Roi Sensor WORLDCOVER parse_roi write_sample
     Batch BharatEOEncoder FrozenEncoder Mask fixed_batches mask_from_noise num_masked patchify
@@ -94,7 +95,7 @@ def test_type_information_is_part_of_the_package():
 def test_every_verb_is_a_function_of_the_public_api_by_its_own_name():
     from bharateo.verbs.cli import VERBS
 
-    other = {"map": "map_raster", "report": "write_report"}
+    other = {"map": "map_raster", "report": "write_report", "composite": "write_composite"}
     for verb, (function, words) in VERBS.items():
         if verb == "completion":
             continue

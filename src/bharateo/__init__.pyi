@@ -12,6 +12,7 @@ from bharateo.display import Display as Display
 from bharateo.training.run import Run as Run
 
 # One function a verb
+from bharateo.verbs.composite import write_composite as write_composite
 from bharateo.verbs.demo import demo as demo
 from bharateo.verbs.doctor import doctor as doctor
 from bharateo.verbs.ground import embed as embed

@@ -8,9 +8,10 @@ import errno
 import glob
 import json
 import os
+import shutil
 import stat
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any
@@ -140,3 +141,59 @@ def take_lock(file: IO[bytes], trouble: BharatEOError) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise trouble from error
+
+
+# Finished parts of an output, until all is there
+
+_KEY_FILE = "key"
+
+
+@contextlib.contextmanager
+def scratch(output: Path, key: str, say: Callable[[str], object]) -> Iterator[Path]:
+    """A folder beside ``output`` for finished tiles; it goes when the context ends well.
+
+    What a killed program left there is used again if its ``key``, which tells what decides the
+    tiles, was the same, else cleared.
+
+    Raises:
+        StorageError: another program is writing the same output, or the disk refuses.
+    """
+    folder = _scratch_folder(output)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "lock").open("wb")
+    except OSError as error:
+        raise StorageError(f"cannot write {output} ({error}): choose another --output") from error
+    with lock:
+        busy = (
+            f"another program is writing {output}: wait for it to end, or choose another --output"
+        )
+        take_lock(lock, StorageError(busy))
+        mark = folder / _KEY_FILE
+        leftovers = [path for path in folder.iterdir() if path.name != "lock"]
+        if leftovers and not (mark.exists() and mark.read_text() == key):
+            say(f"{folder} held tiles of another input, run or options: deleted, and made anew")
+            mark.unlink(missing_ok=True)  # first: what is left without it is cleared the next time
+            for path in leftovers:
+                path.unlink(missing_ok=True)
+        remove_leftovers(folder)
+        write_text(mark, key)
+        yield folder
+    shutil.rmtree(folder)
+
+
+def clear_scratch(output: Path, key: str, say: Callable[[str], object]) -> None:
+    """Remove what a program left that was killed after it had finished ``output``.
+
+    Raises:
+        StorageError: it is still there, and removing it.
+    """
+    folder = _scratch_folder(output)
+    mark = folder / _KEY_FILE
+    if folder.is_dir() and (not mark.exists() or mark.read_text() == key):
+        with scratch(output, key, say):
+            pass
+
+
+def _scratch_folder(output: Path) -> Path:
+    return output.with_name(f".{output.name}.parts")

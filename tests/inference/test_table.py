@@ -8,8 +8,8 @@ import shapely
 from pyproj import CRS
 
 from bharateo.errors import EmptyRegionError
-from bharateo.inference.products import provenance_of
 from bharateo.inference.table import Rows, corners, write_table
+from bharateo.pixels.product import provenance_of
 from inference.areas import PLAN
 
 

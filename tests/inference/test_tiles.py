@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from bharateo.errors import StorageError
+from bharateo.files import scratch
 from bharateo.inference.encoder import FrozenEncoder
-from bharateo.inference.tiles import CellGrid, predict_tiles, scratch
+from bharateo.inference.tiles import CellGrid, predict_tiles
 from models.tiny_models import tiny_model
 
 GRID = CellGrid((100, 100), 32, 8, 8)

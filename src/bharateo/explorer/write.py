@@ -29,10 +29,9 @@ from bharateo.explorer.area import Progress, area_of_raster, areas_of_dataset
 from bharateo.explorer.chips import chips_of_dataset, chips_of_raster
 from bharateo.explorer.records import area_record, chip_record, page_record, script, zipped
 from bharateo.explorer.runtime import BINARY, LICENCE, LOADER, SCRIPT, runtime_files
-from bharateo.files import remove_leftovers, write_atomically, write_text
+from bharateo.files import remove_leftovers, scratch, write_atomically, write_text
 from bharateo.handover.onnx_file import write_onnx
 from bharateo.inference.inputs import RasterInput
-from bharateo.inference.tiles import scratch
 from bharateo.outputs import beginning_with
 from bharateo.report.html import templates
 from bharateo.training.run import Run, dataset_fingerprint

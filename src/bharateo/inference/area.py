@@ -26,7 +26,7 @@ from bharateo.artefacts import shortened
 from bharateo.errors import SourceError
 from bharateo.files import open_file
 from bharateo.geography import to_lonlat
-from bharateo.inference.products import provenance_of
+from bharateo.pixels.product import provenance_of
 from bharateo.pixels.raster import RasterFile, open_raster
 
 _CHUNK_BYTES = 64 << 20

@@ -16,10 +16,10 @@ from bharateo.artefacts import OpenRecord, checked
 from bharateo.errors import CorruptRasterError, SourceError
 from bharateo.files import read_bytes
 from bharateo.inference.legend import Colour, palette_for
-from bharateo.inference.products import COG_TAG
 from bharateo.landcover import WORLDCOVER, LandCoverClass
 from bharateo.outputs import record_in
 from bharateo.pixels.formats import open_local
+from bharateo.pixels.product import COG_TAG
 from bharateo.pixels.raster import RasterFile, open_raster
 
 WINDOW_CELLS = 1024

@@ -15,6 +15,7 @@ from pyproj import CRS
 
 from bharateo.chips.store import Dataset
 from bharateo.errors import ConfigError
+from bharateo.files import clear_scratch, scratch
 from bharateo.geography import to_lonlat
 from bharateo.inference.encoder import (
     CHIPS_AT_ONCE,
@@ -23,15 +24,7 @@ from bharateo.inference.encoder import (
     Readout,
 )
 from bharateo.inference.inputs import RasterInput
-from bharateo.inference.products import (
-    MadeBy,
-    MadeOf,
-    ProductPlan,
-    holding,
-    item_path,
-    provenance_of,
-    write_item,
-)
+from bharateo.inference.products import MadeBy, MadeOf, ProductPlan
 from bharateo.inference.table import Rows, corners, write_table
 from bharateo.inference.tiles import (
     CellGrid,
@@ -39,13 +32,12 @@ from bharateo.inference.tiles import (
     TilePredictions,
     TokenGrid,
     blended_squares,
-    clear_scratch,
     keep_all,
     predict_tiles,
-    scratch,
 )
 from bharateo.outputs import Own, json_of
 from bharateo.pixels.cog import Bands, Block, write_cog
+from bharateo.pixels.product import holding, item_path, provenance_of, write_item
 from bharateo.training.data import physical_units
 from bharateo.training.run import Run, dataset_fingerprint
 from bharateo.version import __version__

@@ -36,7 +36,7 @@ from torch import Tensor
 
 from bharateo.artefacts import Record, checked
 from bharateo.errors import ConfigError
-from bharateo.files import read_bytes, write_json
+from bharateo.files import clear_scratch, read_bytes, scratch, write_json
 from bharateo.geography import cell_areas as ground_areas
 from bharateo.inference.class_raster import ClassRaster
 from bharateo.inference.domain import QUANTILE, Domain, Views, pixel_statistics
@@ -44,7 +44,7 @@ from bharateo.inference.encoder import FrozenEncoder, PerToken, RunLayer
 from bharateo.inference.inputs import RasterInput
 from bharateo.inference.labels import LabelAgreement, Labels, compare, label_counts
 from bharateo.inference.picture import PICTURE_MARK, write_picture
-from bharateo.inference.products import MadeBy, ProductPlan, holding, item_path, write_item
+from bharateo.inference.products import MadeBy, ProductPlan
 from bharateo.inference.styles import (
     STYLE_MARK,
     BandStyle,
@@ -60,15 +60,14 @@ from bharateo.inference.tiles import (
     Progress,
     Tile,
     TilePredictions,
-    clear_scratch,
     predict_tiles,
-    scratch,
 )
 from bharateo.landcover import BHARATEO_CLASSES, IGNORE, NUM_CLASSES, LandCoverClass
 from bharateo.models.heads import Layer
 from bharateo.outputs import Own, beginning_with, check_outputs, json_of, record_in
 from bharateo.pixels.cog import Bands, cog_writer
 from bharateo.pixels.formats import open_local
+from bharateo.pixels.product import holding, item_path, write_item
 from bharateo.training.run import Run
 from bharateo.version import __version__
 

@@ -23,7 +23,8 @@ from pyproj import CRS
 
 from bharateo.errors import EmptyRegionError
 from bharateo.files import remove_leftovers_of, write_atomically
-from bharateo.inference.products import TABLE_KEY, ProductPlan
+from bharateo.inference.products import ProductPlan
+from bharateo.pixels.product import TABLE_KEY
 
 
 @dataclass(frozen=True)

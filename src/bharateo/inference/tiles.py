@@ -15,9 +15,7 @@ any order, and together they have no seams. Finished tiles survive the program t
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -29,8 +27,8 @@ from jaxtyping import Bool, Float
 from odc.geo.geobox import GeoBox
 from torch import Tensor
 
-from bharateo.errors import ConfigError, StorageError
-from bharateo.files import remove_leftovers, take_lock, write_atomically, write_text
+from bharateo.errors import ConfigError
+from bharateo.files import write_atomically
 from bharateo.inference.encoder import CHIPS_AT_ONCE, PerToken
 
 TILE_TOKENS = 128
@@ -380,60 +378,3 @@ def keep_all(
             write_atomically(file, partial(np.save, arr=make().astype(dtype)))
     progress(len(files), len(files), "writing")
     return files
-
-
-# On disk, until all is there
-
-
-@contextmanager
-def scratch(output: Path, key: str, say: Callable[[str], object]) -> Iterator[Path]:
-    """A folder beside ``output`` for finished tiles; it goes when the context ends well.
-
-    What a killed program left there is used again if its ``key``, which tells what decides the
-    tiles, was the same, else cleared.
-
-    Raises:
-        StorageError: another program is writing the same output, or the disk refuses.
-    """
-    folder = _scratch_folder(output)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / "lock").open("wb")
-    except OSError as error:
-        raise StorageError(f"cannot write {output} ({error}): choose another --output") from error
-    with lock:
-        busy = (
-            f"another program is writing {output}: wait for it to end, or choose another --output"
-        )
-        take_lock(lock, StorageError(busy))
-        mark = folder / _KEY_FILE
-        leftovers = [path for path in folder.iterdir() if path.name != "lock"]
-        if leftovers and not (mark.exists() and mark.read_text() == key):
-            say(f"{folder} held tiles of another input, run or options: deleted, and made anew")
-            mark.unlink(missing_ok=True)  # first: what is left without it is cleared the next time
-            for path in leftovers:
-                path.unlink(missing_ok=True)
-        remove_leftovers(folder)
-        write_text(mark, key)
-        yield folder
-    shutil.rmtree(folder)
-
-
-def clear_scratch(output: Path, key: str, say: Callable[[str], object]) -> None:
-    """Remove what a program left that was killed after it had finished ``output``.
-
-    Raises:
-        StorageError: it is still there, and removing it.
-    """
-    folder = _scratch_folder(output)
-    mark = folder / _KEY_FILE
-    if folder.is_dir() and (not mark.exists() or mark.read_text() == key):
-        with scratch(output, key, say):
-            pass
-
-
-_KEY_FILE = "key"
-
-
-def _scratch_folder(output: Path) -> Path:
-    return output.with_name(f".{output.name}.parts")

@@ -113,7 +113,7 @@ def sentinel2_regions(zones: Sequence[Zone], align_px: tuple[int, int]) -> tuple
 def _strip_regions(
     zones: Sequence[Zone], zone_number: int, north: bool, align_px: tuple[int, int]
 ) -> Iterator[Region]:
-    strip, crs = _strip(zone_number, north), _utm(zone_number, north)
+    strip, crs = _strip(zone_number, north), utm(zone_number, north)
     outlines = {}
     for zone in zones:
         part = zone.outline.intersection(strip)
@@ -214,7 +214,7 @@ def square_name(zone_number: int, north: bool, corner: tuple[int, int]) -> str:
     Source: NGA.STND.0037, "The Universal Grids and the Transverse Mercator Projections", B.
     """
     col, row = corner[0] // SQUARE_M, corner[1] // SQUARE_M
-    to_degrees = CRS(_utm(zone_number, north)).transformer_to_crs(CRS("EPSG:4326"))
+    to_degrees = CRS(utm(zone_number, north)).transformer_to_crs(CRS("EPSG:4326"))
     _, lat = to_degrees(500_000, corner[1] + SQUARE_M / 2)
     band = _BANDS[int((lat + 80) // 8)]
     columns = _COLUMNS[zone_number % 3]
@@ -236,10 +236,10 @@ def _span(metres: tuple[float, float], align_px: int, size_px: int) -> tuple[int
     return first, min(last, size_px) - first
 
 
-def _unprojected(outline: shapely.Geometry, zone_number: int, north: bool) -> shapely.Geometry:
+def unprojected(outline: shapely.Geometry, zone_number: int, north: bool) -> shapely.Geometry:
     """An outline in metres of a UTM zone in degrees, cut in two where it crosses 180."""
     middle = -183 + 6 * zone_number
-    to_degrees = CRS(_utm(zone_number, north)).transformer_to_crs(CRS("EPSG:4326"))
+    to_degrees = CRS(utm(zone_number, north)).transformer_to_crs(CRS("EPSG:4326"))
 
     def near_the_middle(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         lon, lat = to_degrees(x, y)
@@ -256,7 +256,8 @@ def _unprojected(outline: shapely.Geometry, zone_number: int, north: bool) -> sh
     return shapely.union_all([part for part in turns if part.area > 0])
 
 
-def _utm(zone_number: int, north: bool) -> str:
+def utm(zone_number: int, north: bool) -> str:
+    """The EPSG code of a UTM zone on WGS 84."""
     return f"EPSG:{(32600 if north else 32700) + zone_number}"
 
 
@@ -273,11 +274,11 @@ def _roi_zone(roi: Roi) -> Zone:
             "and 80 S"
         )
     number, north = min(int((roi.lon + 180) // 6) + 1, 60), roi.lat >= 0
-    x, y = CRS("EPSG:4326").transformer_to_crs(CRS(_utm(number, north)))(roi.lon, roi.lat)
+    x, y = CRS("EPSG:4326").transformer_to_crs(CRS(utm(number, north)))(roi.lon, roi.lat)
     half = roi.size_px * PIXEL_M / 2
     square = shapely.box(x - half, y - half, x + half, y + half)
     try:
-        return Zone(roi.name, _unprojected(square, number, north))
+        return Zone(roi.name, unprojected(square, number, north))
     except shapely.GEOSException as error:  # it wraps around a pole, or leaves the plane
         raise RegionError(
             f"ROI {roi.name!r}: a square of {roi.size_px} px is too large there: give "
@@ -297,7 +298,7 @@ def _mgrs_zone(name: str) -> Zone:
         ) from error
     north = hemisphere == "N"
     corner = int(east // SQUARE_M * SQUARE_M), int(northing // SQUARE_M * SQUARE_M)
-    square = _unprojected(shapely.box(*tile_bounds(corner, north)), number, north)
+    square = unprojected(shapely.box(*tile_bounds(corner, north)), number, north)
     own = square.intersection(_strip(number, north))
     if own.area == 0:
         raise RegionError(

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _QUESTIONS_AT_ONCE = 4
 
 _MOST_SCENES = 4
-"""Scenes that a place may be read from, one after the other."""
+"""Scenes that a place of a build may be read from, one after the other."""
 
 _MOST_DROPPED = 3
 _MOST_DROPPED_SHARE = 0.1
@@ -63,18 +63,21 @@ class _Items(_KeptAnswer):
 class CatalogueScenes:
     """The scenes of a build's places, from the catalogue or a kept list: ``sources.Scenes``.
 
-    ``folder`` keeps the answers, so that a build that goes on takes the same scenes.
+    ``folder`` keeps the answers, so that a build that goes on takes the same scenes. A place has
+    at most ``most_scenes``; all there are with None.
     """
 
-    def __init__(self, source: Sentinel2, folder: Path) -> None:
-        self.source, self.folder = source, folder
+    def __init__(
+        self, source: Sentinel2, folder: Path, most_scenes: int | None = _MOST_SCENES
+    ) -> None:
+        self.source, self.folder, self.most_scenes = source, folder, most_scenes
         self.by_id: dict[str, Scene] = {}
         self.left_out: dict[str, LeftOut] = {}
 
     def find(
         self, places: Sequence[Place], progress: Callable[[int, int], None]
     ) -> list[tuple[str, ...]]:
-        """Of every place the scenes it may be read from, best first, four at most.
+        """Of every place the scenes it may be read from, best first.
 
         Raises:
             UnreachableError: the catalogue did not answer.
@@ -111,7 +114,7 @@ class CatalogueScenes:
         for region, occasion, outline in places:
             crs = region.geobox.crs
             best = ranked(found[region.name, occasion], outline, crs.epsg if crs else None)
-            candidates.append(tuple(scene.id for scene in best[:_MOST_SCENES]))
+            candidates.append(tuple(scene.id for scene in best[: self.most_scenes]))
         if not any(candidates):
             names = dict.fromkeys(place.region.name for place in places)
             raise EmptyRegionError(

@@ -45,14 +45,18 @@ VALID_SCL = (2, 4, 5, 6, 7, 11)
 Left out: 0 nodata, 1 saturated, 3 cloud shadow, 8 and 9 cloud, 10 cirrus.
 Source: Sentinel-2 L2A Algorithm Theoretical Basis Document, table 3."""
 
+CLOUD_SCL = (3, 8, 9, 10)
+"""Scene classes of cloud and its shadow. Of the others left out, 0 and 1, nothing spreads."""
+
 DARK_QUANTILE = 0.001
 DARK_BELOW_OFFSET = 900
 """A stored number that hardly any ground has while the offset is in: a reflectance below -0.01."""
 
 VISIBLE = ("B02", "B03", "B04")
 
-_SHADOW, _VEGETATION, _WATER = 2, 4, 6
-"""Scene classes that say how dark ground must be, or that it need not be ground one sees."""
+_SHADOW, _VEGETATION, _WATER, _CLOUD = 2, 4, 6, 9
+"""Scene classes that say how dark ground must be, or that it need not be ground one sees; and
+cloud of high probability."""
 
 _ENOUGH = 500
 """Pixels looked at before anything is said of a scene: of one in sixteen, 0.8 km2."""
@@ -409,15 +413,38 @@ def _square_under(geobox: GeoBox) -> tuple[tuple[int, int], bool]:
 
 @dataclass
 class SceneSource(Source):
-    """One scene as a source; its id is the name."""
+    """One scene as a source; its id is the name.
+
+    ``margin_px``: ground as near as this to cloud or shadow, in rows and in columns, is cloud too.
+    """
 
     name: str
     attribution: tuple[str, ...]
     source: Sentinel2
     scene: Scene
     offset: Offset
+    margin_px: int = 0
 
-    def read(self, geobox: GeoBox) -> Raster:
+    def classes(self, geobox: GeoBox) -> UInt8[np.ndarray, "row col"]:
+        """The scene classification (SCL) by nearest neighbour, with the margin around clouds as
+        cloud (9); 0 where the scene holds nothing.
+
+        Raises:
+            CorruptRasterError, UnreachableError: see ``Sentinel2.read_band``.
+        """
+        margin = self.margin_px
+        found: np.ndarray = self.source.read_band(
+            self.scene, "SCL", geobox.pad(margin) if margin else geobox, "nearest"
+        )
+        if not margin:
+            return found
+        from scipy.ndimage import maximum_filter  # here, since it takes a while to load
+
+        near = maximum_filter(np.isin(found, CLOUD_SCL), 2 * margin + 1)
+        grown: np.ndarray = np.where(near & (found != NODATA), np.uint8(_CLOUD), found)
+        return grown[margin:-margin, margin:-margin]
+
+    def read(self, geobox: GeoBox, classes: UInt8[np.ndarray, "row col"] | None = None) -> Raster:
         """Reflectance x 10000, uint16 (band, row, col), 0 where there is no data.
 
         20 m bands come to 10 m by bilinear, the scene classification by nearest neighbour. A pixel
@@ -425,6 +452,8 @@ class SceneSource(Source):
         provenance holds the offset with its evidence, what the pixels say to it (``agree``,
         ``disagree``, or ``undecided`` where nothing is green), the counts of dark ground, the
         darkest stored number and, where pixels disagree, a ``warning``.
+
+        ``classes`` are those of ``classes`` on the grid, where they have been read already.
 
         Raises:
             CorruptRasterError, UnreachableError: see ``Sentinel2.read_band``.
@@ -437,14 +466,15 @@ class SceneSource(Source):
             values[place] = self.source.read_band(self.scene, band, geobox, "bilinear")
 
         with ThreadPoolExecutor(_FILES_AT_ONCE) as threads, self.source.interruptible():
-            classes = threads.submit(self.source.read_band, self.scene, "SCL", geobox, "nearest")
+            reading = threads.submit(lambda: self.classes(geobox) if classes is None else classes)
             list(threads.map(fill, range(len(bands))))
-        valid = np.isin(classes.result(), VALID_SCL)
+        known = reading.result()
+        valid = np.isin(known, VALID_SCL)
         for band_values in values:
             valid &= band_values != NODATA
         dark = darkest(values, valid)
         names = self.source.sensor.band_names
-        ground = dark_ground(values, names, valid, classes.result())
+        ground = dark_ground(values, names, valid, known)
         for band in values:
             band[:] = harmonised(band, self.offset)
         return Raster(values, valid, geobox, self._provenance(dark, ground))

@@ -25,8 +25,8 @@ from bharateo.errors import CorruptRasterError, RegionError, SourceError
 from bharateo.files import read_bytes
 from bharateo.geography import cell_areas
 from bharateo.inference.map import products
-from bharateo.inference.products import provenance_of
 from bharateo.landcover import WORLDCOVER
+from bharateo.pixels.product import provenance_of
 from bharateo.pixels.raster import RasterFile, open_raster
 from bharateo.progress import Progress
 from bharateo.sources.areas import file_zones

@@ -15,6 +15,7 @@ from cyclopts import App, CycloptsError, Group, Parameter
 
 from bharateo.errors import BharatEOError, ConfigError, RankLostError, Stopped
 from bharateo.machine import first_rank
+from bharateo.verbs.composite import write_composite
 from bharateo.verbs.demo import demo
 from bharateo.verbs.doctor import doctor
 from bharateo.verbs.ground import embed, explore, export, map_raster, search, teach
@@ -219,6 +220,7 @@ VERBS: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
     "probe-task": (probe_task, ("run", "folder")),
     "ablate": (ablate, ("config",)),
     "tokens": (tokens, ("run",)),
+    "composite": (write_composite, ()),
     "embed": (embed, ("run", "location")),
     "map": (map_raster, ("run", "location")),
     "teach": (teach, ("run", "location")),

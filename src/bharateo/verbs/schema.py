@@ -10,7 +10,7 @@ from bharateo.verbs.arguments import MaybeDisplay
 
 What = Literal[
     "config", "dataset", "contract", "evaluation", "probes", "ablation", "task", "precision", "map",
-    "probe", "sample", "areas", "change",
+    "probe", "composite", "sample", "areas", "change",
 ]  # fmt: skip
 
 _MODELS = {
@@ -22,6 +22,7 @@ _MODELS = {
     "task": "results:TaskEvaluation",
     "precision": "results:Retrieval",
     "map": "inference.map:MapRecord",
+    "composite": "composite.plan:CompositeRecord",
     "probe": "evaluation.own_classes:OwnClasses",
     "sample": "survey.sample:SampleRecord",
     "areas": "survey.areas:AreasRecord",
@@ -46,8 +47,8 @@ def schema(what: What = "config", *, display: MaybeDisplay = None) -> dict[str, 
 
     Args:
         what: a configuration; dataset.json; a run's contract.json, evaluation.json, probes.json;
-            ablation.json; what probe-task writes; precision.json; a map's MAP.json; probe.json;
-            POINTS.json of sample; AREAS.json; CHANGE.json
+            ablation.json; what probe-task writes; precision.json; a map's MAP.json; a
+            composite's NAME.json; probe.json; POINTS.json of sample; AREAS.json; CHANGE.json
 
     Returns:
         The schema.

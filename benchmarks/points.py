@@ -3,7 +3,8 @@
 Draws points of every class, cross-validates a probe on them by location, fits it, and scores it on
 ground elsewhere: points from the train split and the test split to score on (--ground splits), or a
 fifth of all blocks, drawn anew each time, to score on and the others for points (--ground blocks).
-An honest 95 % interval holds that score in about 95 of 100 draws.
+An honest 95 % interval holds that score in about 95 of 100 draws. The same of what is chosen among
+all kinds, their sums and --classifiers, beside what the best one's own score would have told.
 
     python benchmarks/points.py RUN [--points 5 20] [--draws 100] [--ground splits]
 """
@@ -17,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from bharateo.chips.store import Dataset
+from bharateo.evaluation.choice import CLASSIFIERS, choose
 from bharateo.evaluation.cross_validation import cross_validate, fit_few, spatial_groups
 from bharateo.evaluation.features import MAKERS
 from bharateo.inference.encoder import CHIPS_AT_ONCE
@@ -84,6 +86,7 @@ def draw(
     chip_px: int,
     rng: np.random.Generator,
     seed: int,
+    classifiers: list[str],
 ) -> dict[str, tuple[float, float, float, float]]:
     """One person's points: of every kind of features the told score, its interval, the reached."""
     away, ours = patches.split == "test", patches.split == "train"
@@ -107,14 +110,33 @@ def draw(
         predicted = fit_few(features[chosen], labels).predict(features[away])
         reached = balanced_accuracy(patches.labels[away], predicted)
         found[kind] = (told[kind].value, told[kind].low, told[kind].high, reached)
+    own = {kind: features[chosen] for kind, features in patches.features.items()}
+    choice = choose(own, labels, groups, seed, classifiers=classifiers)
+    fitted = choice.fit(own, labels)
+    there = {kind: features[away] for kind, features in patches.features.items()}
+    predicted = fitted(choice.chosen.columns(there)).argmax(1)
+    reached = balanced_accuracy(patches.labels[away], predicted)
+    score = choice.score
+    found["chosen"] = (score.value, score.low, score.high, reached)
+    found["chosen, its own score"] = (choice.chosen.value, score.low, score.high, reached)
     return found
 
 
-def rows(patches: Patches, ground: str, num: int, radius: float, draws: int, chip_px: int) -> None:
+def rows(
+    patches: Patches,
+    ground: str,
+    num: int,
+    radius: float,
+    draws: int,
+    chip_px: int,
+    classifiers: list[str],
+) -> None:
     """Print lines of the table for points of one density."""
     rng = np.random.default_rng(0)
-    found = [draw(patches, ground, num, radius, chip_px, rng, seed) for seed in range(draws)]
-    for kind in KINDS:
+    found = [
+        draw(patches, ground, num, radius, chip_px, rng, seed, classifiers) for seed in range(draws)
+    ]
+    for kind in (*KINDS, "chosen", "chosen, its own score"):
         told, low, high, reached = np.array([each[kind] for each in found]).T
         inside = int(((low <= reached) & (reached <= high)).sum())
         where = "anywhere" if np.isinf(radius) else f"within {radius:.0f} px"
@@ -133,6 +155,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=100)
     parser.add_argument("--radius", type=float, nargs="+", default=[np.inf, 800.0])
     parser.add_argument("--ground", choices=("splits", "blocks"), default="splits")
+    parser.add_argument("--classifiers", nargs="+", default=[*CLASSIFIERS])
     options = parser.parse_args()
     run = Run.open(options.run)
     patches = patches_of(run, run.own_dataset())
@@ -140,7 +163,8 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|")
     for num in options.points:
         for radius in options.radius:
-            rows(patches, options.ground, num, radius, options.draws, run.contract.chip_px)
+            rows(patches, options.ground, num, radius, options.draws, run.contract.chip_px,
+                 options.classifiers)  # fmt: skip
 
 
 if __name__ == "__main__":

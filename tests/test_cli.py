@@ -44,7 +44,8 @@ OPTIONS = {
     "areas": "MAP LABELS --output --estimator --more-classes --zones",
     "change": "MAP_A MAP_B --output --stable --repeat --zones --zone-field",
     "map": f"RUN RASTER --output --probe --against --colour --stride --precision {READING}",
-    "teach": f"RUN RASTER --points --output --class-field --colour --stride --precision {READING}",
+    "teach": "INPUT RASTER --points --output --class-field --colour --stride --precision "
+    f"{READING}",
     "hectares": "MAP --zones --output --zone-field",
     "polygons": "MAP --output --min-area-ha",
     "search": f"EMBEDDING INPUT --like --output --count --away {READING}",

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from bharateo.errors import ConfigError
 
-ContractField = Literal["bands", "unit", "statistics", "resolution"]
+ContractField = Literal["bands", "unit", "level", "statistics", "resolution", "domain"]
 """A field of a run's contract that a person may take on themselves."""
 
 

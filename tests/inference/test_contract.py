@@ -21,12 +21,13 @@ from bharateo.inference.contract import (
     check_grid,
     check_pixels,
     ground_resolution,
+    level_of,
     other_unit,
     sample_windows,
 )
 from bharateo.inference.inputs import open_input
 from bharateo.reading import ContractField, Reading
-from bharateo.sensor import BAND_SETS, SENTINEL2_L2A, WORLDCOVER_PALETTE
+from bharateo.sensor import BAND_SETS, SENTINEL2_L1C, SENTINEL2_L2A, WORLDCOVER_PALETTE
 from bharateo.training.contract import Differences
 from l2a_scenes import BANDS, made_up_scene
 from small_datasets import small_contract
@@ -245,6 +246,36 @@ def test_ground_that_would_be_refused_in_its_right_unit_as_well_is_told_so_at_on
     assert "statistics" not in str(refusal.value)
 
 
+# Processing level
+
+
+def through_air(values):
+    """Surface reflectance as it looks from above the air: more is added, the shorter the wave."""
+    return values + np.geomspace(0.09, 0.002, len(BANDS))[:, None]
+
+
+def test_the_other_processing_level_is_refused_unless_allowed():
+    dark = reflectance(LAND.tolist())
+    dark[:, :50] = 0.01  # as shadow and deep water are
+    with pytest.raises(ContractError, match=r"^level: .*looks like level L1C.*--allow level$"):
+        check(through_air(dark), PLAIN, PLAIN)
+    assert "level" in check(through_air(dark), PLAIN, PLAIN, ["level", "statistics"])
+    assert check(dark, PLAIN, PLAIN) == {}
+    read = Sample.of(dark)
+    assert level_of(read, SENTINEL2_L1C) == SENTINEL2_L2A.name
+    assert level_of(Sample.of(through_air(dark)), SENTINEL2_L2A) == SENTINEL2_L1C.name
+
+
+def test_snow_haze_and_other_bands_do_not_tell_the_level():
+    snow = np.full((len(BANDS), 100), 0.5)
+    haze = np.full((len(BANDS), 100), 0.07)
+    for values in (snow, haze):
+        assert level_of(Sample.of(values), SENTINEL2_L2A) is None
+    infrared = SENTINEL2_L2A.with_bands(("B08", "B04", "B03"))
+    assert level_of(Sample.of(haze[:3] * 0), infrared) is None
+    assert level_of(Sample.of(haze[:3] * 0), WORLDCOVER_PALETTE) is None
+
+
 # Statistics
 
 
@@ -282,7 +313,8 @@ def test_a_bounded_number_of_windows_inside_the_raster_is_looked_at(height, widt
 
 
 def test_the_fields_of_the_command_line_are_those_that_are_checked():
-    assert {"bands", "unit", "statistics", "resolution"} == {*get_args(ContractField)}
+    fields = {"bands", "unit", "level", "statistics", "resolution", "domain"}
+    assert fields == {*get_args(ContractField)}
 
 
 # Real files
@@ -311,12 +343,16 @@ real = pytest.mark.skipif(not _S2.is_dir(), reason=f"no real pixels at {_S2}")
 def test_in_real_files_the_offset_is_found_where_it_is_and_not_where_it_is_not(name, remedy):
     path = str(_S2 / "global-12band" / f"{name}.tif")
     bands = _L1C if "L1C" in name else _L2A
+    offset = None
     if remedy:
         with pytest.raises(ContractError, match=rf"^unit: .*offset of \+1000;.*add {remedy}"):
             open_input(path, contract(), Reading(bands))
-        assert open_input(path, contract(), Reading(bands, offset=-0.1)).overridden == {}
-    else:
-        assert open_input(path, contract(), Reading(bands)).overridden == {}
+        offset = -0.1
+    if "L1C" in name:
+        with pytest.raises(ContractError, match=r"^level: .*looks like level L1C.*--allow level"):
+            open_input(path, contract(), Reading(bands, offset=offset))
+    allowed = Reading(bands, offset=offset, allow=frozenset({"level"}))
+    assert [*open_input(path, contract(), allowed).overridden] == ["level"] * ("L1C" in name)
 
 
 @real

@@ -129,7 +129,11 @@ def test_noise_is_out_of_the_domain_and_known_ground_is_not(map_run, domain, the
 
     known, _ = the_map
     raster = write_raster(tmp_path / "noise.tif", change=noise)
-    other = mapped(map_run, raster, tmp_path / "map.tif", domain=domain)
+    with pytest.raises(ContractError, match=r"^domain: .* of .*noise.tif .*--allow domain$"):
+        mapped(map_run, raster, tmp_path / "map.tif", domain=domain)
+    source = open_input(str(raster), map_run.contract, Reading(allow=frozenset({"domain"})))
+    request = MapRequest(head_classifier(map_run), domain=domain)
+    other = write_map(map_run, source, tmp_path / "map.tif", request, silent, silent)
     assert known.out_of_domain.share < 0.1
     assert other.out_of_domain.share > 0.9
     outside, distance = bands(products(tmp_path / "map.tif")["uncertainty"])[1:]

@@ -1,6 +1,7 @@
 """A run of ten bands on rasters that hold fewer, through every verb that takes one."""
 
 import json
+import shlex
 import shutil
 from dataclasses import replace
 
@@ -193,13 +194,20 @@ def test_every_set_has_a_domain_of_its_own(run):
         assert torch.equal(load_domain(each).pixels.mean, domain.pixels.mean)
 
 
-def test_noise_in_a_set_is_out_of_its_domain(run, tmp_path):
+def test_noise_in_a_set_is_out_of_its_domain_and_refused(run, tmp_path, capsys):
     path = write(tmp_path / "noise.tif", ("B04", "B03", "B02"))
     with rasterio.open(path, "r+") as file:
         values = file.read().reshape(3, -1)
         mixed = np.random.default_rng(0).permuted(values, axis=1)
         file.write(mixed.reshape(3, *SHAPE))
-    assert main(["map", str(run.path), str(path), "--output", str(tmp_path / "map.tif")]) == 0
+    words = ["map", str(run.path), str(path), "--output", str(tmp_path / "map.tif")]
+    assert main(words) == 1
+    assert not (tmp_path / "map.json").exists()
+    said = " ".join(capsys.readouterr().err.split())
+    assert "domain: " in said
+    again = said[said.index("go on with ") + len("go on with ") :]
+    assert again == shlex.join(["bharateo", *words, "--allow", "domain"])
+    assert main(shlex.split(again)[1:]) == 0
     assert json.loads((tmp_path / "map.json").read_text())["out_of_domain"]["share"] > 0.9
 
 
@@ -219,8 +227,11 @@ def test_a_probe_of_own_points_maps_rasters_of_its_set_alone(run, rgb, tmp_path,
     probe = ["--probe", str(tmp_path / "own" / "probe.safetensors")]
     output = ["--output", str(tmp_path / "again.tif")]
     assert main(["map", str(run.path), str(rgb), *output, *probe]) == 0
-    again, own = (pixels_of(path) for path in (tmp_path / "again.tif", tmp_path / "own/map.tif"))
-    assert np.array_equal(again, own)
+    with rasterio.open(tmp_path / "again.tif") as file:
+        mapped = file.read(1)
+    right = [int(mapped[place]) == sorted(classes.values()).index(classes[centres[place]])
+             for place in places]  # fmt: skip
+    assert np.mean(right) > 0.8
     whole = write(tmp_path / "all.tif", NAMES)
     capsys.readouterr()
     assert main(["map", str(run.path), str(whole), "--output", str(tmp_path / "b.tif"), *probe])

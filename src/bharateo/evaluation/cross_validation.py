@@ -30,7 +30,9 @@ _TEMPERATURES = np.geomspace(0.02, 5, 60)
 
 
 def fit_few(
-    features: Float[np.ndarray, "example dim"], labels: Int64[np.ndarray, " example"]
+    features: Float[np.ndarray, "example dim"],
+    labels: Int64[np.ndarray, " example"],
+    strength: float = STRENGTH,
 ) -> LinearProbe:
     """A strongly regularised linear probe for which all classes are equally likely beforehand.
 
@@ -41,7 +43,7 @@ def fit_few(
     Raises:
         DatasetError: the labels are of fewer than two classes.
     """
-    probe = fit_linear(features, labels, strengths=(STRENGTH,))
+    probe = fit_linear(features, labels, strengths=(strength,))
     share = (labels[:, None] == probe.classes).mean(0)
     return replace(probe, bias=probe.bias - np.log(share))
 
@@ -106,11 +108,16 @@ def trials(labels: Int64[np.ndarray, " example"], groups: Int64[np.ndarray, " ex
         if len(scored) and len(np.unique(labels[fitted])) > 1:
             found.append(Trial(fitted, scored))
     if len(found) < 2:
-        raise DatasetError(
-            "no score by location is possible: every class lies in one place only; add points of "
-            "each class at least a chip away from the others"
-        )
+        raise not_scorable()
     return found
+
+
+def not_scorable() -> DatasetError:
+    """What there is to say where no split leaves two classes to fit and something to score."""
+    return DatasetError(
+        "no score by location is possible: every class lies in one place only; add points of "
+        "each class at least a chip away from the others"
+    )
 
 
 def cross_validate(
@@ -164,8 +171,6 @@ def tempered(
     Its logits are divided by the temperature that gives held-out points, classes counting alike,
     the least cross-entropy (Guo et al. 2017, "On Calibration of Modern Neural Networks").
     """
-    from scipy.special import log_softmax
-
     logits, truth = [], []
     for split in trials(labels, groups, seed):
         held_out = fit_few(features[split.fitted], labels[split.fitted])
@@ -174,11 +179,19 @@ def tempered(
             truth.append(labels[split.scored])
     if not logits:
         return probe, 1.0
-    every, true = np.concatenate(logits), np.concatenate(truth)
-    weight = 1 / np.bincount(labels)[true]
+    best = best_temperature(np.concatenate(logits), np.concatenate(truth))
+    return replace(probe, weight=probe.weight / best, bias=probe.bias / best), best
+
+
+def best_temperature(
+    logits: Float[np.ndarray, "example cls"], labels: Int64[np.ndarray, " example"]
+) -> float:
+    """What held-out logits are to be divided by for the least cross-entropy, classes alike."""
+    from scipy.special import log_softmax
+
+    weight = 1 / np.bincount(labels)[labels]
     losses = [
-        np.average(-log_softmax(every / each, 1)[np.arange(len(true)), true], weights=weight)
+        np.average(-log_softmax(logits / each, 1)[np.arange(len(labels)), labels], weights=weight)
         for each in _TEMPERATURES
     ]
-    best = float(_TEMPERATURES[int(np.argmin(losses))])
-    return replace(probe, weight=probe.weight / best, bias=probe.bias / best), best
+    return float(_TEMPERATURES[int(np.argmin(losses))])

@@ -311,10 +311,12 @@ def check_pixels(
     contract: Contract,
     differences: Differences,
 ) -> None:
-    """Refuse numbers of another unit, naming it, and pixels far from those of the training.
+    """Refuse numbers of another unit, naming it, pixels of another processing level, and those far
+    from the training.
 
     Raises:
-        ContractError: they are, and the field (``unit``, ``statistics``) is not allowed to differ.
+        ContractError: they are, and the field (``unit``, ``level``, ``statistics``) is not allowed
+            to differ.
     """
     trained = contract.statistics.as_arrays()
     read = stored.read_as(scale, offset)
@@ -328,8 +330,53 @@ def check_pixels(
             f"bands are {values[0]}, and {values[1]} in the training ({sensor.unit})",
             _remedy(unit, scale, sensor) + _still_far(stored, unit, sensor, trained),
         )
-    elif sensor.standardised:
+        return
+    level = level_of(read, sensor)
+    if level is not None and level != sensor.name:
+        blue = read.dark[sensor.band_names.index("B02")]
+        differences.add(
+            "level",
+            f"{location} looks like {_LEVELS[level]}: the darkest thousandth of B02 is {blue:.3f}, "
+            f"and air alone reflects {_AIR:g} or more at the top of the atmosphere; the run was "
+            f"trained on {_LEVELS[sensor.name]}",
+            "give a raster of that level, or pretrain a run on this one",
+        )
+    if sensor.standardised:
         check_statistics(contract, read.statistics, location, differences)
+
+
+_LEVELS = {
+    SENTINEL2_L1C.name: "level L1C, top of atmosphere",
+    SENTINEL2_L2A.name: "level L2A, the surface",
+}
+
+_AIR = 0.05
+"""Reflectance of air without dust at 490 nm, seen from above under a high sun; more under a low
+one. Below, the darkest thousandth is the surface's. Source: Bodhaine et al. 1999, "On Rayleigh
+Optical Depth Calculations" (optical depth 0.155)."""
+
+_TOP = 0.075
+"""From here on it is seen through air, where blue is brighter than green, and green than red. Of 27
+scenes and crops of either level none was taken for the other one (``docs/lab-notes.md``)."""
+
+_SNOW = 0.3
+"""Mean blue from which on nothing dark need be there, and nobody can tell."""
+
+
+def level_of(read: Sample, sensor: Sensor) -> str | None:
+    """The Sentinel-2 sensor whose processing level pixels are of by their darkest: L1C still holds
+    the light of the air, the more the shorter the wave. None where it cannot be told.
+    """
+    names = sensor.band_names
+    if sensor.name not in _LEVELS or not {"B02", "B03", "B04"} <= {*names}:
+        return None
+    places = [names.index(name) for name in ("B02", "B03", "B04")]
+    blue, green, red = read.dark[places]
+    if read.statistics.mean[places[0]] > _SNOW:
+        return None
+    if blue < _AIR:
+        return SENTINEL2_L2A.name
+    return SENTINEL2_L1C.name if blue >= _TOP and blue > green > red else None
 
 
 def _remedy(unit: Convention, scale: PerBand, sensor: Sensor) -> str:

@@ -23,8 +23,8 @@ from bharateo.inference.contract import (
 from bharateo.inference.products import MadeOf
 from bharateo.inference.stac_item import ScenePixels, is_item, open_scene
 from bharateo.pixels.raster import RasterFile, open_raster
-from bharateo.reading import Reading
-from bharateo.sensor import Sensor
+from bharateo.reading import ContractField, Reading
+from bharateo.sensor import SENTINEL2_L2A, Band, Composite, Sensor
 from bharateo.training.contract import Contract, Differences
 
 
@@ -91,6 +91,8 @@ class RasterInput:
     offset: Float[np.ndarray, " band"]
     overridden: Mapping[str, str] = field(default_factory=dict)
     band_set: str | None = None
+    allow: frozenset[ContractField] = frozenset()
+    """Fields that the user lets differ, also of what shows later than at opening."""
 
     @property
     def location(self) -> str:
@@ -160,11 +162,7 @@ def open_input(location: str, contract: Contract, reading: Reading | None = None
     if is_item(location):
         pixels, unit = _scene(location, contract.sensor, reading, differences)
     else:
-        file = open_raster(location, vrt=True)
-        if file is None:
-            raise SourceError(
-                f"{location} does not exist: give the path or URL of a raster, or of a STAC item"
-            )
+        file = _opened(location)
         band_set = fitting_set(location, file.band_names, contract, reading.bands)
         if band_set is not None:
             contract = contract.of_bands(contract.model.band_sets[band_set])
@@ -176,7 +174,66 @@ def open_input(location: str, contract: Contract, reading: Reading | None = None
         pixels.check_offset(differences)
     if sample:
         check_pixels(location, sample, *unit, contract, differences)
-    return RasterInput(pixels, contract.sensor, *unit, differences.found, band_set)
+    return RasterInput(pixels, contract.sensor, *unit, differences.found, band_set, reading.allow)
+
+
+def open_alone(location: str, reading: Reading | None = None) -> RasterInput:
+    """The raster at a path or URL, or the scene of a STAC item, with all its bands and of no run.
+
+    Bands have the names that the file or the user gives them, else their numbers. Numbers are
+    scaled as either says, and else as they are stored.
+
+    Raises:
+        SourceError: there is no such raster, or it cannot be read.
+        ConfigError: the reading makes no sense for it, or a band is named twice.
+    """
+    reading = reading or Reading()
+    if is_item(location):
+        pixels, unit = _scene(location, SENTINEL2_L2A, reading, Differences(reading.allow))
+        return RasterInput(pixels, SENTINEL2_L2A, *unit)
+    file = _opened(location)
+    names = list(file.band_names)
+    if isinstance(reading.bands, Mapping):
+        wrong = [name for name, place in reading.bands.items() if place > file.num_bands]
+        if wrong:
+            raise ConfigError(
+                f"--bands: {location} has {file.num_bands} bands, no number "
+                f"{reading.bands[wrong[0]]}: name some of those"
+            )
+        places = [place - 1 for place in reading.bands.values()]
+        names = list(reading.bands)
+    elif reading.bands is not None:
+        names, places = list(reading.bands), list(range(file.num_bands))
+        if len(names) != file.num_bands:
+            raise ConfigError(
+                f"--bands: {location} has {file.num_bands} bands, and {len(names)} are named: name "
+                "all, or each with its number (B04=3,B03=2)"
+            )
+    else:
+        places = list(range(file.num_bands))
+    called = [name or f"band {place + 1}" for name, place in zip(names, places, strict=True)]
+    if twice := next((name for name in called if called.count(name) > 1), None):
+        raise ConfigError(
+            f"bands: {location} has two bands called {twice}: name its bands with --bands"
+        )
+    grey = Composite((called[0],) * 3, 0.0, 1.0)
+    sensor = Sensor(
+        name="raster", title=location, bands=tuple(Band(name, 1) for name in called),
+        dtype="uint16", scale=1.0, offset=0.0, unit="as stored", composites={"grey": grey},
+        standardised=True,
+    )  # fmt: skip
+    chosen = tuple(places)
+    unit = _unit(file, chosen, sensor, reading)
+    return RasterInput(FilePixels(file, chosen, reading.nodata), sensor, *unit)
+
+
+def _opened(location: str) -> RasterFile:
+    file = open_raster(location, vrt=True)
+    if file is None:
+        raise SourceError(
+            f"{location} does not exist: give the path or URL of a raster, or of a STAC item"
+        )
+    return file
 
 
 Unit = tuple[Float[np.ndarray, " band"], Float[np.ndarray, " band"]]

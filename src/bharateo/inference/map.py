@@ -68,6 +68,7 @@ from bharateo.outputs import Own, beginning_with, check_outputs, json_of, record
 from bharateo.pixels.cog import Bands, cog_writer
 from bharateo.pixels.formats import open_local
 from bharateo.pixels.product import holding, item_path, write_item
+from bharateo.training.contract import Differences
 from bharateo.training.run import Run
 from bharateo.version import __version__
 
@@ -225,7 +226,9 @@ class DomainQuantile(Record):
 
 
 class MapPlan(ProductPlan):
-    """What decides a map's contents; ``sha256`` is of a probe's file."""
+    """What decides a map's contents; ``sha256`` is of a probe's file, or of labels and what was
+    chosen by them.
+    """
 
     classifier: str
     trained_on: str = Field("", alias="trained on")
@@ -334,13 +337,20 @@ def write_map(
         SourceError, StorageError: pixels or labels cannot be read, files cannot be written.
     """
     classifier, encoder, labels = request.classifier, request.classifier.encoder, request.labels
-    if output.suffix != ".tif":
-        raise ConfigError(f"--output {output}: a map is a .tif, its other files get their names")
     if labels is not None and not {*classifier.classes} <= {*BHARATEO_CLASSES}:
         names = ", ".join(each.name for each in classifier.classes)
         raise ConfigError(
             f"--against: the labels are of land-cover classes, the map is of {names}: leave it out"
         )
+    stride_px = request.stride_px or encoder.patch_px
+    grid = CellGrid(source.shape, encoder.chip_px, encoder.patch_px, stride_px)
+    predict = encoder.in_precision(predicting(request), request.precision)
+    # Half floats do for logits; what a layer's numbers are nobody knows.
+    kept_as = "float32" if classifier.others else "float16"
+
+    def predictions(folder: Path, progress: Progress) -> TilePredictions:
+        return predict_tiles(grid, source.read, predict, folder, progress, kept_as)
+
     plan = MapPlan(
         schema_version=1,
         product="map",
@@ -348,19 +358,59 @@ def write_map(
         run=MadeBy.of(run),
         source=source.made_of,
         **classifier.about,
-        classes=[
-            MapClass(id=each.id, name=each.name, colour=list(each.colour))
-            for each in classifier.classes
-        ],
+        classes=map_classes(classifier.classes),
         options=MapOptions(stride_px=request.stride_px, precision=request.precision),
-        areas_of="valid pixels, on the ellipsoid",
+        areas_of=AREAS_OF,
         domain=None if request.domain is None else DomainQuantile(quantile=QUANTILE),
         labels=None if labels is None else dict(labels.identity),
     ).sealed()
-    files = products(output)
+    attribution = [*run.contract.attribution, *(labels.source.attribution if labels else ())]
+    drawn = Drawn(source, grid, classifier.classes, predictions, attribution, labels,
+                  tuple(each.layer for each in classifier.others))  # fmt: skip
+    return write_drawn(drawn, plan, output, progress, say)
+
+
+AREAS_OF = "valid pixels, on the ellipsoid"
+
+
+def map_classes(classes: Sequence[LandCoverClass]) -> list[MapClass]:
+    """Classes as a map's record has them."""
+    return [MapClass(id=each.id, name=each.name, colour=list(each.colour)) for each in classes]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What a map shows: of every cell of ``grid`` the logits of ``classes``, the values of
+    ``layers``, the distance from the training features (NaN where unknown) and the share of it that
+    has data, NaN where it has none. ``predictions`` makes them in a folder.
+    """
+
+    source: RasterInput
+    grid: CellGrid
+    classes: tuple[LandCoverClass, ...]
+    predictions: Callable[[Path, Progress], TilePredictions]
+    attribution: Sequence[str]
+    labels: Labels | None = None
+    layers: tuple[Layer, ...] = ()
+
+
+def write_drawn(
+    drawn: Drawn, plan: MapPlan, output: Path, progress: Progress, say: Callable[[str], object]
+) -> MapRecord:
+    """Write the files of a map; its record. A map that is there, made by the same plan, is left
+    alone.
+
+    Raises:
+        ConfigError: a name that cannot be, or a style that somebody has changed.
+        ContractError: most of the map is out of the run's domain, and that is not allowed.
+        SourceError, StorageError: pixels or labels cannot be read, files cannot be written.
+    """
+    if output.suffix != ".tif":
+        raise ConfigError(f"--output {output}: a map is a .tif, its other files get their names")
+    files, labels = products(output), drawn.labels
     unwanted = {
         *(() if labels is not None else ("suspect", "suspect-style")),
-        *(() if classifier.others else ("layers", "layers-style")),
+        *(() if drawn.layers else ("layers", "layers-style")),
     }
     there = {name for name, path in files.items() if path.exists()}
     if there >= files.keys() - unwanted:
@@ -372,38 +422,56 @@ def write_map(
             return checked(MapRecord, found, str(files["record"]), ConfigError, remedy)
     styles = [path for path in files.values() if path.suffix in _STYLES]
     check_outputs("map", dict.fromkeys(styles, beginning_with(STYLE_MARK)), ())
-    stride_px = request.stride_px or encoder.patch_px
-    grid = CellGrid(source.shape, encoder.chip_px, encoder.patch_px, stride_px)
-    predict = encoder.in_precision(predicting(request), request.precision)
-    # Half floats do for logits; what a layer's numbers are nobody knows.
-    kept_as = "float32" if classifier.others else "float16"
     with scratch(output, plan.fingerprint, say) as folder:
-        predictions = predict_tiles(grid, source.read, predict, folder, progress, kept_as)
+        predictions = drawn.predictions(folder, progress)
+        if plan.domain is not None and plan.run is not None:
+            _check_domain(predictions, drawn.source, plan.run.name)
         for name in ("record", *unwanted):  # of an older map, whose files go now
             files[name].unlink(missing_ok=True)
-        measured = _write_tiles(predictions, source.geobox, request, plan, files)
-        shown = _styles(request, files)
+        measured = _write_tiles(predictions, drawn, plan, files)
+        shown = _styles(drawn, files)
         write_styles({files[name]: each for name, each in shown.items()}, files["layer-definition"])
-        named = [*run.contract.attribution, *(labels.source.attribution if labels else ())]
-        attribution = list(dict.fromkeys(named))
+        attribution = list(dict.fromkeys(drawn.attribution))
         write_picture(files["picture"], ClassRaster.open(output), attribution)
         record = MapRecord(**plan.to_json(), attribution=attribution, **measured)
         described = {name: path for name, path in files.items() if name != "item" and path.exists()}
         described["record"] = files["record"]
-        write_item(output, plan, [grid.geobox(source.geobox)], described, attribution)
+        where = drawn.grid.geobox(drawn.source.geobox)
+        write_item(output, plan, [where], described, attribution)
         write_json(files["record"], record.to_json())
     return record
 
 
+MOST_OUTSIDE = 0.5
+"""Share of a map that may be out of the run's domain before it is refused."""
+
+
+def _check_domain(predictions: TilePredictions, source: RasterInput, run: str) -> None:
+    """Refuse a map that says of most of its ground what the run has never learned of.
+
+    Raises:
+        ContractError: most is out of the domain, and the user has not allowed that.
+    """
+    outside = known = 0
+    for _, values in predictions:
+        distance = values[..., -2]
+        outside += int((distance > 1).sum())
+        known += int((~np.isnan(distance)).sum())
+    if outside > MOST_OUTSIDE * known:
+        Differences(source.allow).add(
+            "domain",
+            f"{outside / known:.0%} of {source.location} is ground unlike all that the run {run} "
+            "was trained on",
+            "map it with a run trained on such ground",
+        )
+
+
 def _write_tiles(
-    predictions: TilePredictions,
-    raster: GeoBox,
-    request: MapRequest,
-    plan: MapPlan,
-    files: Mapping[str, Path],
+    predictions: TilePredictions, drawn: Drawn, plan: MapPlan, files: Mapping[str, Path]
 ) -> dict[str, Any]:
     """Write all files of pixels in one sweep over the tiles; the measured fields of the record."""
-    classes, labels = request.classifier.classes, request.labels
+    classes, labels, layers = drawn.classes, drawn.labels, drawn.layers
+    raster = drawn.source.geobox
     grid, ids = predictions.grid, [each.id for each in classes]
     names = {each.id: each.name for each in classes}
     bands = {
@@ -423,7 +491,6 @@ def _write_tiles(
             "uint8", ("suspect", "label", "given to the label", "purity of the label"), NODATA,
             overviews="nearest",
         )  # fmt: skip
-    layers = [each.layer for each in request.classifier.others]
     if layers:
         bands["layers"] = Bands(
             "float32",
@@ -481,26 +548,25 @@ def _write_tiles(
     }  # fmt: skip
 
 
-def _styles(request: MapRequest, files: Mapping[str, Path]) -> dict[str, list[BandStyle]]:
+def _styles(drawn: Drawn, files: Mapping[str, Path]) -> dict[str, list[BandStyle]]:
     """How every band is shown, by the file it is in."""
-    classifier = request.classifier
     found = {
-        "classes": class_style(classifier.classes),
-        "probabilities": probability_styles(classifier.classes),
+        "classes": class_style(drawn.classes),
+        "probabilities": probability_styles(drawn.classes),
         "uncertainty": uncertainty_styles(),
     }
-    if request.labels is not None:
+    if drawn.labels is not None:
         found["suspect"] = suspect_styles(BHARATEO_CLASSES)
-    if classifier.others:
+    if drawn.layers:
         opened = open_local(files["layers"])
         assert opened is not None
         noted = [opened.dataset.tags(number) for number in opened.dataset.indexes]
         opened.close()
         found["layers"] = [
-            BandStyle(each.layer.name, band, each.layer.classes)
-            if each.layer.classes
-            else measured_style(each.layer.name, band, tags)
-            for band, (each, tags) in enumerate(zip(classifier.others, noted, strict=True), 1)
+            BandStyle(layer.name, band, layer.classes)
+            if layer.classes
+            else measured_style(layer.name, band, tags)
+            for band, (layer, tags) in enumerate(zip(drawn.layers, noted, strict=True), 1)
         ]
     return found
 

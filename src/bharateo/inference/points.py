@@ -1,27 +1,26 @@
-"""A person's own labelled points: read, placed on a raster, and given the vectors found there."""
+"""A person's own labelled points and polygons: read, placed on a raster, seen as it is mapped."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import geopandas as gpd
 import numpy as np
 import pandas as pd
-import torch
+import shapely
 from jaxtyping import Bool, Float, Int64, UInt8
-from torch import Tensor
 
 from bharateo.artefacts import shortened
 from bharateo.errors import ConfigError, SourceError
 from bharateo.files import read_bytes
 from bharateo.geography import to_lonlat
-from bharateo.inference.encoder import PerToken
 from bharateo.inference.inputs import RasterInput
-from bharateo.inference.tiles import CellGrid, Progress, Tile, blended
-from bharateo.pixels.vectors import MOST_BYTES, read_features
+from bharateo.inference.pixel_features import PixelFeatures, in_cells
+from bharateo.inference.tiles import CellGrid, Progress, Tile
+from bharateo.pixels.vectors import MOST_BYTES, mended, read_features
 
 CLASS_FIELDS = ("class", "label", "landcover", "land_cover", "class_name", "name", "type")
 """What a field with classes is called, in the order they are looked for, whatever their case."""
@@ -30,15 +29,30 @@ _LON, _LAT = ("lon", "longitude", "lng", "x"), ("lat", "latitude", "y")
 _NAMED = 5
 """Points named in a message, of many."""
 
+MOST_OF_POLYGONS = 500
+"""Pixels that stand for all polygons together: neighbours say little that is new, and every one of
+them is fitted to again and again."""
+
+_MOST_OF_ONE = 50
+_MOST_TRIED = 1 << 20
+"""Pixels of a polygon's frame that are asked whether they lie inside."""
+
+_BLOCK_PX = 32
+"""Labelled pixels in one square of this side are looked at together."""
+
 
 @dataclass(frozen=True)
 class Labelled:
-    """Points on a raster: their class (a number of ``classes``), pixel (row, col) and cell."""
+    """Labelled cells of a raster: their class (a number of ``classes``), cell (row, col), where
+    they were labelled, and the ``place`` in pixels (row, col) that tells which of them are near
+    each other: the point, or the middle of the polygon.
+    """
 
     classes: tuple[str, ...]
     labels: Int64[np.ndarray, " point"]
-    pixels: Float[np.ndarray, "point 2"]
+    places: Float[np.ndarray, "point 2"]
     cells: Int64[np.ndarray, "point 2"]
+    where: tuple[str, ...]
 
     def take(self, keep: Bool[np.ndarray, " point"]) -> Labelled:
         """Some of the points; classes that are left without any are gone.
@@ -54,29 +68,38 @@ class Labelled:
                 "probe tells classes apart, so set points of two at least"
             )
         numbers = np.searchsorted(left, self.labels[keep]).astype(np.int64)
-        return Labelled(classes, numbers, self.pixels[keep], self.cells[keep])
+        where = tuple(name for name, kept in zip(self.where, keep, strict=True) if kept)
+        return Labelled(classes, numbers, self.places[keep], self.cells[keep], where)
 
 
 # Reading
 
 
 def read_points(path: Path, class_field: str | None = None) -> gpd.GeoDataFrame:
-    """The points of a file with their ``class`` (text) and ``where`` (file and number, from 1).
+    """The points and polygons of a file with their ``class`` (text) and ``where`` (file and number,
+    from 1).
 
     GeoPackage, GeoJSON, Shapefile or FlatGeobuf (``vectors.read_features``), in any reference
-    system; or a table (.csv) with columns lon and lat in degrees. Points without a class are left
-    out.
+    system; or a table (.csv) with columns lon and lat in degrees. What has no class is left out.
 
     Raises:
         SourceError: the file does not exist, or cannot be read.
-        ConfigError: it holds no points, or has no such field.
+        ConfigError: it holds anything but points and polygons, or has no such field.
     """
     table = _read(path)
     field = _class_field(table, path, class_field)
-    wrong = ~table.geometry.geom_type.isin(["Point"])
+    wrong = ~table.geometry.geom_type.isin(["Point", "Polygon", "MultiPolygon"])
     if wrong.any() or table.empty:
         kinds = ", ".join(sorted({str(kind) for kind in table.geometry.geom_type[wrong]})) or "none"
-        raise ConfigError(f"{path} must hold points, and holds {kinds}: give a layer of points")
+        raise ConfigError(
+            f"{path} must hold points or polygons, and holds {kinds}: give a layer of these"
+        )
+    table.geometry = [
+        shape
+        if shape.geom_type == "Point"
+        else mended(f"{path}, feature {number}", shape, ConfigError)
+        for number, shape in enumerate(table.geometry, 1)
+    ]
     where = [f"{path.name} {number}" for number in range(1, len(table) + 1)]
     classes = [_text(value) for value in table[field]]
     points = gpd.GeoDataFrame(
@@ -167,95 +190,162 @@ def _text(value: object) -> str:
 
 
 def place(
-    points: gpd.GeoDataFrame, source: RasterInput, grid: CellGrid, say: Callable[[str], object]
+    shapes: gpd.GeoDataFrame, source: RasterInput, grid: CellGrid, say: Callable[[str], object]
 ) -> Labelled:
-    """The points inside a raster, one a cell and class.
+    """The cells under points and polygons inside a raster, each once.
+
+    A polygon stands for some of the pixels whose middle lies in it, drawn alike every time, or for
+    the one in its middle where it is smaller than a pixel. Of these, pixels that lie in polygons or
+    under points of other classes too are left out.
 
     Raises:
-        ConfigError: none is inside, they are of one class, or a cell is of several.
+        ConfigError: none is inside, they are of one class, or two points of one cell are of
+            different classes.
     """
-    there = points.to_crs(str(source.geobox.crs)).geometry
     a, b, c, d, e, f = (~source.geobox.affine)[:6]
-    x, y = np.stack([there.x, there.y])
-    placed = np.isfinite(x) & np.isfinite(y)  # not beyond the reach of the reference system
-    x, y = np.where(placed, (x, y), 0.0)
-    pixels = np.stack([d * x + e * y + f, a * x + b * y + c], 1)
-    inside = placed & np.all((pixels >= 0) & (pixels < np.array(grid.shape_px)), 1)
-    where = points["where"].to_numpy()
+    on_grid = shapes.to_crs(str(source.geobox.crs)).geometry.to_numpy()
+    # Infinite beyond the reach of the reference system.
+    known = np.array([np.isfinite(shapely.get_coordinates(each)).all() for each in on_grid])
+    there = shapely.transform(
+        np.where(known, on_grid, shapely.Point(0, 0)),
+        lambda x, y: (a * x + b * y + c, d * x + e * y + f),
+        interleaved=False,
+    )
+    raster = shapely.box(0, 0, grid.shape_px[1], grid.shape_px[0])
+    names, labels = np.unique(shapes["class"].to_numpy(str), return_inverse=True)
+    where = shapes["where"].to_numpy()
+    is_point = shapely.get_type_id(there) == shapely.GeometryType.POINT
+    # A point on the last edge lies in no pixel.
+    x, y = shapely.get_x(there), shapely.get_y(there)
+    in_pixel = (x >= 0) & (y >= 0) & (x < grid.shape_px[1]) & (y < grid.shape_px[0])
+    inside = known & np.where(is_point, in_pixel, shapely.intersects(there, raster))
     if not inside.all():
         say(f"warning: {_named(list(where[~inside]))} outside {source.location}: left out")
     if not inside.any():
         raise ConfigError(
-            f"none of the {len(points)} points lies inside {source.location}: give the raster of "
-            "their ground, or check their reference system"
+            f"none of the {len(shapes)} points and polygons lies inside {source.location}: give "
+            "the raster of their ground, or check their reference system"
         )
-    begin = (grid.patch_px - grid.stride_px) / 2
-    cells = np.floor((pixels - begin) / grid.stride_px).astype(np.int64)
-    cells = cells.clip(0, np.array(grid.shape) - 1)
-    classes, labels = np.unique(points["class"].to_numpy(str), return_inverse=True)
-    names = tuple(str(name) for name in classes)
-    keep = inside & _first_of_each(cells, labels, inside, where, say)
-    return Labelled(names, labels.astype(np.int64), pixels, cells).take(keep)
+    polygons = np.flatnonzero(inside & ~is_point)
+    most = min(max(MOST_OF_POLYGONS // max(len(polygons), 1), 1), _MOST_OF_ONE)
+    parts = [
+        np.floor(shapely.get_coordinates(there[number])[:, ::-1])
+        if is_point[number]
+        else _pixels_of(shapely.intersection(there[number], raster), most, int(number))
+        for number in np.flatnonzero(inside)
+    ]
+    owner = np.repeat(np.flatnonzero(inside), [len(part) for part in parts])
+    pixels = np.concatenate(parts)
+    cells = (pixels // grid.stride_px).astype(np.int64)
+    keep = _first_of_each(cells, labels[owner], is_point[owner], where[owner], say)
+    keep &= _of_one_class(pixels, labels, owner, is_point, there, polygons, say)
+    middles = shapely.get_coordinates(shapely.centroid(there[owner]))[:, ::-1]
+    found = Labelled(
+        tuple(map(str, names)), labels[owner].astype(np.int64), middles, cells, tuple(where[owner])
+    )
+    return found.take(keep)
+
+
+def _pixels_of(polygon: shapely.Geometry, most: int, seed: int) -> Float[np.ndarray, "pixel 2"]:
+    """At most so many pixels (row, col) with their middle in a polygon in pixel coordinates."""
+    left, top, right, bottom = np.array(shapely.bounds(polygon))
+    step = max(int(np.ceil(((right - left) * (bottom - top) / _MOST_TRIED) ** 0.5)), 1)
+    rows, cols = np.mgrid[np.floor(top) : bottom : step, np.floor(left) : right : step]
+    shapely.prepare(polygon)
+    inside = shapely.contains_xy(polygon, cols + 0.5, rows + 0.5)
+    pixels = np.stack([rows[inside], cols[inside]], 1)
+    if not len(pixels):
+        return np.floor(shapely.get_coordinates(shapely.point_on_surface(polygon))[:, ::-1])
+    return np.random.default_rng(seed).permutation(pixels)[:most]
 
 
 def _first_of_each(
-    cells: Int64[np.ndarray, "point 2"],
-    labels: Int64[np.ndarray, " point"],
-    inside: Bool[np.ndarray, " point"],
+    cells: Int64[np.ndarray, "pixel 2"],
+    labels: Int64[np.ndarray, " pixel"],
+    is_point: Bool[np.ndarray, " pixel"],
     where: np.ndarray,
     say: Callable[[str], object],
-) -> Bool[np.ndarray, " point"]:
-    """The first point of every cell; a cell cannot be of two classes."""
+) -> Bool[np.ndarray, " pixel"]:
+    """The first label of every cell, points before polygons; two points of a cell cannot be of two
+    classes.
+    """
     first: dict[tuple[int, int], int] = {}
     keep = np.zeros(len(labels), bool)
-    for point in np.flatnonzero(inside):
-        other = first.setdefault((int(cells[point, 0]), int(cells[point, 1])), int(point))
-        keep[point] = other == point
-        if labels[other] != labels[point]:
+    for pixel in np.argsort(~is_point, kind="stable").tolist():
+        other = first.setdefault((int(cells[pixel, 0]), int(cells[pixel, 1])), pixel)
+        keep[pixel] = other == pixel
+        if is_point[pixel] and labels[other] != labels[pixel]:
             raise ConfigError(
-                f"{where[other]} and {where[point]} lie in the same cell of the map and are of "
+                f"{where[other]} and {where[pixel]} lie in the same cell of the map and are of "
                 "different classes: move or delete one of them, or map with a smaller --stride"
             )
-    if again := int(inside.sum() - keep.sum()):
+    if again := int((is_point & ~keep).sum()):
         say(f"warning: {again} points share their cell of the map with another: counted once")
     return keep
 
 
+def _of_one_class(
+    pixels: Float[np.ndarray, "pixel 2"],
+    labels: Int64[np.ndarray, " shape"],
+    owner: Int64[np.ndarray, " pixel"],
+    is_point: Bool[np.ndarray, " shape"],
+    there: np.ndarray,
+    polygons: Int64[np.ndarray, " polygon"],
+    say: Callable[[str], object],
+) -> Bool[np.ndarray, " pixel"]:
+    """Which labelled pixels are points, or lie in polygons of their own class alone."""
+    middles = shapely.points(pixels[:, 1] + 0.5, pixels[:, 0] + 0.5)
+    pixel, polygon = shapely.STRtree(there[polygons]).query(middles, predicate="within")
+    other = labels[polygons[polygon]] != labels[owner[pixel]]
+    disputed = np.zeros(len(pixels), bool)
+    disputed[pixel[other]] = True
+    disputed &= ~is_point[owner]
+    if disputed.any():
+        say(
+            f"warning: {int(disputed.sum())} pixels drawn of polygons lie in polygons of other "
+            "classes, too: left out"
+        )
+    return ~disputed
+
+
 def _named(where: Sequence[str]) -> str:
     more = f" and {len(where) - _NAMED} more" if len(where) > _NAMED else ""
-    points = "point" if len(where) == 1 else "points"
-    return f"{points} {', '.join(where[:_NAMED])}{more} {'lies' if len(where) == 1 else 'lie'}"
+    return f"{', '.join(where[:_NAMED])}{more} {'lies' if len(where) == 1 else 'lie'}"
 
 
-def vectors_at(
-    points: Labelled,
-    source: RasterInput,
+def features_at(
+    labelled: Labelled,
     grid: CellGrid,
-    extractors: Mapping[str, PerToken],
+    kinds: Sequence[PixelFeatures],
     progress: Progress,
-) -> tuple[dict[str, Float[np.ndarray, "point _"]], Bool[np.ndarray, " point"]]:
-    """Every extractor's numbers for the cells of the points, and which have a valid pixel.
-
-    Only the windows around the points are read; they are blended as those of a map.
+) -> dict[str, Float[np.ndarray, "point _"]]:
+    """Every kind's numbers of the labelled cells, as a map has them; NaN where there is no valid
+    pixel. Only the ground around them is read.
     """
-    widths: list[int] = []
+    found = {
+        kind.name: np.full((len(labelled.labels), kind.num_features), np.nan, np.float32)
+        for kind in kinds
+    }
+    side = max(_BLOCK_PX // grid.stride_px, 1)
+    blocks, block = np.unique(labelled.cells // side, axis=0, return_inverse=True)
+    for number in range(len(blocks)):
+        progress(number, len(blocks), "pixels of the labels")
+        here = np.flatnonzero(block.ravel() == number)
+        cells = labelled.cells[here]
+        first, last = cells.min(0), cells.max(0) + 1
+        box = pixels_under(Tile(slice(first[0], last[0]), slice(first[1], last[1])), grid)
+        for kind in kinds:
+            values = in_cells(kind.of(box), grid.stride_px)[..., : kind.num_features]
+            found[kind.name][here] = values[tuple((cells - first).T)]
+    return found
 
-    def predict(image: Tensor, valid: Tensor) -> Tensor:
-        values = [extract(image, valid).float() for extract in extractors.values()]
-        widths[:] = [each.shape[2] for each in values]
-        return torch.cat(values, 2)
 
-    found, valid = [], []
-    for number, (row, col) in enumerate(points.cells.tolist()):
-        progress(number, len(points.cells), "vectors of the points")
-        tokens = grid.token_grids[row % grid.shifts * grid.shifts + col % grid.shifts][2]
-        token = (row // grid.shifts, col // grid.shifts)
-        tile = Tile(*(slice(index, index + 1) for index in token))
-        values, some = blended(source.read, predict, tokens, tile)
-        found.append(values[0, 0])
-        valid.append(bool(some[0, 0]))
-    parts = np.split(np.stack(found), np.cumsum(widths)[:-1], 1)
-    return dict(zip(extractors, parts, strict=True)), np.array(valid)
+def pixels_under(cells: Tile, grid: CellGrid) -> Tile:
+    """The pixels of the raster under some cells."""
+    return Tile(*(
+        slice(int(each.start) * grid.stride_px, min(int(each.stop) * grid.stride_px, size))
+        for each, size in zip((cells.rows, cells.cols), grid.shape_px, strict=True)
+    ))  # fmt: skip
 
 
 # Where to set the next ones
@@ -288,16 +378,6 @@ def next_places(
         found.append(best)
         distance = np.minimum(distance, np.linalg.norm(cells - cells[best], axis=1))
     return cells[found]
-
-
-def centres_inside(grid: CellGrid) -> Bool[np.ndarray, "row col"]:
-    """Which cells have their centre in the raster, where a point can be set."""
-    rows, cols = (
-        (np.arange(cells) * grid.stride_px + grid.patch_px / 2) < size_px
-        for cells, size_px in zip(grid.shape, grid.shape_px, strict=True)
-    )
-    inside: np.ndarray = rows[:, None] & cols
-    return inside
 
 
 def cells_lonlat(

@@ -42,9 +42,9 @@ class MadeOf(OpenRecord):
 
 
 class ProductPlan(Plan):
-    """What decides the contents of a run's product."""
+    """What decides a product's contents; ``run`` is None where no run has a part in it."""
 
-    run: MadeBy
+    run: MadeBy | None
     source: MadeOf
     fingerprint: str = ""
 

@@ -300,14 +300,13 @@ class CellGrid:
         """Predictions of every cell of a tile, NaN where it has no valid pixel."""
         predicted: np.ndarray | None = None
         for row, col, grid in self.token_grids:
-            # A tile begins with a patch, so its first cell is of the unshifted grid.
+            # Token t of this grid is cell `row` + t x shifts along the rows, and so along columns.
             tokens = Tile(*(
                 slice(
-                    cells.start // self.shifts,
-                    cells.start // self.shifts
-                    + math.ceil((cells.stop - cells.start - first) / self.shifts),
+                    math.ceil((each.start - first) / self.shifts),
+                    math.ceil((each.stop - first) / self.shifts),
                 )
-                for cells, first in ((tile.rows, row), (tile.cols, col))
+                for each, first in ((tile.rows, row), (tile.cols, col))
             ))  # fmt: skip
             if min(tokens.shape) < 1:
                 continue
@@ -315,8 +314,12 @@ class CellGrid:
             values[~valid] = np.nan
             if predicted is None:
                 predicted = np.empty((*tile.shape, values.shape[2]), np.float32)
-            predicted[row :: self.shifts, col :: self.shifts] = values
-        assert predicted is not None  # the unshifted grid has a token in every tile
+            begin = (
+                row + tokens.rows.start * self.shifts - tile.rows.start,
+                col + tokens.cols.start * self.shifts - tile.cols.start,
+            )
+            predicted[begin[0] :: self.shifts, begin[1] :: self.shifts] = values
+        assert predicted is not None  # some grid has a token in every tile
         return predicted
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import shlex
 import sys
 import textwrap
@@ -60,6 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 128 + stopped.signal
     except BharatEOError as error:
         message = " ".join(str(error).split())
+        if allowing := re.search(r"--allow \w+$", message):  # the whole command, to be typed
+            again = shlex.join(["bharateo", *words, *allowing[0].split()])
+            message = f"{message[: allowing.start()]}{again}"
         if first_rank() or isinstance(error, RankLostError):  # others would say the same
             print(f"bharateo: {type(error).__name__}: {message}", file=sys.stderr)
         return 1
@@ -223,7 +227,7 @@ VERBS: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
     "composite": (write_composite, ()),
     "embed": (embed, ("run", "location")),
     "map": (map_raster, ("run", "location")),
-    "teach": (teach, ("run", "location")),
+    "teach": (teach, ("source", "location")),
     "sample": (sample, ("map_file",)),
     "areas": (areas, ("map_file", "labels")),
     "change": (change, ("before", "after")),

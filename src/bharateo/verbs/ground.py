@@ -208,49 +208,54 @@ def map_raster(
 
 
 def teach(
-    run: RunLike,
-    location: Annotated[Location, Parameter(name="RASTER")],
+    source: Annotated[PathLike, Parameter(name="INPUT")],
     points: Paths,
     output: PathLike,
     *,
+    location: Annotated[Location | None, Parameter(name="RASTER")] = None,
     class_field: str | None = None,
     colours: Colours = (),
-    stride_px: Stride = None,
+    stride_px: Annotated[int, Parameter(name="--stride", metavar="PX")] = 1,
     precision: Precision = "fp32",
     reading: MaybeReading = None,
     display: MaybeDisplay = None,
 ) -> OwnClasses:
-    """Your points and classes into a map of your raster.
+    """Your points or polygons into a map of your raster.
 
-    Fits a probe on a run's features at your own points, says how well it will do on other ground,
-    maps the raster with your classes, and names 20 places to label next. Five points a class are a
-    start; spread them out, at least a chip (1.3 km at 10 m) apart.
+    Finds what tells your classes apart best, says how well that will do on other ground, maps the
+    raster with your classes, a cell a pixel, and names 20 places to label next. Five points a class
+    are a start; spread them out, 1.3 km apart (128 px at 10 m) where you can.
 
-      bharateo teach runs/v0 district.tif --points wells.gpkg --output wells
-      bharateo teach runs/v0 district.tif --points crops.csv --class-field crop --output c
-      bharateo teach runs/v0 district.tif --points wells.gpkg \\
-          --points wells/label-next.geojson --output wells-2
+      bharateo teach district.tif --points wells.gpkg --output wells
+      bharateo teach district.tif --points crops.csv --class-field crop --output c
+      bharateo teach runs/v0 district.tif --points wells.gpkg --output wells-2
+      bharateo teach district.tif --points wells.gpkg \\
+          --points wells/label-next.geojson --output wells-3
 
-    Points are a GeoPackage, GeoJSON, Shapefile or FlatGeobuf in any reference system, or a .csv
-    with lon and lat. Open label-next.geojson in QGIS, fill in the field `class` of the places you
-    know, and give it as one more --points. The score is balanced accuracy, cross-validated by
-    location: points near each other are held out together.
+    Tried are the raster's bands with the indices they allow, energies (how much of every pattern
+    lies around a pixel), in the third form the vectors of a run, and their sums, each with logistic
+    regression, a random forest and gradient boosting. The best by cross-validation makes the map: a
+    run that does not help is not used. Places near each other are held out together, and the score
+    that is told is that of choosing, which the best one's own score flatters.
+
+    Points and polygons are a GeoPackage, GeoJSON, Shapefile or FlatGeobuf in any reference system;
+    points a .csv with lon and lat, too. Open label-next.geojson in QGIS, fill in the field `class`
+    of the places you know, and give it as one more --points.
 
     Args:
-        run: a folder made by pretrain
-        location: a raster (path or URL), or a STAC item
-        points: points with their classes; repeat for several files
-        output: gets probe.safetensors, probe.json, map.tif with its other files,
-            label-next.geojson
+        source: a raster (path or URL), or a STAC item; or a run, if RASTER follows
+        points: points or polygons with their classes; repeat for several files
+        output: gets map.tif with its other files, probe.json, label-next.geojson, and of a run
+            probe.safetensors
+        location: a raster or STAC item, after a run
         class_field: the field that holds the classes (default: class, label, name or the like)
         colours: a class's colour, such as wells=#0064c8; repeat for others (default: those that
             people know for what a class is called, in English or Hindi)
-        stride_px: side of a cell of the map in pixels, a divisor of the patch size such as 8 or 4
-            (default: the patch size); time grows by (patch / PX) squared
+        stride_px: side of a cell of the map in pixels
         precision: of the model's arithmetic; auto: bf16 where the processor has it
 
     Returns:
-        The probe's record, as probe.json holds it, with that of the map.
+        What was chosen, with all scores, as probe.json holds it, with the record of the map.
 
     Raises:
         ConfigError: the points cannot be used.
@@ -260,25 +265,29 @@ def teach(
     from bharateo.display import Display
     from bharateo.evaluation.own_classes import (
         NEXT_FILE,
-        Options,
+        OfRun,
         map_own_classes,
         own_class_products,
     )
+    from bharateo.inference.inputs import open_alone
     from bharateo.inference.legend import parse_colours
     from bharateo.inference.points import read_all_points
-    from bharateo.memory import return_freed_memory
     from bharateo.outputs import check_outputs
 
-    return_freed_memory()
-    output, points = Path(output), list_of_paths(points)
-    check_outputs("teach", own_class_products(output), [location, *points])
-    opened, display = open_run(run), display or Display()
+    output, points, display = Path(output), list_of_paths(points), display or Display()
+    raster = source if location is None else location
+    check_outputs("teach", own_class_products(output), [str(raster), *points])
+    of_run = None
+    if location is not None:
+        opened, seen = _open_raster(open_run(source), location, reading, display)
+        of_run = OfRun(opened, seen, _domain(opened, display), precision)
     chosen = parse_colours(colours)
     labelled = read_all_points(points, class_field)
-    opened, source = _open_raster(opened, location, reading, display)
-    options = Options(_domain(opened, display), stride_px, precision, chosen)
+    whole = open_alone(str(raster), reading)
     with display.bar("teach") as bar:
-        record = map_own_classes(opened, source, labelled, output, options, bar.update, display.say)
+        record = map_own_classes(
+            whole, labelled, output, bar.update, display.say, of_run, stride_px, chosen
+        )
     for line in (*record.lines(), *record.map.lines()):
         display.say(line)
     display.say(f"map: {output / 'map.tif'}; to label next: {output / NEXT_FILE}")

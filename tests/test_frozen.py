@@ -35,6 +35,10 @@ from tiny_mirror import write_config, write_mirror
 
 FROZEN = Path(__file__).parent / "frozen"
 ROUNDING = {"rel": 2e-2, "abs": 5e-3}
+PROBED = {"rel": 5e-2, "abs": 2e-2}
+"""Of scores of probes: the filters of random convolutions are whitened along directions of nearly
+equal variance, which processors choose differently.
+"""
 SENTINEL2 = ("--set", "model.chip_px=32", "--set", "model.patch_px=8", "--set", "model.width=16",
              "--set", "model.depth=1", "--set", "model.num_heads=2",
              "--set", "model.decoder_width=16", "--set", "model.decoder_depth=1",
@@ -218,10 +222,11 @@ def has_sample() -> bool:
 def same(line: str, kept: str) -> bool:
     """Whether a line says what was kept: word by word, decimal numbers within rounding."""
     words, expected = line.split(), kept.split()
+    rounding = PROBED if kept.startswith("levels.") else ROUNDING
     if len(words) != len(expected):
         return False
     return all(
-        a == b or ("." in a + b and _number(a) == pytest.approx(_number(b), **ROUNDING))
+        a == b or ("." in a + b and _number(a) == pytest.approx(_number(b), **rounding))
         for a, b in zip(words, expected, strict=True)
     )
 

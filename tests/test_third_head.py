@@ -99,7 +99,7 @@ def test_it_is_planned_trained_forecast_evaluated_reported_and_mapped(ndvi, tmp_
 
     # mapped: a layer beside the classes, one number a patch
     raster = write_raster(tmp_path / "raster.tif", dataset)
-    reading = Reading(allow=frozenset({"statistics"}))
+    reading = Reading(allow=frozenset({"statistics", "domain"}))
     bharateo.map_raster(run, raster, tmp_path / "map.tif", reading=reading)
     with rasterio.open(tmp_path / "map-layers.tif") as layers:
         assert layers.descriptions == ("NDVI",)

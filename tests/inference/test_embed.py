@@ -309,7 +309,7 @@ def test_killed_after_the_last_file_it_leaves_nothing_behind_the_next_time(
 ):
     source, outputs = open_input(str(raster), run.contract), [tmp_path / "v.tif"]
     with monkeypatch.context() as patch:
-        patch.setattr("bharateo.inference.tiles.shutil.rmtree", killed_while_clearing)
+        patch.setattr("bharateo.files.shutil.rmtree", killed_while_clearing)
         with pytest.raises(KeyboardInterrupt):
             embed_raster(run, source, outputs, Embedding(), quietly, quietly)
     assert (tmp_path / ".v.tif.parts").is_dir()

@@ -459,7 +459,7 @@ def test_killed_after_the_last_file_it_leaves_nothing_behind_the_next_time(
         remove(folder, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr("bharateo.inference.tiles.shutil.rmtree", killed_while_clearing)
+        patch.setattr("bharateo.files.shutil.rmtree", killed_while_clearing)
         with pytest.raises(KeyboardInterrupt):
             mapped(map_run, raster, tmp_path / "map.tif")
     assert (tmp_path / ".map.tif.parts").is_dir()

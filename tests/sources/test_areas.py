@@ -132,7 +132,8 @@ def test_polygons_of_a_file_are_zones_by_number_or_by_a_column(tmp_path, ending)
 def test_polygons_in_another_reference_system_come_to_their_place(tmp_path):
     path = polygons(tmp_path / "area.gpkg", "EPSG:32643", name=["a", "b", "c"])
     delhi, _ = zones(aoi=path, zone_field="name")
-    np.testing.assert_allclose(delhi.outline.bounds, (77, 28, 77.1, 28.1), atol=1e-6)
+    # Its straight sides lie up to a metre beside the parallel between their ends.
+    np.testing.assert_allclose(delhi.outline.bounds, (77, 28, 77.1, 28.1), atol=1.2e-5)
 
 
 def test_polygons_of_one_name_are_one_zone_and_crossed_ones_are_mended(tmp_path):

@@ -358,9 +358,12 @@ def file_zones(
     names = frame[field].astype(str) if field else [f"zone-{i}" for i in range(len(frame))]
     try:
         if frame.crs.is_projected:  # what is straight there is bent in degrees
+            with np.errstate(over="ignore"):  # of coordinates that are refused below
+                around = shapely.length(frame.geometry.to_numpy()).sum()
             step = _STEP_M / frame.crs.axis_info[0].unit_conversion_factor
-            step = max(step, frame.geometry.length.sum() / MOST_VERTICES)
-            frame = frame.set_geometry(frame.geometry.segmentize(step))
+            if np.isfinite(around):
+                step = max(step, around / MOST_VERTICES)
+                frame = frame.set_geometry(frame.geometry.segmentize(step))
         frame = frame.to_crs("EPSG:4326")
     except (ProjError, CRSError) as error:
         raise RegionError(

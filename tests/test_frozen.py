@@ -194,7 +194,7 @@ def products(folder: Path) -> dict[str, list[str]]:
 
     raster = write_raster(folder / "raster.tif")
     allowed = ("--allow", "statistics")
-    verb("map", run, raster, "--output", folder / "map.tif", *allowed)
+    verb("map", run, raster, "--output", folder / "map.tif", *allowed, "--allow", "domain")
     verb("embed", run, raster, "--output", folder / "vectors.tif", "--dtype", "float32", *allowed)
     with rasterio.open(folder / "map.tif") as made:
         say("maps", "map.tif", [

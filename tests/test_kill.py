@@ -94,6 +94,7 @@ def kill_again_and_again(verb, work_s, check):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_ended_again_and_again_and_run_again_everything_ends_in_the_same_bytes(tmp_path):
     write_mirror(tmp_path / "mirror")
     config = str(write_config(tmp_path))

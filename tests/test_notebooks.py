@@ -100,6 +100,7 @@ def surroundings(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @each
+@pytest.mark.long
 def test_a_notebook_runs_offline_and_shows_its_pictures(name, tmp_path, surroundings):
     made = run_shortened(name, tmp_path)
     assert num_pictures(made) >= FEWEST_PICTURES[name]
@@ -108,6 +109,7 @@ def test_a_notebook_runs_offline_and_shows_its_pictures(name, tmp_path, surround
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_first_notebook_runs_on_worldcover_where_it_is_reached(
     tmp_path, surroundings, monkeypatch
 ):

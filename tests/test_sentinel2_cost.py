@@ -163,6 +163,7 @@ def test_no_process_needs_more_than_a_gigabyte_and_a_half(built):
     assert built.peak_bytes < 1.5e9
 
 
+@pytest.mark.long
 def test_four_times_the_ground_takes_no_more_memory(built, plain, tmp_path):
     first = plain.unread[0]
     seasons = {f"s{number}": 3 * number - 1 for number in (1, 2, 3, 4)}

@@ -159,6 +159,7 @@ def is_unfinished_or_whole(output, whole):
 # A pool of processes
 
 
+@pytest.mark.long
 def test_killed_ten_times_the_build_ends_in_the_same_bytes_and_leaves_no_worker(
     rig, whole, tmp_path
 ):

@@ -194,6 +194,7 @@ def outline_in_metres(low, high, on: Ground) -> shapely.Polygon:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_no_chip_lies_within_the_buffer_of_another_splits_in_10_000_random_plans():
     """No room must be less than 0; grids are snapped to a thousandth of their pixels of 10 m."""
     random = np.random.default_rng(10_000)

@@ -8,6 +8,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_four_times_the_ground_takes_the_same_memory(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS)
     import composite_memory as benchmark

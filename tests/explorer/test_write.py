@@ -255,6 +255,7 @@ def test_a_killed_page_goes_on_where_it_stopped(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_page_ended_again_and_again_ends_in_the_same_bytes(
     explorer, explored_run, reflectance_dataset, tmp_path
 ):

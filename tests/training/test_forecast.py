@@ -42,6 +42,7 @@ def forecasts(times, parallel):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.long
 def test_two_ranks_with_clocks_of_their_own_end_every_forecast_together(parallel):
     assert len(forecasts(FORECASTS, parallel)) == FORECASTS
 

@@ -144,6 +144,7 @@ def test_what_is_fitted_of_an_embedding_is_the_same_on_every_rank(
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.long
 def test_a_checkpoint_of_two_ranks_goes_on_on_one_and_on_four(
     alone, reflectance_dataset, tmp_path, parallel
 ):
@@ -165,6 +166,7 @@ def test_a_checkpoint_of_two_ranks_goes_on_on_one_and_on_four(
         assert_same_curve({**losses, **rest}, expected)
 
 
+@pytest.mark.long
 def test_ended_again_and_again_on_two_ranks_it_goes_on_to_the_same_end(
     alone, reflectance_dataset, tmp_path
 ):
@@ -207,6 +209,7 @@ def test_parts_of_a_batch_give_the_same_on_any_number_of_ranks(
 
 
 @pytest.mark.parametrize("parallel", ["fsdp", "ddp"])
+@pytest.mark.long
 def test_ranks_with_shares_of_more_and_of_fewer_parts_are_the_same_as_one(
     alone, reflectance_dataset, tmp_path, parallel
 ):
@@ -237,6 +240,7 @@ def kept(folder):
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.long
 def test_ranks_keep_the_same_average_of_the_same_best_epoch_also_on_other_ranks(
     alone, reflectance_dataset, tmp_path, parallel
 ):

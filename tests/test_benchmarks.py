@@ -32,6 +32,7 @@ runpy.run_path("gpu.py", run_name="__main__")
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_training_is_timed_where_no_raster_package_is():
     environment = {**os.environ, "PYTHONPATH": f"{BENCHMARKS}:{os.environ['PYTHONPATH']}"}
     done = subprocess.run(

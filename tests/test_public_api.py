@@ -42,6 +42,7 @@ def test_every_public_name_is_there_and_says_what_it_is():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_type_checkers_and_programs_see_the_same_names(tmp_path):
     """mypy reads the list of names, and so does the package when it runs."""
     program = tmp_path / "program.py"

@@ -144,6 +144,7 @@ def label_bytes(dataset: Dataset, root: Path) -> int:
     return block_bytes_under(root / key(TILE), windows.astype(int))
 
 
+@pytest.mark.long
 def test_little_more_is_fetched_than_the_blocks_that_hold_chips(built, plain):
     needed = scene_bytes(built.dataset, plain.unread[0]) + label_bytes(built.dataset, plain.labels)
     fetched = sum(get.num_bytes for get in built.gets)

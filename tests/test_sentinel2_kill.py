@@ -237,6 +237,7 @@ def cluster(folder, num_workers):
         yield scheduler, json.loads(where.read_text())["address"], workers
 
 
+@pytest.mark.long
 def test_a_cluster_gives_the_same_bytes_whoever_is_killed(rig, whole, tmp_path, monkeypatch):
     monkeypatch.setenv("DASK_TEMPORARY_DIRECTORY", str(tmp_path))
     with cluster(tmp_path, 3) as (scheduler, address, workers):

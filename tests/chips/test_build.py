@@ -368,6 +368,7 @@ KILLER = Path(__file__).parent / "kill_builds.py"
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["every-step", "chain", "any-moment"])
+@pytest.mark.long
 def test_killed_at_any_moment_a_rerun_ends_in_the_same_bytes(tmp_path, how):
     run = subprocess.run(
         [sys.executable, str(KILLER), how, str(tmp_path)], capture_output=True, text=True

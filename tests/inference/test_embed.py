@@ -318,6 +318,7 @@ def test_killed_after_the_last_file_it_leaves_nothing_behind_the_next_time(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_killed_and_run_again_it_gives_the_same_bytes(run, tmp_path):
     raster = write_raster(tmp_path / "raster.tif", 2100, 1100, tile=(240, 240))
 
@@ -360,6 +361,7 @@ print("peak", Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0
 
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.long
 def test_memory_does_not_grow_with_the_raster(run, tmp_path):
     """Nine times the pixels, a fraction more memory."""
 

@@ -98,6 +98,7 @@ loss.backward()
     ("name", "embedding"),
     [("v0", "linear"), ("seed", "linear"), ("v0", "energies"), ("v0", "stem")],
 )
+@pytest.mark.long
 def test_it_is_one_graph_to_a_compiler_and_gives_the_same(name, embedding):
     """In a process without the tests' type checks, which no compiler can look into."""
     path = os.pathsep.join([str(Path(__file__).parent), os.environ["PYTHONPATH"]])

@@ -73,6 +73,7 @@ def third_head():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_third_head_trains_beyond_the_forecast_and_its_comparison(
     third_head, reflectance_dataset, tmp_path
 ):

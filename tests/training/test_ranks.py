@@ -126,6 +126,7 @@ def test_losses_and_weights_do_not_depend_on_the_ranks(
 
 @pytest.mark.parametrize("band_sets", [{}, {"one": ["B02"]}])
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.long
 def test_what_is_fitted_of_an_embedding_is_the_same_on_every_rank(
     alone, reflectance_dataset, tmp_path, parallel, band_sets
 ):
@@ -223,6 +224,7 @@ def test_ranks_with_shares_of_more_and_of_fewer_parts_are_the_same_as_one(
     assert_same_weights(tmp_path, folder)
 
 
+@pytest.mark.long
 def test_shards_in_bf16_are_the_same_within_its_rounding(reflectance_dataset, tmp_path):
     common = {"optimiser": "adamw", "training": {"precision": "bf16", "epochs": 4}}
     status, expected, said = start(tmp_path / "one", reflectance_dataset, **common)
@@ -275,6 +277,7 @@ def test_ranks_keep_the_same_average_of_the_same_best_epoch_also_on_other_ranks(
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.long
 def test_what_the_first_rank_refuses_ends_them_all(reflectance_dataset, tmp_path):
     start(tmp_path, reflectance_dataset, training={"epochs": 1})
     status, _, said = start(tmp_path, reflectance_dataset, 2, training={"epochs": 1, "lr": 0.5})

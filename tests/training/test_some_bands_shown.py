@@ -90,6 +90,7 @@ def test_pixels_of_absent_bands_reach_no_weight_but_as_targets(dataset, tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_every_set_is_a_compiled_graph_of_its_own_without_a_break():
     program = Path(__file__).with_name("sets_program.py")
     path = os.pathsep.join([os.environ["PYTHONPATH"], str(program.parents[1])])

@@ -30,7 +30,7 @@ pytestmark = [
 ]
 
 KILLS = 10
-PATIENCE_S = 60.0
+PATIENCE_S = 180.0
 LATENCY_S = 0.06
 
 

@@ -16,15 +16,9 @@ from survey.class_maps import (
     NAMES,
     answer,
     districts,
-    made_up_world,
     write_classes,
     write_probabilities,
 )
-
-
-@pytest.fixture(scope="module")
-def world():
-    return made_up_world()
 
 
 @pytest.fixture(scope="module")

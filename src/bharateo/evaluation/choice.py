@@ -23,7 +23,7 @@ from bharateo.evaluation.cross_validation import (
     Trial,
     best_temperature,
     fit_few,
-    not_scorable,
+    scorable,
 )
 from bharateo.evaluation.intervals import interval_of_splits
 
@@ -140,17 +140,11 @@ def folds(labels: Labels, groups: Labels, seed: int = 0) -> list[Trial]:
     from sklearn.model_selection import GroupKFold
 
     num = min(NUM_FOLDS, len(np.unique(groups)))
-    found = []
-    for repeat in range(NUM_REPEATS):
-        for fitted, held in GroupKFold(num, shuffle=True, random_state=seed + repeat).split(
-            labels, labels, groups
-        ):
-            scored = held[np.isin(labels[held], labels[fitted])]
-            if len(scored) and len(np.unique(labels[fitted])) > 1:
-                found.append(Trial(fitted, scored))
-    if len(found) < 2:
-        raise not_scorable()
-    return found
+    rounds = [
+        GroupKFold(num, shuffle=True, random_state=seed + repeat).split(labels, labels, groups)
+        for repeat in range(NUM_REPEATS)
+    ]
+    return scorable(itertools.chain(*rounds), labels)
 
 
 def choose(

@@ -7,7 +7,7 @@ a person's points, however much of the map each will cover.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -102,22 +102,29 @@ def trials(labels: Int64[np.ndarray, " example"], groups: Int64[np.ndarray, " ex
     from sklearn.model_selection import GroupShuffleSplit
 
     splits = GroupShuffleSplit(NUM_SPLITS, test_size=HELD_OUT, random_state=seed)
+    return scorable(splits.split(labels, labels, groups), labels)
+
+
+def scorable(
+    splits: Iterable[tuple[Int64[np.ndarray, " some"], Int64[np.ndarray, " others"]]],
+    labels: Int64[np.ndarray, " example"],
+) -> list[Trial]:
+    """Of splits into what is fitted and what is held out those that tell something.
+
+    Raises:
+        DatasetError: no split leaves two classes to fit and something to score.
+    """
     found = []
-    for fitted, held in splits.split(labels, labels, groups):
+    for fitted, held in splits:
         scored = held[np.isin(labels[held], labels[fitted])]
         if len(scored) and len(np.unique(labels[fitted])) > 1:
             found.append(Trial(fitted, scored))
     if len(found) < 2:
-        raise not_scorable()
+        raise DatasetError(
+            "no score by location is possible: every class lies in one place only; add points of "
+            "each class at least a chip away from the others"
+        )
     return found
-
-
-def not_scorable() -> DatasetError:
-    """What there is to say where no split leaves two classes to fit and something to score."""
-    return DatasetError(
-        "no score by location is possible: every class lies in one place only; add points of "
-        "each class at least a chip away from the others"
-    )
 
 
 def cross_validate(

@@ -73,16 +73,7 @@ class ClassRaster:
             SourceError: there is none, it has several bands or values that are no ids, or does
                 not say where on Earth it lies.
         """
-        file = open_raster(str(path), vrt=True)
-        if file is None:
-            raise SourceError(f"{path} does not exist: give the map.tif of `bharateo map`")
-        if file.num_bands != 1 or file.dtype.kind not in "iu":
-            bands = "band" if file.num_bands == 1 else "bands"
-            raise SourceError(
-                f"{path} has {file.num_bands} {bands} of {file.dtype}, a map of classes has one of "
-                "whole numbers from 0 to 255: give MAP.tif itself, or one band of it with "
-                f"gdal_translate -b 1 -ot Byte {path} OUT.tif"
-            )
+        file = open_classes(path)
         _ = file.geobox  # it lies somewhere
         tags, colours = _said_by(path)
         if provenance := record_in(tags.get(COG_TAG, "{}")):
@@ -132,14 +123,44 @@ class ClassRaster:
         Raises:
             SourceError: a value is no id, or the file cannot be read.
         """
-        values, known = self.file.read_known(row, col, height, width)
-        wrong = known & ((values < 0) | (values > 255))
-        if wrong.any():
-            raise SourceError(
-                f"{self.path} holds {values[wrong][0]}, a map of classes has whole numbers from 0 "
-                f"to 255: say what is no data with gdal_edit.py -a_nodata VALUE {self.path}"
-            )
-        return np.where(known, values, 0)[0].astype(np.uint8), known[0]
+        return read_classes(self.path, self.file, row, col, height, width)
+
+
+def open_classes(path: Path) -> RasterFile:
+    """A raster whose one band may hold classes.
+
+    Raises:
+        SourceError: there is none, or it has several bands or fractions.
+    """
+    file = open_raster(str(path), vrt=True)
+    if file is None:
+        raise SourceError(f"{path} does not exist: give the map.tif of `bharateo map`")
+    if file.num_bands != 1 or file.dtype.kind not in "iu":
+        bands = "band" if file.num_bands == 1 else "bands"
+        raise SourceError(
+            f"{path} has {file.num_bands} {bands} of {file.dtype}, a map of classes has one of "
+            "whole numbers from 0 to 255: give MAP.tif itself, or one band of it with "
+            f"gdal_translate -b 1 -ot Byte {path} OUT.tif"
+        )
+    return file
+
+
+def read_classes(
+    path: Path, file: RasterFile, row: int, col: int, height: int, width: int
+) -> tuple[UInt8[np.ndarray, "row col"], Bool[np.ndarray, "row col"]]:
+    """The ids of a window, 0 where there is none, and which cells have one.
+
+    Raises:
+        SourceError: a value is no id, or the file cannot be read.
+    """
+    values, known = file.read_known(row, col, height, width)
+    wrong = known & ((values < 0) | (values > 255))
+    if wrong.any():
+        raise SourceError(
+            f"{path} holds {values[wrong][0]}, a map of classes has whole numbers from 0 "
+            f"to 255: say what is no data with gdal_edit.py -a_nodata VALUE {path}"
+        )
+    return np.where(known, values, 0)[0].astype(np.uint8), known[0]
 
 
 def _by_id(classes: Iterable[LandCoverClass]) -> dict[int, LandCoverClass]:

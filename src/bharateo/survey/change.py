@@ -30,11 +30,12 @@ from scipy.stats import t
 from bharateo.artefacts import Record
 from bharateo.errors import ConfigError, ContractError, SourceError
 from bharateo.files import write_json, write_text
+from bharateo.inference.class_raster import WINDOW_CELLS
 from bharateo.outputs import Own, json_of
 from bharateo.pixels.vectors import read_features
 from bharateo.progress import Progress, unseen
 from bharateo.survey.estimators import LEVEL, Sample, share
-from bharateo.survey.ground import ALL, NUM_CODES, WINDOW_CELLS, ClassMap, Zoning, keys
+from bharateo.survey.ground import ALL, NUM_CODES, ClassMap, Zoning, keys
 from bharateo.version import __version__
 
 STABLE = ("stable", "unchanged", "no change")

@@ -21,18 +21,16 @@ from jaxtyping import Bool, Float, Int32, Int64, UInt8
 from odc.geo.crs import CRS
 from odc.geo.geobox import GeoBox
 
-from bharateo.errors import CorruptRasterError, RegionError, SourceError
+from bharateo.errors import CorruptRasterError, RegionError
 from bharateo.files import read_bytes
 from bharateo.geography import cell_areas
+from bharateo.inference.class_raster import WINDOW_CELLS, open_classes, read_classes
 from bharateo.inference.map import products
 from bharateo.landcover import WORLDCOVER
 from bharateo.pixels.product import provenance_of
 from bharateo.pixels.raster import RasterFile, open_raster
 from bharateo.progress import Progress
 from bharateo.sources.areas import file_zones
-
-WINDOW_CELLS = 1024
-"""Side of what is read at once."""
 
 NUM_CODES = 256
 """A class of a map is a whole number below this."""
@@ -63,15 +61,7 @@ class ClassMap:
     """
 
     def __init__(self, path: Path) -> None:
-        file = open_raster(str(path), vrt=True)
-        if file is None:
-            raise SourceError(f"{path} does not exist: give the map.tif of `bharateo map`")
-        if file.num_bands != 1 or file.dtype.kind not in "iu":
-            raise SourceError(
-                f"{path} has {file.num_bands} bands of {file.dtype}, a map of classes has one of "
-                "whole numbers: give MAP.tif itself, or one band of it with "
-                f"gdal_translate -b 1 -ot Byte {path} OUT.tif"
-            )
+        file = open_classes(path)
         self.path, self.file, self.geobox = path, file, file.geobox
         self.shape = file.shape
         self.provenance: Mapping[str, Any] = provenance_of(path)
@@ -112,17 +102,9 @@ class ClassMap:
         for done, (row, col) in enumerate(corners):
             progress(done, len(corners), note)
             height, width = min(WINDOW_CELLS, rows - row), min(WINDOW_CELLS, cols - col)
-            values, known = self.file.read_known(row, col, height, width)
-            wrong = known & ((values < 0) | (values >= NUM_CODES))
-            if wrong.any():
-                raise SourceError(
-                    f"{self.path} holds {values[wrong][0]}, a map of classes has whole numbers "
-                    f"from 0 to 255: say what is no data with gdal_edit.py -a_nodata VALUE "
-                    f"{self.path}"
-                )
-            codes = np.where(known, values, 0)[0].astype(np.uint8)
+            codes, known = read_classes(self.path, self.file, row, col, height, width)
             m2 = cell_areas(self.geobox[row : row + height, col : col + width])
-            yield Window(row, col, codes, known[0], m2)
+            yield Window(row, col, codes, known, m2)
         progress(len(corners), len(corners), note)
 
 

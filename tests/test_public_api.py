@@ -18,8 +18,8 @@ FROZEN = """
     write_report
     Accounting Reading
     BHARATEO_CLASSES ClassScheme Roi Sensor WORLDCOVER parse_roi write_sample
-    Batch BharatEOEncoder FrozenEncoder Mask fixed_batches mask_from_noise num_masked patchify
-    unpatchify
+    Batch BharatEOEncoder ChipDataset FrozenEncoder Mask fixed_batches mask_from_noise num_masked
+    patchify unpatchify
     Example Panel class_panels class_rgb composite_rgb error_panels error_top label_panels
     reconstruct reconstruction_panels token_panels
     Figure show_account show_chips show_confusion show_curves show_map show_patch_classes

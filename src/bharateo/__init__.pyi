@@ -60,6 +60,7 @@ from bharateo.models.patches import num_masked as num_masked
 from bharateo.models.patches import patchify as patchify
 from bharateo.models.patches import unpatchify as unpatchify
 from bharateo.training.data import fixed_batches as fixed_batches
+from bharateo.training.samples import ChipDataset as ChipDataset
 
 # Looking at chips and at what a run makes of them
 from bharateo.evaluation.reconstruction import Example as Example

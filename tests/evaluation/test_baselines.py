@@ -187,6 +187,17 @@ def test_inpainting_follows_a_ramp_roughly():
     assert error.max() < 0.35
 
 
+@pytest.mark.parametrize("side", [7, 14, 112])
+def test_inpainting_asks_the_neighbours_whatever_the_size(side):
+    """Of seven patches a side, those far away have no say."""
+    image = torch.zeros(1, 1, side, side)
+    image[..., side // 2 :] = 1
+    weight = torch.ones(1, 1, 7, 7)
+    weight[0, 0, 3, 0] = 0
+    weight = weight.repeat_interleave(side // 7, 2).repeat_interleave(side // 7, 3)
+    assert pull_push(image * weight, weight, torch.zeros(1))[..., 0].max() < 0.2
+
+
 def test_one_hidden_pixel_takes_what_its_surroundings_say():
     image = torch.tensor([[[[1.0, 3.0], [5.0, 0.0]]]])
     weight = torch.tensor([[[[1.0, 1.0], [1.0, 0.0]]]])

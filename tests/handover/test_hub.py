@@ -219,10 +219,29 @@ def test_other_bands_and_units_than_expected_are_refused(folder):
     BharatEOEncoder.from_pretrained(folder, bands=["B01", "B02"], unit="reflectance")
 
 
-@pytest.mark.parametrize("shape", [(1, 3, 32, 32), (1, 2, 32, 40), (2, 32, 32)])
-def test_chips_of_another_shape_are_refused(shape, run):
-    with pytest.raises(ContractError, match=r"\(2, 32, 32\), its bands are B01, B02"):
+@pytest.mark.parametrize("shape", [(1, 3, 32, 32), (1, 2, 32, 41), (1, 2, 32, 0), (2, 32, 32)])
+def test_images_of_another_shape_are_refused(shape, run):
+    with pytest.raises(ContractError, match=r"\(2, rows, cols\).* of 8 px, .* are B01, B02"):
         BharatEOEncoder(run)(torch.zeros(shape))
+
+
+def test_images_of_any_whole_number_of_patches_are_taken(run):
+    image = torch.rand(2, 2, 48, 24)
+    valid = torch.rand(2, 48, 24) < 0.9
+    found = BharatEOEncoder(run).features(image, valid)
+    assert found.shape == (2, 18, run.model.config.width) and not found.requires_grad
+    assert torch.equal(found, FrozenEncoder.of_run(run).features(image, valid))
+    halves = BharatEOEncoder(run).to(torch.bfloat16).features(image, valid)
+    assert halves.dtype == torch.bfloat16
+    assert torch.nn.functional.cosine_similarity(halves.float(), found, dim=2).min() > 0.99
+
+
+def test_a_run_may_be_read_from_its_own_folder(run):
+    """Training names its dataset by the way there from the run; a folder from afar must not."""
+    change(run.path, dataset={"path": "../dataset", "fingerprint": ""})
+    refused(run.path, "leads out of the folder")
+    (run.path / "config.yaml").write_text("")
+    assert BharatEOEncoder.from_pretrained(run.path).bands == ("B01", "B02")
 
 
 def test_neither_a_folder_nor_a_repository_is_one_error(tmp_path, monkeypatch):

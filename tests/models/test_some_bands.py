@@ -9,10 +9,11 @@ from tiny_models import TINY, random_batch, randomised, tiny_heads
 
 from bharateo.config import HeadConfig
 from bharateo.errors import ConfigError
-from bharateo.inference.encoder import FrozenEncoder, all_visible
+from bharateo.inference.encoder import FrozenEncoder
 from bharateo.models.embedding import EMBEDDINGS
 from bharateo.models.mae import MODELS, build_model
 from bharateo.models.objective import Objective
+from bharateo.models.patches import all_visible
 
 BANDS = ("B02", "B03", "B04", "B08", "B11")
 SETS = {"rgb": ("rgb",), "two": ("B11", "B03")}

@@ -132,7 +132,8 @@ class Dataset:
     """A complete dataset folder, opened for reading; pixels stay on disk until asked for.
 
     ``info`` is ``dataset.json``; ``statistics`` are those of the train split in physical units.
-    With ``bands``, images hold these alone; see ``with_bands``.
+    With ``bands``, images hold these alone; see ``with_bands``. For a ``DataLoader`` there is
+    ``ChipDataset``.
     """
 
     def __init__(
@@ -178,6 +179,10 @@ class Dataset:
         """
         chosen = self.sensor.with_bands(names).band_names
         return self if chosen == self.sensor.band_names else Dataset(self.path, self.info, chosen)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For workers that are not forked: the folder is opened again."""
+        return Dataset, (self.path, self.info, self._bands and self.sensor.band_names)
 
     def __repr__(self) -> str:
         return f"Dataset({str(self.path)!r}, {self.num_chips} chips of {self.size_px} px)"

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from bharateo.errors import ConfigError, ContractError, RunError
 from bharateo.files import read_bytes, write_json, write_text
 from bharateo.handover.card import model_card
-from bharateo.models.patches import Mask
+from bharateo.models.patches import all_visible
 from bharateo.outputs import Own, beginning_with, check_outputs, record_in
 from bharateo.training.contract import CONFIG_FILE, CONTRACT_FILE, MODEL_FILE
 from bharateo.training.run import Run, save_run
@@ -62,26 +62,39 @@ class BharatEOEncoder(nn.Module, ModelHubMixin, library_name=_LIBRARY):
         image: Real[Tensor, "batch band row col"],
         valid: Bool[Tensor, "batch row col"] | None = None,
     ) -> Float[Tensor, "batch token dim"]:
-        """The vector of every patch, row-major.
+        """The vector of every patch, row-major; see ``features`` for vectors without gradients.
 
-        ``image`` is in the unit ``self.unit``, its bands ``self.bands`` in this order, chips of
-        ``self.chip_px``. Where not ``valid`` it may hold anything; by default every pixel is valid
-        that is finite in all bands. Vectors come in the weights' precision, see ``half()``.
+        ``image`` is in the unit ``self.unit``, its bands ``self.bands`` in this order, of any
+        whole number of patches a side; what was learned is chips of ``self.chip_px``. Where not
+        ``valid`` it may hold anything; by default every pixel is valid that is finite in all bands.
+        Vectors come in the weights' precision, see ``half()``.
 
         Raises:
-            ContractError: another number of bands or another size.
+            ContractError: another number of bands, no whole patches, or other than chips where the
+                model has learned places in chips alone.
         """
-        expected = (len(self.bands), self.chip_px, self.chip_px)
-        if tuple(image.shape[1:]) != expected:
+        shape, side = tuple(image.shape[1:]), self.patch_px
+        whole = [size > 0 and size % side == 0 for size in shape[1:]]
+        if len(shape) != 3 or shape[0] != len(self.bands) or not all(whole):
             raise ContractError(
-                f"image: the run takes (band, row, col) = {expected}, its bands are "
-                f"{', '.join(self.bands)} in {self.unit}; got {tuple(image.shape[1:])}"
+                f"image: the run takes (band, row, col) = ({len(self.bands)}, rows, cols), sides "
+                f"whole multiples of its patches of {side} px, its bands are "
+                f"{', '.join(self.bands)} in {self.unit}; got {shape}"
             )
         if valid is None:
             valid = image.float().isfinite().all(1)
-        tokens = torch.arange(self.model.num_tokens, device=image.device)
-        mask = Mask(tokens.expand(image.shape[0], -1), self.model.num_tokens)
+        num_tokens = shape[1] // side * (shape[2] // side)
+        mask = all_visible(len(image), num_tokens, image.device)
         return self.model.encode(image, valid, mask, self.band_set)
+
+    @torch.no_grad()
+    def features(
+        self,
+        image: Real[Tensor, "batch band row col"],
+        valid: Bool[Tensor, "batch row col"] | None = None,
+    ) -> Float[Tensor, "batch token dim"]:
+        """What ``forward`` gives, without gradients."""
+        return self(image, valid)
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
@@ -96,7 +109,8 @@ class BharatEOEncoder(nn.Module, ModelHubMixin, library_name=_LIBRARY):
         force_download: bool = False,
         local_files_only: bool = False,
     ) -> BharatEOEncoder:
-        """The encoder in a folder that ``save_pretrained`` wrote, or in a repository of the Hub.
+        """The encoder of a run: of its own folder, of one that ``save_pretrained`` wrote, or in a
+        repository of the Hub.
 
         With ``bands`` and ``unit`` a run is refused that does not take exactly these; ``bands`` may
         be those of one of its sets, which the encoder then takes alone. The mixin's
@@ -114,13 +128,14 @@ class BharatEOEncoder(nn.Module, ModelHubMixin, library_name=_LIBRARY):
                                force_download=force_download,
                                local_files_only=local_files_only)  # fmt: skip
         run = Run.open(folder)
+        own = (folder / CONFIG_FILE).exists()  # a training's, which names its dataset as it likes
         file, trained_on = folder / CONTRACT_FILE, Path(run.contract.dataset.path)
         if run.contract.weights is None:
             raise RunError(
                 f"{file} has no checksum of the weights; write the folder with `bharateo export "
                 "RUN --to hub --output FOLDER`, or use Run.open for your own run"
             )
-        if trained_on.is_absolute() or ".." in trained_on.parts:
+        if not own and (trained_on.is_absolute() or ".." in trained_on.parts):
             raise RunError(
                 f"{file}: dataset.path {str(trained_on)!r} leads out of the folder; write the "
                 "folder with `bharateo export RUN --to hub --output FOLDER`"

@@ -19,7 +19,7 @@ from bharateo.errors import ConfigError, ContractError, RunError
 from bharateo.models.embedding import EnergyEmbedding
 from bharateo.models.heads import HEADS, Head, Layer
 from bharateo.models.mae import MaskedAutoencoder
-from bharateo.models.patches import Mask
+from bharateo.models.patches import all_visible
 from bharateo.training.contract import CONFIG_FILE
 from bharateo.training.engine import autocast, find_device, resolve_precision
 from bharateo.training.run import Run
@@ -46,11 +46,6 @@ class RunLayer:
     head: str
     layer: Layer
     values: slice
-
-
-def all_visible(num_chips: int, num_tokens: int, device: torch.device | None = None) -> Mask:
-    """The mask that hides nothing."""
-    return Mask(torch.arange(num_tokens, device=device).expand(num_chips, num_tokens), num_tokens)
 
 
 Readout = Literal["token", "views", "views+energies"]

@@ -56,6 +56,11 @@ class Mask:
         return take_tokens(tokens, back)
 
 
+def all_visible(num_chips: int, num_tokens: int, device: torch.device | None = None) -> Mask:
+    """The mask that hides nothing."""
+    return Mask(torch.arange(num_tokens, device=device).expand(num_chips, num_tokens), num_tokens)
+
+
 def num_masked(num_tokens: int, mask_ratio: float) -> int:
     """How many tokens of a chip are hidden: ``int(num_tokens * mask_ratio)``, exactly."""
     return int(num_tokens * mask_ratio)
@@ -115,11 +120,12 @@ def pull_push(
 
     ``empty`` fills chips of which nothing is visible.
     """
-    if image.shape[-1] == 1 or image.shape[-1] % 2:
-        total = weight.sum((2, 3), keepdim=True)
-        mean = (image * weight).sum((2, 3), keepdim=True) / total.clamp(min=1)
-        coarse = torch.where(total > 0, mean, empty[:, None, None])
-        return torch.where(weight > 0, image, coarse)
+    side = image.shape[-1]
+    if side > 1 and side % 2:  # a row and a column more, of which nothing is known
+        more = (0, 1, 0, 1)
+        return pull_push(F.pad(image, more), F.pad(weight, more), empty)[..., :side, :side]
+    if side == 1:
+        return torch.where(weight > 0, image, empty[:, None, None])
     half = F.avg_pool2d(weight, 2)
     means = F.avg_pool2d(image * weight, 2) / half.clamp(min=1e-12)
     pulled = pull_push(means * (half > 0), (half > 0).float(), empty)

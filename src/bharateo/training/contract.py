@@ -149,10 +149,14 @@ class Kept(OpenRecord):
 
 
 class TrainedOn(OpenRecord):
-    """The dataset: where it lay, seen from the run, and the SHA-256 of its ``dataset.json``."""
+    """The dataset: where it lay, seen from the run, the SHA-256 of its ``dataset.json``, its
+    regions in words, and whose pixels and labels it holds; earlier runs do not say the last two.
+    """
 
     path: PathText
     fingerprint: Text
+    places: Text = ""
+    origin: Text = ""
 
 
 class WeightsFile(OpenRecord):

@@ -120,6 +120,8 @@ def make_contract(
         "dataset": {
             "path": os.path.relpath(dataset.path, run),
             "fingerprint": dataset_fingerprint(dataset),
+            "places": dataset.places,
+            "origin": dataset.origin,
         },
         **kept,
         "attribution": list(dataset.attribution),

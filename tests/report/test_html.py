@@ -107,7 +107,7 @@ def test_sources_caveats_and_attribution_are_in_plain_sight(dataset, make_run):
     assert "Pixels: these, because &lt;so&gt;." in page
     assert dataset.sensor.notes in page
     assert all(line in page for line in dataset.attribution)
-    assert "told otherwise" in html.article(files, dataset, [], why="told otherwise")
+    assert "Told otherwise" in html.article(files, dataset, [], why="told otherwise")
 
 
 def test_every_band_counts_in_the_account(page, dataset):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from bharateo.verbs.arguments import MaybeDisplay, PathLike
+from bharateo.verbs.arguments import MaybeDisplay, Output, PathLike
 
 if TYPE_CHECKING:
     from bharateo.inference.hectares import HectaresRecord
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def hectares(
     location: Annotated[PathLike, Parameter(name="MAP")],
     zones: PathLike,
-    output: PathLike,
+    output: Output,
     *,
     zone_field: str | None = None,
     display: MaybeDisplay = None,
@@ -27,7 +27,7 @@ def hectares(
     cell on an edge counts by the share of it that lies inside, exactly. Memory does not grow with
     the map.
 
-      bharateo hectares district-map.tif --zones blocks.gpkg --zone-field name --output blocks
+      bharateo hectares map.tif --zones blocks.gpkg --zone-field name -o blocks
       bharateo hectares worldcover.tif --zones districts.geojson --output districts
 
     These are counts of map cells, with all the map's errors and without an interval. Areas that
@@ -96,7 +96,7 @@ def hectares(
 
 def polygons(
     location: Annotated[PathLike, Parameter(name="MAP")],
-    output: PathLike,
+    output: Output,
     *,
     min_area_ha: float = 0.5,
     display: MaybeDisplay = None,

@@ -10,6 +10,7 @@ from cyclopts import Parameter
 from bharateo.verbs.arguments import (
     Location,
     MaybeDisplay,
+    Output,
     PathLike,
     Paths,
     Words,
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 def sample(
     map_file: Annotated[PathLike, Parameter(name="MAP")],
-    output: PathLike,
+    output: Output,
     *,
     total: Annotated[int | None, Parameter(metavar="N")] = None,
     per_class: Annotated[int | None, Parameter(metavar="N")] = None,
@@ -42,9 +43,11 @@ def sample(
     them is kept in POINTS.json, and in the table `design` of POINTS.gpkg.
 
       bharateo sample district-map.tif --total 600 --output points.gpkg
-      bharateo sample district-map.tif --total 600 --image district.tif --output points.gpkg
-      bharateo sample map.tif --per-class 50 --zones blocks.gpkg --zone-field name --output p.gpkg
-      bharateo sample ESA_WorldCover_10m_2021_v200_N27E075_Map.tif --total 800 --output wc.gpkg
+      bharateo sample district-map.tif --total 600 --image district.tif -o p.gpkg
+      bharateo sample map.tif --per-class 50 --zones blocks.gpkg \\
+          --zone-field name --output p.gpkg
+      bharateo sample ESA_WorldCover_10m_2021_v200_N27E075_Map.tif --total 800 \\
+          --output wc.gpkg
 
     Open POINTS.gpkg in QGIS and fill in `label` with the name of a class, or `unsure`. The layer
     does not say what the map says there, which would lead whoever labels. Run again, the verb
@@ -102,7 +105,7 @@ def sample(
 def areas(
     map_file: Annotated[PathLike, Parameter(name="MAP")],
     labels: Annotated[PathLike, Parameter(name="LABELS")],
-    output: PathLike,
+    output: Output,
     *,
     estimator: Literal["auto", "design-based", "model-assisted"] = "auto",
     more_classes: Words = (),
@@ -183,7 +186,7 @@ def areas(
 def change(
     before: Annotated[PathLike, Parameter(name="MAP_A")],
     after: Annotated[PathLike, Parameter(name="MAP_B")],
-    output: PathLike,
+    output: Output,
     *,
     stable: PathLike | None = None,
     repeats: Annotated[Paths, Parameter(name="--repeat")] = (),
@@ -198,7 +201,7 @@ def change(
     says that no change can be told. Writes CHANGE.csv and CHANGE.json.
 
       bharateo change 2021.tif 2024.tif --stable points.gpkg --output change.csv
-      bharateo change 2021.tif 2024.tif --repeat 2021-later.tif --output change.csv \\
+      bharateo change 2021.tif 2024.tif --repeat 2021-later.tif -o change.csv \\
           --zones districts.gpkg --zone-field name
 
     Args:

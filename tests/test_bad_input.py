@@ -341,5 +341,5 @@ def test_a_file_where_the_output_folder_should_be_is_told(folder, refused, verb)
     }[verb]  # fmt: skip
     said = refused(*call)
     assert str(folder / "taken") in said
-    assert "choose another --output" in said
+    assert "choose" in said and "--output" in said
     assert (folder / "taken").read_text() == "mine"

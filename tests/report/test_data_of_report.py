@@ -45,8 +45,19 @@ def test_a_run_keeps_the_data_section_of_its_dataset_not_of_its_configuration(tm
     there = read_yaml(tmp_path / "run" / "config.yaml")
     assert there["data"] == {"source": "sample"} and there["training"]["batch_size"] == 16
     take_folder(tmp_path / "run", config, dataset)  # the same run, whatever its data section says
+    (tmp_path / "run" / "history.jsonl").write_text("")
     with pytest.raises(RunError, match=r"training\.epochs"):
         take_folder(tmp_path / "run", replace(config, training=TrainingConfig(epochs=9)), dataset)
+
+
+def test_a_training_that_kept_nothing_does_not_stand_in_the_way_of_the_next(tmp_path):
+    dataset = small_dataset(tmp_path / "dataset")
+    take_folder(tmp_path / "run", small_config(), dataset)
+    take_folder(tmp_path / "run", small_config(seed=7), dataset)
+    assert read_yaml(tmp_path / "run" / "config.yaml")["training"]["seed"] == 7
+    (tmp_path / "run" / "diverged.json").write_text("{}")
+    with pytest.raises(RunError, match=r"training\.seed.*choose another: --output .*run-2$"):
+        take_folder(tmp_path / "run", small_config(), dataset)
 
 
 @pytest.mark.parametrize("text", ["a: [", "data: 3", "- 1"])

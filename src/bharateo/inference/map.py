@@ -405,8 +405,6 @@ def write_drawn(
         ContractError: most of the map is out of the run's domain, and that is not allowed.
         SourceError, StorageError: pixels or labels cannot be read, files cannot be written.
     """
-    if output.suffix != ".tif":
-        raise ConfigError(f"--output {output}: a map is a .tif, its other files get their names")
     files, labels = products(output), drawn.labels
     unwanted = {
         *(() if labels is not None else ("suspect", "suspect-style")),

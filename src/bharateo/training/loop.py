@@ -26,6 +26,7 @@ from bharateo.models.heads import HEADS, Batch, build_heads
 from bharateo.models.mae import build_model
 from bharateo.models.objective import Objective, weighted_loss
 from bharateo.models.patches import Mask
+from bharateo.outputs import free_name
 from bharateo.plain_yaml import read_yaml, write_yaml
 from bharateo.progress import Progress, unseen
 from bharateo.sensor import named_bands
@@ -210,21 +211,25 @@ def take_folder(run: Path, config: Config, dataset: Dataset) -> None:
     """
     header = f"# dataset fingerprint: {dataset_fingerprint(dataset)}\n"
     path = run / CONFIG_FILE
+    record = to_record(config)
+    del record["data"]
+    of_dataset = {} if dataset.recipe is None else {"data": dataset.recipe}
+    text = header + write_yaml(of_dataset | record)
     if not path.exists():
-        record = to_record(config)
-        of_dataset = {} if dataset.recipe is None else {"data": dataset.recipe}
-        del record["data"]
-        write_text(path, header + write_yaml(of_dataset | record))
+        write_text(path, text)
         return
     remove_leftovers(run)
     there = differences(read_yaml(path), config)
     if not path.read_text().startswith(header):
         there = [*there, "the dataset is another one"]
-    if there:
+    begun = (CHECKPOINT_FILE, BEST_FILE, CONTRACT_FILE, HISTORY_FILE, DIVERGED_FILE)
+    if there and any((run / name).exists() for name in begun):
         raise RunError(
-            f"{run} holds another run: {'; '.join(there)}. Choose another --output, or delete "
-            "the folder to start over"
+            f"{run} holds another run: {'; '.join(there)}. Delete the folder to start over, or "
+            f"choose another: --output {free_name(run)}"
         )
+    if there:  # of a training that ended before it had anything to keep
+        write_text(path, text)
 
 
 SPIKES: Mapping[str, float] = {"loss": 1.5, "grad_norm": 5.0}

@@ -108,11 +108,13 @@ def embed(
         embedding_products,
     )
     from bharateo.memory import return_freed_memory
-    from bharateo.outputs import check_outputs
+    from bharateo.outputs import check_ending, check_outputs
 
     return_freed_memory()
     outputs = list_of_paths(outputs)
     how = Embedding(dtype, stride_px, step, precision, level, readout)
+    for output in outputs:
+        check_ending(output, "vectors are a GeoTIFF or GeoParquet", ".tif", ".parquet")
     check_outputs("embed", embedding_products(outputs), [location])
     opened, display = open_run(run, device), display or Display()
     is_dataset = (Path(location) / DATASET_FILE).exists()
@@ -191,10 +193,11 @@ def map_raster(
     from bharateo.inference.legend import parse_colours, recoloured
     from bharateo.inference.map import MapRequest, head_classifier, own_products, write_map
     from bharateo.memory import return_freed_memory
-    from bharateo.outputs import check_outputs
+    from bharateo.outputs import check_ending, check_outputs
 
     return_freed_memory()
     output, inputs = Path(output), [each for each in (location, probe, against) if each]
+    check_ending(output, "a map is a GeoTIFF", ".tif")
     check_outputs("map", own_products(output), inputs)
     opened, display = open_run(run, device), display or Display()
     chosen = parse_colours(colours)
@@ -540,12 +543,15 @@ def export(
         StorageError: the disk is full.
     """
     from bharateo.display import Display
+    from bharateo.outputs import check_ending
 
     for option, value, form in (("what", what, "onnx"), ("license", licence, "hub")):
         if value is not None and to != form:
             raise ConfigError(f"--{option} is for --to {form}: leave it out for {to}")
     if bands is not None and to == "hub":
         raise ConfigError("--bands is for --to onnx and timm: a Hub folder has all sets of bands")
+    if to == "onnx":
+        check_ending(Path(output), "this is an ONNX file", ".onnx")
     opened, output, display = open_run(run).of_set(bands), Path(output), display or Display()
     if to == "hub":
         from bharateo.handover.hub import save_folder

@@ -124,15 +124,13 @@ def polygons(
         SourceError: the map cannot be read, or is no raster of classes.
     """
     from bharateo.display import Display
-    from bharateo.errors import ConfigError
     from bharateo.inference.class_raster import ClassRaster
     from bharateo.inference.polygons import POLYGONS_MARK, write_polygons
-    from bharateo.outputs import check_outputs
+    from bharateo.outputs import check_ending, check_outputs
     from bharateo.pixels.vectors import unedited
 
     output, location = Path(output), Path(location)
-    if output.suffix != ".gpkg":
-        raise ConfigError(f"--output {output}: polygons are a GeoPackage, name it .gpkg")
+    check_ending(output, "polygons are a GeoPackage", ".gpkg")
     check_outputs("polygons", {output: unedited(POLYGONS_MARK)}, [location])
     display = display or Display()
     raster = ClassRaster.open(location)

@@ -74,10 +74,12 @@ def sample(
         SourceError: the map or the image cannot be read.
     """
     from bharateo.display import Display
+    from bharateo.outputs import check_ending
     from bharateo.survey.ground import ClassMap, Zoning
     from bharateo.survey.sample import SamplePlan, draw_sample, places
 
     output, display = Path(output), display or Display()
+    check_ending(output, "a sample is a GeoPackage", ".gpkg")
     plan = SamplePlan(per_class, total, allocation, seed)
     ground = ClassMap(Path(map_file))
     zoning = Zoning.of(ground.geobox, None if zones is None else Path(zones), zone_field)
@@ -144,8 +146,7 @@ def areas(
         SourceError: a file cannot be read.
     """
     from bharateo.display import Display
-    from bharateo.errors import ConfigError
-    from bharateo.outputs import check_outputs
+    from bharateo.outputs import check_ending, check_outputs
     from bharateo.report.areas import page_path, page_products, write_page
     from bharateo.survey.areas import (
         HEADER,
@@ -157,10 +158,7 @@ def areas(
     from bharateo.survey.ground import ClassMap
 
     output, labels, display = Path(output), Path(labels), display or Display()
-    if output.suffix != ".csv":
-        raise ConfigError(
-            f"--output {output}: the table is a .csv, its other files get their names"
-        )
+    check_ending(output, "areas are a table", ".csv")
     inputs = [map_file, labels, labels.with_suffix(".json"), *([] if zones is None else [zones])]
     check_outputs("areas", {**areas_products(output), **page_products(output)}, inputs)
     place = None if zones is None else Path(zones)
@@ -224,14 +222,12 @@ def change(
         SourceError: a file cannot be read.
     """
     from bharateo.display import Display
-    from bharateo.errors import ConfigError
-    from bharateo.outputs import check_outputs
+    from bharateo.outputs import check_ending, check_outputs
     from bharateo.survey.change import change_products, measure_change, write_change
     from bharateo.survey.ground import ClassMap, Zoning
 
     output, display = Path(output), display or Display()
-    if output.suffix != ".csv":
-        raise ConfigError(f"--output {output}: the table is a .csv, the record gets its name")
+    check_ending(output, "change is a table", ".csv")
     others = list_of_paths(repeats)
     given = [before, after, *others, *(each for each in (stable, zones) if each is not None)]
     check_outputs("change", change_products(output), given)

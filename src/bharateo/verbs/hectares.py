@@ -84,7 +84,11 @@ def hectares(
     )
     write_hectares(output, record, districts, classes, raster)
     for zone in found:
-        parts = (f"{each.name} {hectares_shown(each.hectares)}" for each in zone.classes)
+        parts = (
+            f"{each.name} {hectares_shown(each.hectares)}"
+            for each in zone.classes
+            if each.hectares != 0
+        )
         display.say(
             f"  {zone.zone}: {hectares_shown(zone.hectares)} ha, {100 * zone.valid_share:.1f} % "
             f"with data: {', '.join(parts)}"

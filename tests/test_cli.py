@@ -556,7 +556,8 @@ def test_a_report_evaluates_first_where_that_was_not_done(way, tmp_path):
 def test_figures_of_other_ground_do_not_replace_the_runs_own(way, capsys):
     before = contents(way / "run")
     said = refused(capsys, "evaluate", way / "run", "--dataset", way / "away")
-    assert "ConfigError: a dataset (--dataset) needs a file to write (--output FILE)" in said
+    assert "ConfigError: a dataset (--dataset) needs a file to write, so that" in said
+    assert re.search(r": bharateo evaluate .* --output evaluate\.json$", said.rstrip())
     assert contents(way / "run") == before
 
 

@@ -42,6 +42,13 @@ def test_a_win_over_the_copy_alone_is_not_sold_as_one():
     assert said == "Hidden pixels: better than a copy of the nearest patch, not than bilinear fill"
 
 
+def test_a_rule_that_does_as_well_is_named_beside_the_win():
+    own = split_scores((0.055, 0.70))
+    pixels = scores.comparisons(typed(own), METRICS)[1]
+    assert opening.result(pixels).endswith("; bilinear fill, which learns nothing, does as well")
+    assert "bilinear" not in opening.result(scores.comparisons(typed(split_scores()), METRICS)[1])
+
+
 def test_nothing_won_is_said_as_plainly():
     assert headline((0.071, 0.70)) == "Not yet better than a copy of the nearest visible patch"
     assert headline((0.06, 0.75), masked_mae=0.07).startswith("No better and no worse")

@@ -458,7 +458,7 @@ def _why_missing(path: Path) -> str:
             f"{path} holds no {DATASET_FILE}, so it is no dataset: give the folder that "
             "`bharateo build` was told as --output"
         )
-    return f"there is no dataset at {path}: build it first with `bharateo build --output {path}`"
+    return f"there is no dataset at {path}: build it first: bharateo build CONFIG --output {path}"
 
 
 def _check_shards(path: Path, info: Mapping[str, Any]) -> None:

@@ -118,7 +118,10 @@ def read_run(run: Path) -> RunFiles:
         (CONFIG_FILE, "pretrain"),
     ):
         if not (run / name).exists():
-            raise RunError(f"{run / name} is missing: run `bharateo {verb}` first")
+            command = f"bharateo {verb} {run}"
+            if verb == "pretrain":
+                command = f"bharateo pretrain CONFIG --dataset DATASET --output {run}"
+            raise RunError(f"{run / name} is missing; make it: {command}")
     provenance, probed = run / PROVENANCE_FILE, run / PROBES_FILE
     contract = read_contract(run)
     evaluation = read_result(Evaluation, run / EVALUATION_FILE, "bharateo evaluate")

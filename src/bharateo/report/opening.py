@@ -78,7 +78,7 @@ def first_screen(
         "hero_place": place,
         "hero_map": small_map,
         "headline": headline(found),
-        "result": "; it ".join(one.sentence + interval(one) for one in _wins(found) or found),
+        "result": "; it ".join(map(result, _wins(found) or found)),
     }
 
 
@@ -132,12 +132,17 @@ def _won(one: Comparison) -> str:
     return f"{abs(gain):.4g} {'more' if gain > 0 else 'less'} on {than}"
 
 
-def interval(one: Comparison) -> str:
-    """How far apart the two are, in brackets, with the interval or that there is none."""
-    if not one.difference:
-        return ""
-    said = one.difference.replace(" (", ", ").removesuffix(")")
-    return f" ({said}{', too few blocks for an interval' if one.certain is None else ''})"
+def result(one: Comparison) -> str:
+    """What the model and the copy reach, how far apart they are with the interval or that there is
+    none, and a rule without learning that does as well.
+    """
+    said = one.sentence
+    if one.difference:
+        apart = one.difference.replace(" (", ", ").removesuffix(")")
+        said += f" ({apart}{', too few blocks for an interval' if one.certain is None else ''})"
+    if one.equal_rule:
+        said += f"; {scores.method_name(one.equal_rule)}, which learns nothing, does as well"
+    return said
 
 
 # What it loses

@@ -117,7 +117,7 @@ class Comparison:
     ``subject`` is what the metric is of, ``sentence`` says both values, and ``difference`` how far
     apart they are, with the interval of that difference; ``certain`` whether the interval excludes
     "no difference", None without an interval. ``better_rule`` is another baseline that does better
-    than both, if one does.
+    than both, if one does, and ``equal_rule`` one that does as well as the model.
     """
 
     metric: Metric
@@ -128,6 +128,7 @@ class Comparison:
     difference: str
     certain: bool | None
     better_rule: str = ""
+    equal_rule: str = ""
 
     @property
     def outcome(self) -> Literal["better", "worse", "equal"]:
@@ -168,11 +169,11 @@ def comparisons(scores: GroundScores, metrics: Sequence[Metric]) -> list[Compari
         subject = metric.subject or metric.title
         shown = {method: metric.show(value) for method, value in values.items()}
         best = metric.show(metric.best(values.values()))
-        rule = next((method for method in shown if shown[method] == best), "")
-        if best in (shown[MODEL], shown[BAR]):
-            rule = ""
+        ahead = [] if best in (shown[MODEL], shown[BAR]) else [m for m in shown if shown[m] == best]
+        level = [m for m in shown if shown[m] == shown[MODEL] and m not in (MODEL, BAR)]
+        rules = (ahead[0] if ahead else "", level[0] if level else "")
         both = values[MODEL], values[BAR]
-        found.append(Comparison(metric, subject, said, *both, difference, certain, rule))
+        found.append(Comparison(metric, subject, said, *both, difference, certain, *rules))
     return found
 
 

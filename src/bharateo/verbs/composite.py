@@ -98,7 +98,7 @@ def write_composite(
 
     display = display or Display()
     if output is None and not dry_run:
-        raise ConfigError("--output is missing: name the raster to write, e.g. place.tif")
+        raise ConfigError("--output is missing: name the raster to write, e.g. --output place.tif")
     if output is not None:
         check_outputs("composite", own_products(Path(output)), [aoi] if aoi else [])
     own = {

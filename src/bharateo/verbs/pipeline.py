@@ -104,7 +104,10 @@ def build(
         _dry_run(config, display, mbit, workers or os.cpu_count() or 1)
         return None  # type: ignore[return-value]  # only to those who ask for nothing
     if output is None:
-        raise ConfigError("--output is missing: name the dataset folder to make or to go on with")
+        raise ConfigError(
+            "--output is missing: name the dataset folder to make or to go on with, e.g. --output "
+            f"datasets/{'-'.join(place.partition('=')[0] for place in roi) or data.source}"
+        )
     return_freed_memory()
     output, recipe = Path(output), open_recipe(data, display.say)
     with display.bar("build") as bar:
@@ -276,8 +279,8 @@ def to_score(
     opened = open_run(run, device)
     if output is None and dataset is not None:
         raise ConfigError(
-            "a dataset (--dataset) needs a file to write (--output FILE), so that the run's own "
-            "figures are not replaced by those of other ground"
+            "a dataset (--dataset) needs a file to write, so that the run's own figures are not "
+            f"replaced by those of other ground: --output {Path(verb).with_suffix('.json')}"
         )
     path = opened.path / name if output is None else Path(output)
     figures = {"evaluation.json": "splits", "probes.json": "levels"}

@@ -97,8 +97,8 @@ def probe(
     counts = [parse_budget(str(each)) for each in budgets]
     if bands is not None and output is None:
         raise ConfigError(
-            "a set of bands (--bands) needs a file to write (--output FILE), so that the figures "
-            "of all bands are not replaced"
+            "a set of bands (--bands) needs a file to write, so that the figures of all bands are "
+            f"not replaced: --output {bands}.json"
         )
     opened, ground, output = to_score("probe", run, dataset, output, "probes.json", device)
     opened, ground = opened.meeting(ground, bands)

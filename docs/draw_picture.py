@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from bharateo.evaluation.reconstruction import Example, reconstruct
-from bharateo.report.render import composite_rgb, upscale
+from bharateo.report.render import as_shown, composite_rgb, upscale
 from bharateo.sensor import Sensor
 from bharateo.training.run import Run
 
@@ -42,10 +42,11 @@ def main(run_folder: Path) -> None:
     run = Run.open(run_folder)
     dataset = run.own_dataset()
     split = "test" if len(dataset.indices("test")) else "train"
+    sensor = as_shown(dataset)
     rows = [
-        row(example, run.sensor, composite)
+        row(example, sensor, composite)
         for example in reconstruct(run, dataset, split, 3)
-        for composite in run.sensor.composites
+        for composite in sensor.composites
     ]
     gap = np.full((GAP_PX, rows[0].shape[1], 3), 255, np.uint8)
     picture = np.vstack([part for each in rows for part in (each, gap)][:-1])

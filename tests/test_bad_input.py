@@ -95,7 +95,16 @@ def test_a_misspelt_place_is_named_with_the_nearest(folder, refused):
 
 
 def test_coordinates_the_wrong_way_round_are_told(folder, refused):
-    assert "is it LAT,LON instead of LON,LAT?" in refused(*build(folder, "--roi", "x=28.6,97.2"))
+    said = refused(*build(folder, "--roi", "x=28.6,97.2"))
+    assert "is it LAT,LON instead of LON,LAT?" in said
+    assert said.rstrip().endswith("--roi x=97.2,28.6") and "x=28.6" not in said.split("Then")[1]
+
+
+def test_a_place_at_sea_whose_mirror_image_is_land_is_told_so(folder, refused):
+    said = refused(*build(folder, "--roi", "home=28.61,77.23,240")).rstrip()
+    assert "holds no valid pixel" in said
+    assert "the other way round there is ground: bharateo build" in said
+    assert said.endswith("--roi home=77.23,28.61,240") and "home=28.61" not in said
 
 
 def test_a_place_over_the_open_ocean_is_told(folder, refused):
@@ -332,5 +341,5 @@ def test_a_file_where_the_output_folder_should_be_is_told(folder, refused, verb)
     }[verb]  # fmt: skip
     said = refused(*call)
     assert str(folder / "taken") in said
-    assert "choose another --output" in said
+    assert "choose" in said and "--output" in said
     assert (folder / "taken").read_text() == "mine"

@@ -11,47 +11,55 @@ import pytest
 import yaml
 
 from bharateo.config import SIZES
+from bharateo.display import Display, fitted
 from bharateo.errors import ConfigError
 from bharateo.reading import Reading
 from bharateo.sources import worldcover
 from bharateo.training import planning
 from bharateo.training.planning import MACHINES, THIS, measured_machine
 from bharateo.verbs import pipeline
-from bharateo.verbs.cli import VERBS, app, arguments_of, main
+from bharateo.verbs.cli import VERBS, app, arguments_of, main, with_whole_command
 from bharateo.verbs.demo import choose_pixels
 from small_datasets import contents
 from tiny_mirror import AWAY, CONFIG, HOME, write_config, write_mirror
 
+COMPUTING = {"pretrain", "evaluate", "probe", "probe-task", "ablate", "embed", "map", "teach",
+             "search", "score-search", "explore"}  # fmt: skip
 READING = "--bands --scale --offset --nodata --allow"
 OPTIONS = {
-    "demo": "--output --preset --worldcover-root --roi --epochs --seed",
-    "build": "CONFIG --output --dry-run --workers --scheduler --mbit --aoi --worldcover-root --roi "
-    "--set",
-    "pretrain": "CONFIG --dataset --output --epochs --seed --set",
-    "evaluate": "RUN --dataset --output",
-    "report": "RUN",
+    "demo": "--output --quiet --preset --worldcover-root --roi --epochs --seed",
+    "build": "CONFIG --output --quiet --dry-run --workers --scheduler --mbit --aoi "
+    "--worldcover-root --roi --set",
+    "pretrain": "CONFIG --dataset --output --quiet --epochs --seed --set --device",
+    "evaluate": "RUN --dataset --output --quiet --device",
+    "report": "RUN --quiet",
     "probe": "RUN --dataset --output --levels --budgets --features --zones --zone-field --seed "
-    "--readout --bands",
-    "probe-task": f"RUN FOLDER --output --layout --resize --readout --split-file {READING}",
+    "--readout --bands --device --quiet",
+    "probe-task": f"RUN FOLDER --output --layout --resize --readout --split-file {READING} "
+    "--device --quiet",
     "ablate": "CONFIG --dataset --output --vary --full --seeds --quick --controls --targets "
-    "--readout --set",
+    "--readout --set --device --quiet",
     "tokens": "RUN --chips --epochs --bands --chip-px --patch-px --mask-ratio --model --machine "
     "--num-machines --watts --grid --masks-per-chip --batch-size --precision",
     "composite": "--dates --output --aoi --zone-field --zone --roi --season --bands --method "
-    "--max-cloud --max-dates --margin --dry-run --mbit --set",
-    "embed": f"RUN INPUT --output --dtype --stride --step --precision --level --readout {READING}",
-    "sample": "MAP --output --total --per-class --allocation --zones --zone-field --image --seed",
-    "areas": "MAP LABELS --output --estimator --more-classes --zones",
-    "change": "MAP_A MAP_B --output --stable --repeat --zones --zone-field",
-    "map": f"RUN RASTER --output --probe --against --colour --stride --precision {READING}",
+    "--max-cloud --max-dates --margin --dry-run --mbit --set --quiet",
+    "embed": f"RUN INPUT --output --dtype --stride --step --precision --level --readout {READING} "
+    "--device --quiet",
+    "map": f"RUN RASTER --output --probe --against --colour --stride --precision {READING} "
+    "--device --quiet",
     "teach": "INPUT RASTER --points --output --class-field --colour --stride --precision "
-    f"{READING}",
-    "hectares": "MAP --zones --output --zone-field",
-    "polygons": "MAP --output --min-area-ha",
-    "search": f"EMBEDDING INPUT --like --output --count --away {READING}",
-    "score-search": "RUN DATASET --output --count",
-    "explore": f"RUN --output --dataset --raster --megabytes {READING}",
-    "export": "RUN --to --output --what --bands --license",
+    f"{READING} "
+    "--device --quiet",
+    "sample": "MAP --output --total --per-class --allocation --zones --zone-field --image --seed "
+    "--quiet",
+    "areas": "MAP LABELS --output --estimator --more-classes --zones --quiet",
+    "change": "MAP_A MAP_B --output --stable --repeat --zones --zone-field --quiet",
+    "hectares": "MAP --zones --output --zone-field --quiet",
+    "polygons": "MAP --output --min-area-ha --quiet",
+    "search": f"EMBEDDING INPUT --like --output --count --away {READING} --device --quiet",
+    "score-search": "RUN DATASET --output --count --device --quiet",
+    "explore": f"RUN --output --dataset --raster --megabytes {READING} --device --quiet",
+    "export": "RUN --to --output --what --bands --license --quiet",
     "doctor": "--json",
     "schema": "WHAT",
     "completion": "SHELL",
@@ -80,6 +88,79 @@ def refused(capsys, *arguments):
 
 
 # The interface.
+
+
+def test_short_names_quiet_and_device_are_the_same_everywhere():
+    for verb in VERBS:
+        names = {a.name: a.names for a in arguments_of(verb) if a.parameter.parse is not False}
+        assert "-o" in names.get("--output", ("-o",))
+        assert "-q" in names.get("--quiet", ("-q",))
+        choices = {a.name: a.hint for a in arguments_of(verb)}
+        assert ("--device" in choices) == (verb in COMPUTING)
+
+
+def test_quiet_says_nothing_but_warnings(capsys):
+    display = Display(quiet=True)
+    display.say("dataset: d")
+    display.columns(["a"], [["b"]])
+    display.table("t", [])
+    with display.bar("build") as bar:
+        bar.logged = -1e9
+        bar.update(1, 2, "half")
+    assert capsys.readouterr().out == ""
+    display.say("warning: 3 reads failed")
+    assert capsys.readouterr().out == "warning: 3 reads failed\n"
+
+
+def test_a_verb_is_quiet_where_it_is_asked_to_be(way, tmp_path, capsys):
+    words = [str(way / "run"), "--dataset", str(way / "home"), "-o", str(tmp_path / "e.json")]
+    assert main(["evaluate", *words, "-q", "--device", "cpu"]) == 0
+    assert capsys.readouterr().out == ""
+    assert (tmp_path / "e.json").exists()
+
+
+def test_a_device_that_is_not_here_is_refused(way, capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    said = refused(capsys, "evaluate", way / "run", "--device", "cuda")
+    assert "'cuda'" in said and "--device cpu" in said
+
+
+@pytest.mark.parametrize(
+    ("message", "words", "command"),
+    [
+        ("unit: no, or go on with --allow unit", "embed r a.tif -o x.tif --allow bands",
+         "embed r a.tif -o x.tif --allow bands --allow unit"),
+        ("no GPU; go on with --device cpu", "evaluate r --device cuda -q",
+         "evaluate r -q --device cpu"),
+        ("no GPU; go on with --device cpu", "evaluate r --device=cuda",
+         "evaluate r --device cpu"),
+        ("--like 28.6,77.2 lies outside; --like 77.2,28.6", "search v --like 28.6,77.2 -o x",
+         "search v -o x --like 77.2,28.6"),
+        ("seven, or --count 7", "evaluate r", None),
+        ("do it: bharateo build c --output d", "build c --output e", None),
+    ],
+)  # fmt: skip
+def test_a_refusal_ends_with_one_whole_command(message, words, command):
+    said = with_whole_command(message, words.split())
+    assert said == message if command is None else said.endswith(f" bharateo {command}")
+    if command:
+        app.parse_args(command.split(), exit_on_error=False, print_error=False)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("pretrain:   2 %  epoch 1/10  loss 0.999", "pretrain:   2 %  epoch 1/10  loss 0.999"),
+        (
+            f"pretrain:   2 %  epoch 1/10  loss 0.999  {'x' * 50}  34 chips/s  6:04 left",
+            "pretrain:   2 %  epoch 1/10  loss 0.999  34 chips/s  6:04 left",
+        ),
+        (f"map:   2 %  {'z' * 90}", f"map:   2 %  {'z' * 67}…"),
+    ],
+)
+def test_a_line_of_progress_fits_80_columns(line, said):
+    assert fitted(line) == said
+    assert len(said) <= 80
 
 
 def test_verbs_and_options_are_frozen():
@@ -475,7 +556,8 @@ def test_a_report_evaluates_first_where_that_was_not_done(way, tmp_path):
 def test_figures_of_other_ground_do_not_replace_the_runs_own(way, capsys):
     before = contents(way / "run")
     said = refused(capsys, "evaluate", way / "run", "--dataset", way / "away")
-    assert "ConfigError: a dataset (--dataset) needs a file to write (--output FILE)" in said
+    assert "ConfigError: a dataset (--dataset) needs a file to write, so that" in said
+    assert re.search(r": bharateo evaluate .* --output evaluate\.json$", said.rstrip())
     assert contents(way / "run") == before
 
 

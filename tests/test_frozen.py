@@ -244,7 +244,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
 
 
 def test_the_help_pages_are_those_on_record():
-    assert "\n".join(help_pages()) == (FROZEN / "help.txt").read_text()
+    pages = "\n".join(help_pages())
+    assert pages == (FROZEN / "help.txt").read_text()
+    assert max(map(len, pages.splitlines())) <= 80
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from bharateo.landcover import (
     NUM_CLASSES,
     WORLDCOVER,
     class_colours,
+    classes_of,
     palette,
     patch_class_counts,
     patch_mode,
@@ -87,3 +88,18 @@ def test_the_label_of_a_patch_is_one_of_its_most_frequent_classes(class_ids):
     assert (
         counts[labelled][np.arange(labelled.sum()), mode[labelled]] == counts[labelled].max(-1)
     ).all()
+
+
+def test_a_class_of_two_kinds_is_called_by_the_one_that_occurs():
+    native = WORLDCOVER.native
+    scheme = {str(code): list(meaning) for code, meaning in native.items()}
+
+    def called(*codes):
+        return [each.name for each in classes_of({str(code): 5 for code in codes}, scheme)]
+
+    assert called(10, 90)[6] == "wetland" and called(95)[6] == "mangrove"
+    assert called(90, 95)[6] == called()[6] == "wetland_mangrove"
+    assert called(20)[2] == "shrub" and called(70)[7] == "snow and ice"
+    assert called(20, 30) == [each.name for each in BHARATEO_CLASSES]
+    assert [each.id for each in classes_of({"90": 0, "95": 1}, scheme)] == list(range(8))
+    assert classes_of({"90": 0, "95": 1}, scheme)[6].name == "mangrove"

@@ -9,7 +9,7 @@ import pytest
 import rasterio
 
 from bharateo.errors import ConfigError
-from bharateo.outputs import beginning_with, check_outputs, json_of
+from bharateo.outputs import beginning_with, check_outputs, free_name, json_of
 from bharateo.verbs.cli import main
 from handover.tiny_run import tiny_run
 from inference.areas import centres, table, vectors
@@ -245,3 +245,33 @@ def test_a_pipe_or_folder_is_nobodys_product(tmp_path):
             assert not own(tmp_path / name)
             with pytest.raises(ConfigError, match="is there"):
                 check_outputs("map", {tmp_path / name: own}, ())
+
+
+@pytest.mark.parametrize(
+    ("words", "command"),
+    [
+        ("map RUN RASTER -o map.png", "map RUN RASTER --output map.tif"),
+        ("embed RUN RASTER -o v.png -o w.parquet",
+         "embed RUN RASTER -o w.parquet --output v.tif"),
+        ("areas map.tif p.gpkg --output a", "areas map.tif p.gpkg --output a.csv"),
+        ("change a.tif b.tif --output a.html", "change a.tif b.tif --output a.csv"),
+        ("sample map.tif --output p.csv --total 9", "sample map.tif --total 9 --output p.gpkg"),
+        ("polygons map.tif --output p.shp", "polygons map.tif --output p.gpkg"),
+        ("export RUN --to onnx --output v0", "export RUN --to onnx --output v0.onnx"),
+        ("composite --roi a=77,28 --dates 2024-01-01/2024-02-01 -o a.jpg",
+         "composite --roi a=77,28 --dates 2024-01-01/2024-02-01 --output a.tif"),
+    ],
+)  # fmt: skip
+def test_a_wrong_ending_is_refused_before_anything_is_opened(words, command, capsys):
+    """None of the files that are named is there: no other refusal comes first."""
+    said = refused(capsys, *words.split()).rstrip()
+    assert "must end in" in said
+    assert said.endswith(f"give bharateo {command}")
+
+
+def test_a_free_name_is_one_that_nothing_has(tmp_path):
+    for name in ("v0", "v0-2"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "a-2.tif").symlink_to(tmp_path / "gone")
+    assert free_name(tmp_path / "v0") == tmp_path / "v0-3"
+    assert free_name(tmp_path / "a.tif") == tmp_path / "a-3.tif"

@@ -567,15 +567,17 @@ def section_to_yaml(config: Config, section: str) -> str:
 def differences(record: Mapping[str, Any], config: Config) -> list[str]:
     """``key: there against wanted`` for every key in which a stored configuration differs.
 
-    The ``machine`` section may differ: it does not change what is computed. Keys of ``model`` and
-    ``training`` that an earlier version did not have count as their defaults, which do what it did.
+    The ``machine`` section may differ: it does not change what is computed. So may ``data``, which
+    no training reads: its pixels are those of a dataset, known by its fingerprint. Keys of
+    ``model`` and ``training`` that an earlier version did not have count as their defaults, which
+    do what it did.
     """
     since = {k: v for k, v in _leaves(to_record(Config())) if k.startswith(("model.", "training."))}
     there, wanted = since | dict(_leaves(record)), dict(_leaves(to_record(config)))
     return [
         f"{key}: {there.get(key)!r} there, {wanted.get(key)!r} wanted"
         for key in sorted({*there, *wanted})
-        if there.get(key) != wanted.get(key) and not key.startswith("machine.")
+        if there.get(key) != wanted.get(key) and not key.startswith(("machine.", "data."))
     ]
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64, UInt8
@@ -37,6 +38,39 @@ BHARATEO_CLASSES = (
     LandCoverClass(7, "rare_other", (189, 189, 189)),
 )
 NUM_CLASSES = len(BHARATEO_CLASSES)
+
+
+_BY_ONE_NATIVE_CLASS = {
+    "Shrubland": "shrub",
+    "Grassland": "grass",
+    "Herbaceous wetland": "wetland",
+    "wetland": "wetland",
+    "Mangroves": "mangrove",
+    "Snow and ice": "snow and ice",
+    "Moss and lichen": "moss and lichen",
+}
+"""What a class is called where a single native class of it occurs."""
+
+
+def classes_of(
+    native_counts: Mapping[str, int], native: Mapping[str, Sequence[Any]]
+) -> tuple[LandCoverClass, ...]:
+    """The eight classes as they are called on some ground: a class of two kinds, such as
+    ``wetland_mangrove``, by the one that occurs where only one does.
+
+    ``native_counts`` are the ground's pixels by native code; ``native`` is the name and class
+    id of every code, as ``dataset.json`` has them.
+    """
+    there: dict[int, list[str]] = {}
+    for code, (name, class_id) in native.items():
+        if native_counts.get(code):
+            there.setdefault(class_id, []).append(name)
+    return tuple(
+        replace(each, name=_BY_ONE_NATIVE_CLASS.get(there[each.id][0], each.name))
+        if len(there.get(each.id, ())) == 1
+        else each
+        for each in BHARATEO_CLASSES
+    )
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ a phrase at its beginning. A file without that mark is somebody's, whatever it i
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -47,6 +48,25 @@ def check_outputs(verb: str, products: Mapping[Path, Own], inputs: Iterable[str 
                 f"{product} is there, and is not what `bharateo {verb}` makes (or was changed "
                 "since): choose another --output, or move it away"
             )
+
+
+def check_ending(output: Path, what: str, *endings: str) -> None:
+    """Make sure that a file is called by what it will be; to be called before any work begins.
+
+    Raises:
+        ConfigError: it is not; the message ends with a name that will do.
+    """
+    if output.suffix not in endings:
+        raise ConfigError(
+            f"--output {output}: {what}, whose name must end in {' or '.join(endings)}; give "
+            f"--output {output.with_suffix(endings[0])}"
+        )
+
+
+def free_name(output: Path) -> Path:
+    """The first name like it, such as ``v0-2`` for ``v0``, that nothing has."""
+    names = (output.with_name(f"{output.stem}-{n}{output.suffix}") for n in itertools.count(2))
+    return next(name for name in names if not os.path.lexists(name))
 
 
 def _same(one: Path, other: Path) -> bool:

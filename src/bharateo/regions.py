@@ -129,7 +129,8 @@ def _check(roi: Roi) -> Roi:
     if not all(map(math.isfinite, numbers)) or max(abs(west), abs(east)) > 180:
         raise RegionError(f"ROI {roi.name!r}: longitude must lie in -180..180, got {west}, {east}")
     if max(abs(south), abs(north)) > 90 or south > north:
-        hint = "; is it LAT,LON instead of LON,LAT?" if abs(south) > 90 else ""
+        swapped = swapped_option(roi) if not roi.bbox and abs(west) <= 90 else ""
+        hint = f"; is it LAT,LON instead of LON,LAT? Then give {swapped}" if swapped else ""
         raise RegionError(
             f"ROI {roi.name!r}: latitude must lie in -90..90, south first, got {south}, {north}"
             + hint
@@ -145,6 +146,12 @@ def _check(roi: Roi) -> Roi:
     else:
         check_size((roi.size_px * _SMALLEST_PIXEL_KM) ** 2, f"ROI {roi.name!r}")
     return roi
+
+
+def swapped_option(roi: Roi) -> str:
+    """A square with longitude and latitude changed about, as an option of the command line."""
+    size = "" if roi.size_px == DEFAULT_SIZE_PX else f",{roi.size_px}"
+    return f"--roi {roi.name}={roi.lat:.10g},{roi.lon:.10g}{size}"
 
 
 def check_size(km2: float, name: str = "the area") -> None:

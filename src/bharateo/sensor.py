@@ -49,6 +49,25 @@ class Composite:
             raise ValueError(f"low {self.low:g} is not below high {self.high:g}")
         return self
 
+    @property
+    def limits(self) -> tuple[tuple[float, float], ...]:
+        """What is drawn black and full of red, green and blue."""
+        return ((self.low, self.high),) * 3
+
+
+@dataclass(frozen=True)
+class BandwiseComposite(Composite):
+    """Three bands that are each stretched by themselves: haze, which lightens blue the most, is
+    taken off, and the hue no longer says how the bands compare. For showing alone, never stored.
+    """
+
+    of_bands: tuple[tuple[float, float], ...]
+
+    @property
+    def limits(self) -> tuple[tuple[float, float], ...]:
+        """What is drawn black and full of red, green and blue."""
+        return self.of_bands
+
 
 @dataclass(frozen=True)
 class Sensor:

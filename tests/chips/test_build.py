@@ -176,7 +176,7 @@ def test_progress_tells_how_far_each_pass_is(tmp_path):
 def test_another_plan_in_the_folder_is_refused_and_named(tmp_path):
     build(two_regions(), PLAN, tmp_path / "d", 0)
     other = replace(PLAN, min_classes=2)
-    with pytest.raises(DatasetError, match=r"plan.min_classes is 1 there and 2 here\): choose"):
+    with pytest.raises(DatasetError, match=r"plan.min_classes is 1 there and 2 here\): delete"):
         build(two_regions(), other, tmp_path / "d", 0)
     with pytest.raises(DatasetError, match="seed is 0 there and 1 here"):
         build(two_regions(), PLAN, tmp_path / "d", 1)

@@ -102,7 +102,7 @@ def test_more_shards_than_file_handles_can_be_read(tmp_path, monkeypatch):
 
 
 def test_a_missing_dataset_says_how_to_build_one(tmp_path):
-    with pytest.raises(DatasetError, match="build it first with `bharateo build --output"):
+    with pytest.raises(DatasetError, match="build it first: bharateo build CONFIG --output"):
         Dataset.open(tmp_path / "nowhere")
     with pytest.raises(DatasetError, match="so it is no dataset"):
         Dataset.open(tmp_path)

@@ -10,6 +10,7 @@ from bharateo.inference.encoder import (
     over_views,
 )
 from bharateo.models.patches import patchify
+from bharateo.training.run import Run
 from models.tiny_models import HEADS, random_batch, tiny_heads, tiny_model, with_pixels
 
 
@@ -222,4 +223,8 @@ def test_a_run_computes_where_its_configuration_says_if_that_is_here(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: num_gpus)
     if said:
         (tmp_path / "config.yaml").write_text(f"machine:\n  device: {said}\n")
-    assert device_of(tmp_path).type == device
+    run = object.__new__(Run)
+    object.__setattr__(run, "path", tmp_path)
+    assert device_of(run).type == device
+    object.__setattr__(run, "device", torch.device("cpu"))
+    assert device_of(run).type == "cpu"

@@ -145,6 +145,8 @@ def test_without_a_domain_familiarity_is_not_claimed(map_run, raster, tmp_path):
     assert record.out_of_domain is None
     assert (bands(products(tmp_path / "map.tif")["uncertainty"])[1:] == IGNORE).all()
     assert not any("domain" in line for line in record.lines())
+    shown = [line.split()[0] for line in record.lines() if " km2 " in line]
+    assert shown == [each.name for each in record.areas if each.km2]
 
 
 def test_a_finer_stride_has_a_cell_for_every_so_many_pixels(map_run, raster, the_map, tmp_path):

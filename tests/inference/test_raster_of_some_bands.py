@@ -277,7 +277,7 @@ def test_probes_are_scored_on_a_set(run, tmp_path, capsys):
     assert not (run.path / "probes.json").exists()
     capsys.readouterr()
     assert main(["probe", str(run.path), "--bands", "rgb"]) == 1
-    assert "needs a file to write (--output FILE)" in " ".join(capsys.readouterr().err.split())
+    assert "needs a file to write, so that the figures" in " ".join(capsys.readouterr().err.split())
     assert main(["probe", str(run.path), "--bands", "liss", "--output", str(output)]) == 1
     said = " ".join(capsys.readouterr().err.split())
     assert "was trained on no set 'liss' of bands; it takes B01, B02" in said

@@ -169,6 +169,13 @@ def test_a_point_outside_is_refused_with_the_nearest_place(tmp_path):
         search(area, [(lon + 0.5, lat + 0.2)], 5)
 
 
+def test_a_point_with_its_latitude_first_is_told(tmp_path):
+    area = open_area(table(tmp_path / "v.parquet", vectors()))
+    lon, lat = (round(each, 5) for each in lonlat(*HERE))
+    with pytest.raises(ConfigError, match=rf"other way round it lies inside: --like {lon},{lat}$"):
+        search(area, [(lat, lon)], 5)
+
+
 def test_a_hole_is_outside(tmp_path):
     values = vectors()
     values[9:14, 14:20] = np.nan

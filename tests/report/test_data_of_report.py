@@ -5,14 +5,16 @@ from dataclasses import replace
 import pytest
 
 from bharateo.chips import build as building
-from bharateo.chips.store import RECIPE_FILE
-from bharateo.config import Config, DataConfig, to_yaml
+from bharateo.chips.store import RECIPE_FILE, Dataset
+from bharateo.config import Config, DataConfig, TrainingConfig, to_yaml
 from bharateo.display import Display
-from bharateo.errors import RunError
+from bharateo.errors import DatasetError, RunError
 from bharateo.files import write_json
+from bharateo.plain_yaml import read_yaml
 from bharateo.report.html import article
+from bharateo.training.loop import take_folder
 from bharateo.verbs import pipeline
-from small_datasets import PLAN, made_up
+from small_datasets import PLAN, made_up, small_config, small_dataset
 
 
 def test_a_configs_data_section_of_another_place_is_not_the_recipe(dataset, make_run):
@@ -30,6 +32,39 @@ def test_the_recipe_is_the_datasets_own_where_its_folder_has_one(dataset, make_r
     assert "some_other_place" in page and "bharateo build config.yaml" in page
     assert "delhi_ncr" not in page
     assert "batch_size" in page  # the training's own sections are still there
+
+
+def test_a_run_keeps_the_data_section_of_its_dataset_not_of_its_configuration(tmp_path):
+    dataset = small_dataset(tmp_path / "dataset")
+    config = replace(small_config(), data=DataConfig(rois=("delhi_ncr",)))
+    take_folder(tmp_path / "unknown", config, dataset)
+    assert "delhi_ncr" not in (tmp_path / "unknown" / "config.yaml").read_text()
+    (dataset.path / RECIPE_FILE).write_text("data: {source: sample}\n")
+    dataset = Dataset.open(dataset.path)
+    take_folder(tmp_path / "run", config, dataset)
+    there = read_yaml(tmp_path / "run" / "config.yaml")
+    assert there["data"] == {"source": "sample"} and there["training"]["batch_size"] == 16
+    take_folder(tmp_path / "run", config, dataset)  # the same run, whatever its data section says
+    (tmp_path / "run" / "history.jsonl").write_text("")
+    with pytest.raises(RunError, match=r"training\.epochs"):
+        take_folder(tmp_path / "run", replace(config, training=TrainingConfig(epochs=9)), dataset)
+
+
+def test_a_training_that_kept_nothing_does_not_stand_in_the_way_of_the_next(tmp_path):
+    dataset = small_dataset(tmp_path / "dataset")
+    take_folder(tmp_path / "run", small_config(), dataset)
+    take_folder(tmp_path / "run", small_config(seed=7), dataset)
+    assert read_yaml(tmp_path / "run" / "config.yaml")["training"]["seed"] == 7
+    (tmp_path / "run" / "diverged.json").write_text("{}")
+    with pytest.raises(RunError, match=r"training\.seed.*choose another: --output .*run-2$"):
+        take_folder(tmp_path / "run", small_config(), dataset)
+
+
+@pytest.mark.parametrize("text", ["a: [", "data: 3", "- 1"])
+def test_a_damaged_recipe_is_refused_with_its_file(dataset, make_run, text):
+    (dataset.path / RECIPE_FILE).write_text(text)
+    with pytest.raises(DatasetError, match=r"recipe\.yaml.*restore the file, or delete it"):
+        article(make_run(dataset), dataset, [])
 
 
 def test_a_run_scored_elsewhere_is_not_said_to_be_trained_there(dataset, make_run):

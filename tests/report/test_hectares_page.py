@@ -224,3 +224,11 @@ def test_rasters_of_any_shape_have_a_picture_that_says_whose_pixels_they_are(tmp
     before = (tmp_path / "map.png").read_bytes()
     write_picture(tmp_path / "map.png", ClassRaster.open(path), ["somebody's pixels"] * 40)
     assert (tmp_path / "map.png").read_bytes() == before
+
+
+def test_a_district_is_told_without_the_classes_it_does_not_hold(world, tmp_path, capsys):
+    _, command = world
+    assert main([*command[:-1], str(tmp_path / "out")]) == 0
+    told = [line for line in capsys.readouterr().out.splitlines() if "% with data: " in line]
+    assert len(told) == 3
+    assert not any(re.search(r" 0(,|$)", line) for line in told)

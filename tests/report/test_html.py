@@ -10,7 +10,7 @@ from made_up_run import fingerprint, split_scores, write_run
 
 from bharateo.chips.store import Dataset
 from bharateo.errors import RunError
-from bharateo.report import ground, html
+from bharateo.report import ground, html, render
 from bharateo.sensor import SENTINEL2_L1C, WORLDCOVER_PALETTE
 from bharateo.training.contract import Kept
 
@@ -107,7 +107,7 @@ def test_sources_caveats_and_attribution_are_in_plain_sight(dataset, make_run):
     assert "Pixels: these, because &lt;so&gt;." in page
     assert dataset.sensor.notes in page
     assert all(line in page for line in dataset.attribution)
-    assert "told otherwise" in html.article(files, dataset, [], why="told otherwise")
+    assert "Told otherwise" in html.article(files, dataset, [], why="told otherwise")
 
 
 def test_every_band_counts_in_the_account(page, dataset):
@@ -269,9 +269,13 @@ def test_every_picture_caption_states_the_stretch_of_both_composites(
 ):
     dataset = make_dataset(SENTINEL2_L1C)
     page = html.article(make_run(dataset), dataset, [make_example(dataset)])
-    stated = [text for text in captions(page) if "true colour B4-B3-B2, 0.08 to 0.2 " in text]
+    sensor = render.as_shown(dataset)
+    notes = [render.stretch_note(sensor, name) for name in sensor.composites]
+    assert all("each band stretched linearly by itself from 2 % to 98 %" in note for note in notes)
+    notes = [note.replace("'", "&#39;") for note in notes]
+    stated = [text for text in captions(page) if notes[0] in text]
     assert len(stated) == 4  # two regions, chips, reconstructions
-    assert all("false colour B8-B4-B3, 0.05 to 0.28 top-of-atmosphere" in t for t in stated)
+    assert all(notes[1] in text for text in stated)
 
 
 def test_a_single_composite_keeps_its_pairs_triples_and_rows(make_dataset, make_run, make_example):

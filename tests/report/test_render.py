@@ -47,6 +47,32 @@ def test_a_composite_takes_the_named_bands_under_its_own_stretch():
     ]
 
 
+def test_pictures_of_a_dataset_share_one_stretch_that_takes_haze_off_every_band(make_dataset):
+    dataset = make_dataset(SENTINEL2_L1C)
+    sensor = render.as_shown(dataset)
+    for name, one in sensor.composites.items():
+        seen = np.concatenate(
+            [dataset.image(i)[:, dataset.valid(i)] for i in range(dataset.num_chips)], 1
+        )
+        values = render.physical(seen, sensor)
+        rgb = render.composite_rgb(values[:, None], sensor, composite=name)
+        for band, limits in zip(np.moveaxis(rgb, -1, 0), one.limits, strict=True):
+            assert (band == 0).mean() < 0.05 and (band == 255).mean() < 0.05
+            assert limits != (one.low, one.high)
+        for (low, high), band in zip(one.limits, one.bands, strict=True):
+            assert f"{band} {low:g} to {high:g}" in render.stretch_note(sensor, name)
+    assert len({limits for one in sensor.composites.values() for limits in one.limits}) > 1
+
+
+def test_palette_colours_and_a_range_of_ones_own_are_shown_as_declared(make_dataset):
+    palette_dataset = make_dataset(WORLDCOVER_PALETTE)
+    assert render.as_shown(palette_dataset) == palette_dataset.sensor
+    dataset = make_dataset(SENTINEL2_L1C)
+    recipe = "data: {source: geotiff, geotiff: {display_range: [0, 0.3]}}"
+    (dataset.path / "recipe.yaml").write_text(recipe)
+    assert render.as_shown(dataset) == dataset.sensor
+
+
 @pytest.mark.parametrize("held", [0.0, 0.3, np.nan, np.inf])
 def test_what_an_invalid_pixel_holds_never_shows(held):
     image = np.full((10, 8, 8), 0.1, np.float32)

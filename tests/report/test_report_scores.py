@@ -61,7 +61,6 @@ def test_nothing_measured_is_said_not_guessed():
     for one in (scores["model"], *scores["baselines"].values()):
         one.update(dict.fromkeys(one))
     assert "cannot be compared" in said.verdict(typed(scores), METRICS)
-    assert said.headline(typed(scores), METRICS) == "no masked patch could be scored"
     assert all(
         cell is None for row in said.metric_rows(typed(scores), METRICS) for cell in row.cells
     )

@@ -197,7 +197,7 @@ def test_what_is_no_map_of_classes_is_refused(tmp_path, quiet):
         sample(path, tmp_path / "p.gpkg", per_class=2, display=quiet)
     with pytest.raises(ConfigError, match="--total N or --per-class N"):
         sample(path, tmp_path / "p.gpkg", display=quiet)
-    with pytest.raises(ConfigError, match="name it"):
+    with pytest.raises(ConfigError, match="must end in"):
         sample(path, tmp_path / "p.csv", per_class=2, display=quiet)
 
 

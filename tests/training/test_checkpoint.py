@@ -115,7 +115,7 @@ def cut_in_half(path):
 
 
 def test_there_being_no_run_is_said(tmp_path):
-    with pytest.raises(RunError, match=r"there is no run; make one with `bharateo pretrain`"):
+    with pytest.raises(RunError, match=r"there is no run; make one: bharateo pretrain CONFIG"):
         Run.open(tmp_path)
     with pytest.raises(RunError, match="there is no run"):
         Run.open(tmp_path / "nowhere")

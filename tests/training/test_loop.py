@@ -371,10 +371,11 @@ def test_leftovers_of_a_killed_writer_are_cleared(palette_dataset, tmp_path):
 def test_another_configurations_folder_is_refused_with_the_key(
     palette_dataset, tmp_path, change, named
 ):
-    assert killed_at(palette_dataset, small_config(), tmp_path, 3)
+    kept = {"checkpoint_seconds": 0.0}
+    assert killed_at(palette_dataset, small_config(**kept), tmp_path, 3)
     before = contents(tmp_path)
-    with pytest.raises(RunError, match=rf"{named}.*[Cc]hoose another --output, or delete"):
-        pretrain(palette_dataset, small_config(**change), tmp_path)
+    with pytest.raises(RunError, match=rf"{named}.*choose another: --output .*-2$"):
+        pretrain(palette_dataset, small_config(**kept, **change), tmp_path)
     assert contents(tmp_path) == before
 
 

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+from affine import Affine
 from jaxtyping import Bool, Int64, UInt8
+from odc.geo.geobox import GeoBox
 
 from bharateo import geography
 from bharateo.chips.ground import Site
@@ -20,7 +22,7 @@ from bharateo.errors import EmptyRegionError, SourceError
 from bharateo.landcover import IGNORE, NUM_CLASSES
 from bharateo.pixels.http import Traffic
 from bharateo.pixels.raster import Raster
-from bharateo.regions import Region
+from bharateo.regions import Region, Roi, swapped_option
 from bharateo.sources import ImageSource, LabelSource, Source
 
 Window = tuple[slice, slice]
@@ -178,14 +180,32 @@ class Cutter:
             if wanted.any():
                 continue
             west, south, east, north = geography.bounds_lonlat(region.geobox)
+            lon, lat = round((west + east) / 2, 4), round((south + north) / 2, 4)
             root = raster.provenance.get("root")
-            raise EmptyRegionError(
-                f"ROI {region.name!r} (centre LON,LAT {(west + east) / 2:.4f},"
-                f"{(south + north) / 2:.4f}) holds no {what} pixel in {source.name}"
-                f"{f' under {root}' if root else ''}: it lies over open ocean or outside the data; "
+            remedy = (
                 "check the order LON,LAT, choose another place, or point to other data "
                 "(--worldcover-root, data.geotiff.path)"
             )
+            if self._labelled_at(lat, lon):
+                size_px = max(region.geobox.shape)
+                remedy = "the other way round there is ground: " + swapped_option(
+                    Roi(region.name, lon, lat, size_px)
+                )
+            raise EmptyRegionError(
+                f"ROI {region.name!r} (centre LON,LAT {lon:.4f},{lat:.4f}) holds no {what} pixel "
+                f"in {source.name}{f' under {root}' if root else ''}: it lies over open ocean or "
+                f"outside the data; {remedy}"
+            )
+
+    def _labelled_at(self, lon: float, lat: float) -> bool:
+        """Whether there is a label at a place that nobody asked for."""
+        if abs(lat) > 85:
+            return False
+        around = Affine(1e-4, 0, lon - 8e-4, 0, -1e-4, lat + 8e-4)
+        try:
+            return bool(self.landcover.read(GeoBox((16, 16), around, "EPSG:4326")).valid.any())
+        except SourceError:
+            return False
 
     def _usable(
         self, unit: Unit, sites: tuple[Site, ...] | None, layers: Layers, window: Window

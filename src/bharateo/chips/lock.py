@@ -25,7 +25,7 @@ from bharateo.config import PlanConfig
 from bharateo.errors import ConfigError, DatasetError, EmptyRegionError
 from bharateo.files import read_bytes, remove_leftovers, take_lock, write_json, write_text
 from bharateo.landcover import BHARATEO_CLASSES, IGNORE, ClassScheme
-from bharateo.outputs import record_in
+from bharateo.outputs import free_name, record_in
 from bharateo.regions import Region
 from bharateo.sources import Recipe
 from bharateo.version import __version__
@@ -158,8 +158,8 @@ def _check_ours(output: Path) -> None:
     ours = _is_work(output / BUILD_FOLDER) or _is_dataset(output / DATASET_FILE)
     if output.exists() and not ours and (not output.is_dir() or any(output.iterdir())):
         raise DatasetError(
-            f"{output} holds other files and no dataset: choose another --output, "
-            "a folder that is empty or does not exist yet"
+            f"{output} holds other files and no dataset: choose a folder that is empty or does not "
+            f"exist yet: --output {free_name(output)}"
         )
 
 
@@ -187,8 +187,8 @@ def check_same(output: Path, there: Mapping[str, Any], wanted: Mapping[str, Any]
     """
     if said := _differences(there, wanted):
         raise DatasetError(
-            f"{output} holds the dataset of another plan ({said}): "
-            f"choose another --output, or delete {output} to build it anew"
+            f"{output} holds the dataset of another plan ({said}): delete the folder to build it "
+            f"anew, or choose another: --output {free_name(output)}"
         )
 
 

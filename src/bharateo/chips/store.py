@@ -54,8 +54,9 @@ from bharateo.chips.description import (
 )
 from bharateo.chips.statistics import Statistics
 from bharateo.chips.table import ChipTable
-from bharateo.errors import DatasetError
+from bharateo.errors import ConfigError, DatasetError
 from bharateo.files import open_file, target_outside, write_atomically
+from bharateo.plain_yaml import read_yaml
 from bharateo.sensor import Sensor
 
 if TYPE_CHECKING:
@@ -75,6 +76,24 @@ _KEPT_COLUMNS = 4
 _OPEN_FILES = 96
 """Shards kept mapped at once; each holds a file descriptor, and some systems allow only 256, of
 which ``records`` takes its share."""
+
+
+def read_recipe(folder: Path) -> Mapping[str, Any] | None:
+    """The ``data`` section that the dataset in a folder was built from, None where it has none.
+
+    Raises:
+        DatasetError: the file is damaged.
+    """
+    if not (folder / RECIPE_FILE).exists():
+        return None
+    remedy = "restore the file, or delete it: how the dataset was built is not known then"
+    try:
+        section = read_yaml(folder / RECIPE_FILE).get("data")
+    except ConfigError as error:
+        raise DatasetError(f"{error}; {remedy}") from error
+    if not isinstance(section, Mapping):
+        raise DatasetError(f"{folder / RECIPE_FILE} holds no section data; {remedy}")
+    return section
 
 
 def overview_file(layer: str, region: str) -> str:
@@ -186,6 +205,30 @@ class Dataset:
 
     def __repr__(self) -> str:
         return f"Dataset({str(self.path)!r}, {self.num_chips} chips of {self.size_px} px)"
+
+    @property
+    def places(self) -> str:
+        """The regions in a few words: the names of up to three, else how many there are."""
+        if len(self.regions) > 3:
+            return f"{len(self.regions):,} regions"
+        *others, last = self.regions
+        return f"{', '.join(others)} and {last}" if others else last
+
+    @property
+    def origin(self) -> str:
+        """Whose pixels and labels these are, e.g. ``Sentinel-2 L2A; labels: ESA WorldCover``."""
+        source = self.info.get("source", {})
+        pixels, labels = source.get("image") or self.sensor.title, source.get("landcover")
+        return f"{pixels}; labels: {labels}" if labels and labels != pixels else pixels
+
+    @cached_property
+    def recipe(self) -> Mapping[str, Any] | None:
+        """The ``data`` section that the dataset was built from, None where its folder has none.
+
+        Raises:
+            DatasetError: the file is damaged.
+        """
+        return read_recipe(self.path)
 
     @cached_property
     def chips(self) -> pd.DataFrame:
@@ -420,7 +463,7 @@ def _why_missing(path: Path) -> str:
             f"{path} holds no {DATASET_FILE}, so it is no dataset: give the folder that "
             "`bharateo build` was told as --output"
         )
-    return f"there is no dataset at {path}: build it first with `bharateo build --output {path}`"
+    return f"there is no dataset at {path}: build it first: bharateo build CONFIG --output {path}"
 
 
 def _check_shards(path: Path, info: Mapping[str, Any]) -> None:

@@ -38,7 +38,7 @@ from bharateo.errors import (
     StorageError,
 )
 from bharateo.files import clear_scratch, read_bytes, scratch, write_atomically, write_json
-from bharateo.outputs import Own, json_of, record_in
+from bharateo.outputs import Own, check_ending, json_of, record_in
 from bharateo.pixels.cog import Bands, cog_writer
 from bharateo.pixels.product import holding, item_path, write_item
 from bharateo.progress import Progress
@@ -91,10 +91,7 @@ def own_products(output: Path) -> dict[Path, Own]:
     Raises:
         ConfigError: the name is not that of a GeoTIFF.
     """
-    if output.suffix != ".tif":
-        raise ConfigError(
-            f"--output {output}: a composite is a .tif, its other files get their names"
-        )
+    check_ending(output, "a composite is a GeoTIFF", ".tif")
     marks = (holding("composite"), holding("composite"), json_of("item of composite"),
              json_of("composite"))  # fmt: skip
     return dict(zip(products(output).values(), marks, strict=True))

@@ -48,6 +48,7 @@ from bharateo.inference.encoder import Readout
 from bharateo.landcover import NUM_CLASSES
 from bharateo.models.heads import HEADS
 from bharateo.models.targets import TARGETS
+from bharateo.outputs import free_name
 from bharateo.plain_yaml import parse_yaml
 from bharateo.results import (
     ABLATION_FILE,
@@ -376,8 +377,8 @@ def lock(output: Path, base: Config, dataset: Dataset, readout: Readout) -> None
     differ = [key for key in shared if there.get(key) != shared[key]]
     if differ:
         raise RunError(
-            f"{path} is of another ablation: {', '.join(differ)} differ. Choose another --output, "
-            "or delete the folder to start over"
+            f"{path} is of another ablation: {', '.join(differ)} differ. Delete the folder to "
+            f"start over, or choose another: --output {free_name(output)}"
         )
 
 

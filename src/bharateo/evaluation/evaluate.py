@@ -124,7 +124,7 @@ def _sums(
     sums = {name: BlockSums() for name in (MODEL, *BASELINES)}
     num_windows: dict[str, int] = {}
     block_of_chip = dataset.chips["block"].to_numpy()
-    device = device_of(run.path)
+    device = device_of(run)
     run = run.on(device)
     config, heads = run.model.config, run.heads.by_name()
     chips = dataset.indices(split).tolist()

@@ -211,7 +211,7 @@ def _humble(name: str) -> Maker:
     def make(run: Run, dataset: Dataset, seed: int, readout: Readout) -> Extractor:
         patch_px = run.contract.patch_px
         if name.startswith("band_statistics"):
-            own = band_statistics(patch_px, device_of(run.path))
+            own = band_statistics(patch_px, device_of(run))
         else:
             own = convolutions_of(run, dataset, seed)
         if name.startswith("log_energies"):
@@ -244,7 +244,7 @@ MEANINGS: Mapping[str, str] = {
 MAKERS: Mapping[str, Maker] = {
     "encoder": lambda run, dataset, seed, readout: encoder(run, readout),
     "random_encoder": lambda run, dataset, seed, readout: random_encoder(
-        run.model, seed, device_of(run.path), run.band_set, readout
+        run.model, seed, device_of(run), run.band_set, readout
     ),
     **{name: _humble(name) for name in HUMBLE},
 }
@@ -258,7 +258,7 @@ def convolutions_of(run: Run, dataset: Dataset, seed: int) -> Extractor:
     some = np.random.default_rng(seed).permutation(len(windows))[:_FILTER_CHIPS]
     batch = cut(dataset, [windows[i] for i in some], config.chip_px, config.patch_px)
     return random_convolutions(
-        batch.image, batch.valid, run.normalise, config.patch_px, seed, device_of(run.path)
+        batch.image, batch.valid, run.normalise, config.patch_px, seed, device_of(run)
     )
 
 

@@ -529,7 +529,7 @@ def extractors_of(
     order = np.random.default_rng(seed).permutation(task.counts["train"])[:CHIPS_AT_ONCE]
     some = [task.chips["train"][i] for i in order]
     images, known = _stacked(task, some, config.chip_px, config.patch_px, how)
-    device = device_of(run.path)
+    device = device_of(run)
     convolutions = random_convolutions(images, known, run.normalise, config.patch_px, seed, device)
     return [
         encoder(run, readout),

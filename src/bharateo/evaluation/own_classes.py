@@ -355,7 +355,7 @@ def _tokens(of_run: OfRun) -> tuple[PixelFeatures, PixelFeatures]:
     run = of_run.run
     encoder = FrozenEncoder.of_run(run)
     own = token_features(encoder, encoder.features, of_run.source, of_run.domain, of_run.precision)
-    fresh = random_encoder(run.model, _SEED, device_of(run.path), run.band_set)
+    fresh = random_encoder(run.model, _SEED, device_of(run), run.band_set)
     twin = token_features(encoder, fresh.features, of_run.source, None, of_run.precision)
     return own, PixelFeatures(_TWIN, "the same encoder, untrained", twin.num_features, twin.of)
 

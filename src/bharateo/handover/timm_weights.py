@@ -17,7 +17,7 @@ from torch import Tensor
 from bharateo.errors import ConfigError
 from bharateo.files import write_bytes, write_json
 from bharateo.models.mae import V0
-from bharateo.outputs import check_outputs, json_with
+from bharateo.outputs import check_outputs, free_name, json_with
 from bharateo.training.contract import CONTRACT_FILE, MODEL_FILE
 from bharateo.training.run import Run
 
@@ -104,7 +104,9 @@ def write_timm(run: Run, folder: Path) -> None:
         StorageError: the disk is full or refuses.
     """
     if (folder / CONTRACT_FILE).exists():
-        raise ConfigError(f"{folder} is the folder of a run: choose another --output for timm")
+        raise ConfigError(
+            f"{folder} is the folder of a run: choose another: --output {free_name(folder)}"
+        )
     config = folder / "config.json"
     # The mark of both: safetensors writes several entries of its metadata in any order.
     ours = json_with("bharateo")

@@ -108,8 +108,8 @@ class Table:
 
     def _damaged(self, reason: object) -> SourceError:
         return SourceError(
-            f"{self.path} is no table of vectors ({shortened(str(reason))}): make one with "
-            "`bharateo embed`"
+            f"{self.path} is no table of vectors ({shortened(str(reason))}): make one: "
+            f"bharateo embed RUN RASTER --output {self.path}"
         )
 
     def chunks(self) -> Iterator[Chunk]:
@@ -169,12 +169,13 @@ class CellArea:
 
     def __init__(self, path: Path) -> None:
         file = open_raster(str(path))
+        command = f"bharateo embed RUN RASTER --output {path}"
         if file is None:
-            raise SourceError(f"{path} does not exist: make it with `bharateo embed`")
+            raise SourceError(f"{path} does not exist; make it: {command}")
         self.path, self._file = path, file
         self.provenance: dict[str, Any] = provenance_of(path)
         if self.provenance.get("product") != "embedding":
-            raise SourceError(f"{path} holds no vectors: make them with `bharateo embed`")
+            raise SourceError(f"{path} holds no vectors; make them: {command}")
 
     @cached_property
     def lonlat(self) -> Float[np.ndarray, "2 place"]:

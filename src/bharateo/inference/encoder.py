@@ -7,7 +7,6 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, Protocol, cast, runtime_checkable
 
 import torch
@@ -85,14 +84,17 @@ def over_views(predict: PerToken, patch_px: int) -> PerToken:
     return mean
 
 
-def device_of(run: Path) -> torch.device:
-    """Where the run in a folder computes: ``machine.device`` of its own configuration.
+def device_of(run: Run) -> torch.device:
+    """Where a run computes: on the device it was opened for, else ``machine.device`` of its own
+    configuration.
 
     Weights outlive the machine they were trained on: a GPU that is not here is done without, and
     a folder without its configuration is ``auto``.
     """
+    if run.device is not None:
+        return run.device
     try:
-        asked_for = load_config(run / CONFIG_FILE).machine.device
+        asked_for = load_config(run.path / CONFIG_FILE).machine.device
     except (ConfigError, OSError):
         asked_for = "auto"
     return find_device("cpu" if asked_for == "cpu" else "auto")
@@ -127,7 +129,7 @@ class FrozenEncoder:
     @classmethod
     def of_run(cls, run: Run) -> FrozenEncoder:
         """The encoder of a finished run, with its heads, on the run's device."""
-        return cls(run.model, run.heads, device_of(run.path), run.band_set)
+        return cls(run.model, run.heads, device_of(run), run.band_set)
 
     @property
     def layers(self) -> tuple[RunLayer, ...]:

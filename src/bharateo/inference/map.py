@@ -267,9 +267,11 @@ class MapRecord(MapPlan):
     against: LabelAgreement | None
 
     def lines(self) -> Iterator[str]:
-        """For a terminal: areas, what is out of the domain, and agreement with labels."""
+        """For a terminal: areas of the classes that occur, what is out of the domain, and agreement
+        with labels.
+        """
         width = max(len(each.name) for each in self.areas)
-        for each in self.areas:
+        for each in (each for each in self.areas if each.km2):
             yield f"  {each.name:{width}}  {each.km2:12,.2f} km2  {100 * each.share:5.1f} %"
         yield f"  {'in all':{width}}  {self.km2:12,.2f} km2"
         if self.out_of_domain is not None and self.domain is not None:
@@ -405,8 +407,6 @@ def write_drawn(
         ContractError: most of the map is out of the run's domain, and that is not allowed.
         SourceError, StorageError: pixels or labels cannot be read, files cannot be written.
     """
-    if output.suffix != ".tif":
-        raise ConfigError(f"--output {output}: a map is a .tif, its other files get their names")
     files, labels = products(output), drawn.labels
     unwanted = {
         *(() if labels is not None else ("suspect", "suspect-style")),

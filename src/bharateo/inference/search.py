@@ -169,11 +169,15 @@ def _place_at(area: Area, standard: Standard, lon: float, lat: float) -> int:
     known = np.flatnonzero(standard.known)
     metres = distances_m(area.lonlat[:, known], np.array([lon, lat]))
     nearest = int(known[metres.argmin()])
-    if metres.min() > _side_m(area, nearest) / np.sqrt(2):
+    reach_m = _side_m(area, nearest) / np.sqrt(2)
+    if metres.min() > reach_m:
         near_lon, near_lat = area.lonlat[:, nearest]
+        other_way = distances_m(area.lonlat[:, known], np.array([lat, lon])).min()
+        swapped = f"; the other way round it lies inside: --like {lat:.10g},{lon:.10g}"
         raise ConfigError(
-            f"--like {lon:g},{lat:g} (longitude, latitude) lies outside {area.path}; the nearest "
-            f"place inside is {near_lon:.5f},{near_lat:.5f}, {metres.min() / 1000:,.1f} km away"
+            f"--like {lon:.10g},{lat:.10g} (longitude, latitude) lies outside {area.path}; the "
+            f"nearest place inside is {near_lon:.5f},{near_lat:.5f}, {metres.min() / 1000:,.1f} km "
+            f"away{swapped if other_way <= reach_m and abs(lon) <= 90 else ''}"
         )
     return nearest
 

@@ -19,7 +19,7 @@ from bharateo.inference.area import Area
 from bharateo.inference.picture import hatch
 from bharateo.inference.search import bounds_in_chips, dataset_of, pixel_bounds
 from bharateo.pixels.raster import open_raster
-from bharateo.report.render import bands_shown, composite_rgb, physical, stretched
+from bharateo.report.render import as_shown, bands_shown, composite_rgb, physical, stretched
 
 SHEET_MARK = "bharateo search"
 """The software that a sheet says it is of."""
@@ -71,15 +71,15 @@ def write_contact_sheet(path: Path, found: gpd.GeoDataFrame, area: Area) -> bool
 
 def _dataset_tiles(found: gpd.GeoDataFrame, dataset: Dataset) -> list[Tile]:
     """The sensor's own composite; what lies outside a place's chip is hatched."""
-    tiles = []
+    tiles, sensor = [], as_shown(dataset)
     for chip, bounds in zip(found["chip"], bounds_in_chips(found, dataset), strict=True):
-        image, valid = physical(dataset.image(chip), dataset.sensor), dataset.valid(chip)
+        image, valid = physical(dataset.image(chip), sensor), dataset.valid(chip)
 
         def read(rows: slice, cols: slice, image: Any = image, valid: Any = valid) -> Look:
             return image[:, rows, cols], valid[rows, cols]
 
         (pixels, known), place = _around(bounds, valid.shape, read)
-        tiles.append((composite_rgb(pixels, dataset.sensor, known), place))
+        tiles.append((composite_rgb(pixels, sensor, known), place))
     return tiles
 
 

@@ -16,13 +16,13 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from bharateo.chips.store import RECIPE_FILE, Dataset
+from bharateo.chips.store import Dataset, read_recipe
 from bharateo.errors import ConfigError, RunError
 from bharateo.files import read_bytes, write_text
 from bharateo.landcover import BHARATEO_CLASSES
 from bharateo.outputs import beginning_with, check_outputs
 from bharateo.plain_yaml import parse_yaml, write_yaml
-from bharateo.report import ground, panels, probes, render, scores
+from bharateo.report import ground, opening, panels, probes, render, scores
 from bharateo.results import (
     EVALUATION_FILE,
     PROBES_FILE,
@@ -118,7 +118,10 @@ def read_run(run: Path) -> RunFiles:
         (CONFIG_FILE, "pretrain"),
     ):
         if not (run / name).exists():
-            raise RunError(f"{run / name} is missing: run `bharateo {verb}` first")
+            command = f"bharateo {verb} {run}"
+            if verb == "pretrain":
+                command = f"bharateo pretrain CONFIG --dataset DATASET --output {run}"
+            raise RunError(f"{run / name} is missing; make it: {command}")
     provenance, probed = run / PROVENANCE_FILE, run / PROBES_FILE
     contract = read_contract(run)
     evaluation = read_result(Evaluation, run / EVALUATION_FILE, "bharateo evaluate")
@@ -150,6 +153,8 @@ def article(
     """The whole page as HTML, made from what a run says, its dataset and a few of its chips."""
     return article_template().render(
         **_opening(files, dataset, why),
+        **opening.first_screen(dataset, files.evaluation, examples),
+        losses=opening.losses(files.contract, dataset, files.evaluation, files.history),
         **scores.result(files.evaluation),
         **ground.shown(dataset),
         **ground.regions(dataset),
@@ -158,7 +163,7 @@ def article(
         curves=scores.curves(files.history, files.evaluation, files.contract.kept),
         minimised=scores.minimised(files.evaluation),
         probes=probes.section(files.probes) if files.probes else None,
-        **scores.all_numbers(files.evaluation),
+        **scores.all_numbers(files.evaluation, ground.classes(dataset)),
         accounting=list(files.contract.accounting.rows()),
         contract=_contract_rows(files.contract),
         **_reproduction(files, dataset),
@@ -196,28 +201,28 @@ def _opening(files: RunFiles, dataset: Dataset, why: str | None) -> dict[str, An
     }.get(split, "ground held out for validation,")
     if not own:
         on = f"the {split} split of another dataset than it was trained on,"
-    names = dataset.regions
-    among = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-    over = f", over {among if len(names) <= 3 else f'{len(names)} regions'}" if own else ""
+    trained_over = dataset.places if own else contract.dataset.places
+    over = f", over {trained_over}" if trained_over else ""
     chosen = f"; its weights are those {contract.kept.shown}" if contract.kept else ""
-    source, notes = dataset.info.get("source", {}), dataset.info.get("notes") or []
-    pixels, labels = source.get("image") or dataset.sensor.title, source.get("landcover")
-    if source.get("image") and labels and labels != pixels:
-        pixels = f"{pixels}; labels: {labels}"
-    caveats = [dataset.sensor.notes, *([notes] if isinstance(notes, str) else notes)]
+    notes = dataset.info.get("notes") or []
+    caveats = [
+        dataset.sensor.notes,
+        *([notes] if isinstance(notes, str) else notes),
+        opening.cloud_note(dataset, split),
+    ]
     return {
-        "title": contract.sensor.title,
+        "title": f"{dataset.sensor.title} over {dataset.places}",
         "dataset_name": evaluation.dataset.name,
         "trained": (
             f"A masked autoencoder of {contract.num_parameters / 1e6:.2f} million parameters "
             f"was trained for {scores.plural(len(files.history), 'epoch')} on "
             f"{contract.sensor.title}{over}{chosen}."
         ),
-        "headline": f"On {on} {scores.headline(of_split, scores.metrics_of(evaluation))}.",
+        "on": f"On {on}",
         "verdict": scores.verdict(of_split, scores.metrics_of(evaluation)),
         "only_train": list(evaluation.splits) == ["train"] and own,
         "other_dataset": not own,
-        "source": pixels,
+        "source": dataset.origin,
         "why": why or (own and files.provenance.why) or "",
         "notes": list(dict.fromkeys(str(note) for note in caveats if note)),
         "attribution": list(dict.fromkeys([*contract.attribution, *dataset.attribution])),
@@ -229,10 +234,12 @@ def _opening(files: RunFiles, dataset: Dataset, why: str | None) -> dict[str, An
 
 def chips(dataset: Dataset, examples: Sequence[MaskedChip]) -> dict[str, Any]:
     """Chips with their labels, and the first of them as tokens."""
-    sensor = dataset.sensor
+    sensor, classes = render.as_shown(dataset), ground.classes(dataset)
     std = dataset.statistics.std if sensor.standardised else np.ones(sensor.num_bands)
     return {
-        "chips": [(example.chip, panels.label_panels(example, sensor)) for example in examples],
+        "chips": [
+            (example.chip, panels.label_panels(example, sensor, classes)) for example in examples
+        ],
         "tokens": panels.token_panels(examples[0], sensor, std) if examples else [],
         "token_chip": examples[0].chip if examples else "",
         "token_grid": " by ".join(map(str, examples[0].hidden.shape)) if examples else "",
@@ -242,7 +249,7 @@ def chips(dataset: Dataset, examples: Sequence[MaskedChip]) -> dict[str, Any]:
 
 def reconstructions(dataset: Dataset, examples: Sequence[Example]) -> dict[str, Any]:
     """What a run makes of chips: pixels and their errors, classes, and its heads' other layers."""
-    sensor = dataset.sensor
+    sensor, classes = render.as_shown(dataset), ground.classes(dataset)
     errors = [
         panels.absolute_error(example, made)
         for example in examples
@@ -256,11 +263,11 @@ def reconstructions(dataset: Dataset, examples: Sequence[Example]) -> dict[str, 
             {
                 "chip": example.chip,
                 "reconstructions": [
-                    panels.reconstruction_panels(example, sensor, composite)
+                    panels.reconstruction_panels(example, sensor, composite, classes)
                     for composite in sensor.composites
                 ],
                 "errors": panels.error_panels(example, top),
-                "classes": panels.class_panels(example),
+                "classes": panels.class_panels(example, classes),
             }
             for example in examples
         ],
@@ -325,23 +332,16 @@ def _reproduction(files: RunFiles, dataset: Dataset) -> dict[str, Any]:
     the dataset's is not known there is none, and the build command is left out.
     """
     theirs = dataset.path if files.on_own_dataset else Path(files.contract.dataset.path)
-    recipe = theirs / RECIPE_FILE
-
-    def parsed(text: str, where: str) -> dict[str, Any]:
-        try:
-            record = parse_yaml(text, f"{where} is no YAML")
-        except ConfigError as error:
-            raise RunError(f"{error}: restore the file, or make its folder again") from error
-        if not isinstance(record, dict):
-            raise RunError(f"{where} holds no configuration: restore it, or make its folder again")
-        return record
-
-    config = parsed(files.config, "config.yaml")
+    recipe = read_recipe(theirs)
+    try:
+        config = parse_yaml(files.config, "config.yaml is no YAML")
+    except ConfigError as error:
+        raise RunError(f"{error}: restore the file, or train the run again") from error
+    if not isinstance(config, dict):
+        raise RunError("config.yaml holds no configuration: restore it, or train the run again")
     config.pop("data", None)
-    if recipe.exists():
-        config = parsed(_text(recipe), str(recipe)) | config
     return {
-        "config": write_yaml(config),
-        "dataset_recipe_known": recipe.exists(),
+        "config": write_yaml(({} if recipe is None else {"data": recipe}) | config),
+        "dataset_recipe_known": recipe is not None,
         "trained_dataset": theirs.name,
     }

@@ -50,9 +50,13 @@ class Panel:
     style: str = "panel"
 
 
-def class_name(class_id: int) -> str:
+Classes = Sequence[LandCoverClass]
+"""By id: those of a layer, or the eight as they are called on a dataset's ground."""
+
+
+def class_name(class_id: int, classes: Classes = BHARATEO_CLASSES) -> str:
     """A class as written for readers, e.g. ``built up``."""
-    return BHARATEO_CLASSES[class_id].name.replace("_", " ")
+    return next(each.name for each in classes if each.id == class_id).replace("_", " ")
 
 
 def css(each: LandCoverClass) -> str:
@@ -60,18 +64,13 @@ def css(each: LandCoverClass) -> str:
     return "#{:02x}{:02x}{:02x}".format(*each.colour)
 
 
-def class_css(class_id: int) -> str:
-    """A BharatEO class's colour in CSS."""
-    return css(BHARATEO_CLASSES[class_id])
-
-
 def shares(
     class_ids: UInt8[np.ndarray, "*shape"],
     most: int = 3,
-    classes: Sequence[LandCoverClass] = BHARATEO_CLASSES,
+    classes: Classes = BHARATEO_CLASSES,
 ) -> str:
     """The commonest classes in words, e.g. ``62 % built up, 20 % tree``."""
-    names = {each.id: each.name.replace("_", " ") for each in classes}
+    names = {each.id: class_name(each.id, classes) for each in classes}
     counts = np.bincount(class_ids.reshape(-1), minlength=256)[:IGNORE]
     if not counts.any():
         return "no labelled pixel"
@@ -103,7 +102,7 @@ def class_grid(
     alt: str,
     hidden: Bool[np.ndarray, "token_row token_col"] | None = None,
     wrong: Bool[np.ndarray, "token_row token_col"] | None = None,
-    classes: Sequence[LandCoverClass] = BHARATEO_CLASSES,
+    classes: Classes = BHARATEO_CLASSES,
 ) -> Panel:
     """Patch classes as coloured squares; visible ones small, wrong ones crossed out."""
     paths, colours = [], {each.id: css(each) for each in classes}
@@ -128,7 +127,9 @@ def class_grid(
 # Chips and their tokens
 
 
-def label_panels(example: MaskedChip, sensor: Sensor) -> list[Panel]:
+def label_panels(
+    example: MaskedChip, sensor: Sensor, classes: Classes = BHARATEO_CLASSES
+) -> list[Panel]:
     """A chip in every composite, its land cover and its patch labels."""
     rows, cols = example.hidden.shape
     lines = token_lines(rows, cols, example.image.shape[1] // rows)
@@ -137,20 +138,21 @@ def label_panels(example: MaskedChip, sensor: Sensor) -> list[Panel]:
             picture(
                 render.composite_rgb(example.image, sensor, example.valid, composite),
                 "image" if len(sensor.composites) == 1 else composite,
-                f"MaskedChip {example.chip}, {composite}",
+                f"Chip {example.chip}, {composite}",
             )
             for composite in sensor.composites
         ),
         picture(
             render.class_rgb(example.landcover),
             "land cover",
-            f"Land cover of chip {example.chip}: {shares(example.landcover)}",
+            f"Land cover of chip {example.chip}: {shares(example.landcover, classes=classes)}",
             [lines],
         ),
         class_grid(
             example.true_class,
             "patch labels",
-            f"Most frequent class of its {rows} by {cols} patches: {shares(example.true_class)}",
+            f"Most frequent class of its {rows} by {cols} patches: "
+            + shares(example.true_class, classes=classes),
         ),
     ]
 
@@ -168,7 +170,7 @@ def token_panels(
         picture(
             rgb,
             "pixels",
-            f"MaskedChip {example.chip} cut into {rows} by {cols} patches",
+            f"Chip {example.chip} cut into {rows} by {cols} patches",
             [token_lines(rows, cols, patch_px)],
         ),
         picture(
@@ -255,12 +257,15 @@ def error_top(made: Sequence[Float[np.ndarray, "row col"]]) -> float:
     return float(f"{np.percentile(values, 99):.1g}") or float(values.max())
 
 
-def reconstruction_panels(example: Example, sensor: Sensor, composite: str) -> list[Panel]:
+def reconstruction_panels(
+    example: Example, sensor: Sensor, composite: str, classes: Classes = BHARATEO_CLASSES
+) -> list[Panel]:
     """Target, masked input, reconstruction and nearest copy of one chip, in one composite."""
     rgb = render.composite_rgb(example.image, sensor, example.valid, composite)
     note = "" if len(sensor.composites) == 1 else f" ({composite})"
+    cover = shares(example.landcover, classes=classes)
     found = [
-        picture(rgb, "target", f"MaskedChip {example.chip}: {shares(example.landcover)}{note}"),
+        picture(rgb, "target", f"Chip {example.chip}: {cover}{note}"),
         _masked(example, rgb, "masked input", note),
     ]
     for made, name in (
@@ -296,10 +301,10 @@ def _mean(error: Float[np.ndarray, "row col"]) -> str:
     return f"{finite.mean():.3g}" if finite.size else "not measurable"
 
 
-def class_panels(example: Example) -> list[Panel]:
+def class_panels(example: Example, classes: Classes = BHARATEO_CLASSES) -> list[Panel]:
     """True, predicted and copied patch classes under one mask; none where a run tells none."""
     found = (made for made in example.layers if made.layer.classes == BHARATEO_CLASSES)
-    return [panel for made in found for panel in layer_panels(example, made)]
+    return [panel for made in found for panel in _panels_of_classes(example, made, classes)]
 
 
 def layer_panels(example: Example, made: Made) -> list[Panel]:
@@ -307,7 +312,7 @@ def layer_panels(example: Example, made: Made) -> list[Panel]:
     wrong masked ones crossed out, or values on a ramp.
     """
     if made.layer.classes:
-        return _panels_of_classes(example, made)
+        return _panels_of_classes(example, made, made.layer.classes)
     low, high = made.layer.range or (np.nanmin(made.true), np.nanmax(made.true))
     judged = render.upscale(example.hidden, len(made.true) // len(example.hidden))
     found = []
@@ -326,8 +331,8 @@ def layer_panels(example: Example, made: Made) -> list[Panel]:
     return found
 
 
-def _panels_of_classes(example: Example, made: Made) -> list[Panel]:
-    judged, classes = example.hidden & (made.true != IGNORE), made.layer.classes
+def _panels_of_classes(example: Example, made: Made, classes: Classes) -> list[Panel]:
+    judged = example.hidden & (made.true != IGNORE)
     alt = f"True patch classes of chip {example.chip}: {shares(made.true, classes=classes)}"
     found = [class_grid(made.true, "true", alt, example.hidden, classes=classes)]
     for ids, name in ((made.predicted, "predicted"), (made.nearest, "copy")):
@@ -339,6 +344,6 @@ def _panels_of_classes(example: Example, made: Made) -> list[Panel]:
     return found
 
 
-def class_legend(classes: Sequence[LandCoverClass]) -> list[tuple[str, str]]:
+def class_legend(classes: Classes) -> list[tuple[str, str]]:
     """Names and colours of classes."""
-    return [(each.name.replace("_", " "), css(each)) for each in classes]
+    return [(class_name(each.id, classes), css(each)) for each in classes]

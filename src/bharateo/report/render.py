@@ -9,6 +9,8 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Bool, Float, Shaped, UInt8
@@ -17,10 +19,17 @@ from PIL import Image
 
 from bharateo.inference.picture import hatch
 from bharateo.landcover import IGNORE, class_colours
-from bharateo.sensor import Sensor
+from bharateo.sensor import BandwiseComposite, Composite, Sensor
+
+if TYPE_CHECKING:
+    from bharateo.chips.store import Dataset
 
 HIDDEN_GREY = (134, 136, 138)
 """Shown in place of a masked patch: mid grey, distinct on light and dark pages alike."""
+
+_SHOWN = (0.02, 0.98)
+_LOOKED_AT, _THINNED_BY = 32, 4
+"""Chips that a dataset's stretch is taken from, and every how many of their rows and columns."""
 
 _TRUE_COLOUR = (("B04", "B03", "B02"), ("red", "green", "blue"))
 
@@ -42,18 +51,50 @@ def composite_rgb(
     Values outside the stretch saturate; pixels that are not ``valid`` are hatched.
     """
     name = composite or sensor.default_composite
-    low, high = sensor.composites[name].low, sensor.composites[name].high
+    low, high = np.array(sensor.composites[name].limits, np.float32).T[..., None, None]
     shown = image[list(sensor.composite_indices(name))]
-    finite = np.nan_to_num(shown, nan=low, posinf=high, neginf=low)
-    rgb = stretched(finite, low, high)
+    rgb = stretched(np.clip(np.where(np.isnan(shown), low, shown), low, high), low, high)
     return rgb if valid is None else hatch(rgb, ~valid)
 
 
+def as_shown(dataset: Dataset) -> Sensor:
+    """The dataset's sensor with the stretch that all pictures of it have: every band of a composite
+    from 2 % to 98 % of what a few chips hold, to two digits.
+
+    As declared stay palette colours, a grey band, and a range that the configuration gives.
+    """
+    sensor, recipe = dataset.sensor, dataset.recipe or {}
+    given = (recipe.get("geotiff") or {}).get("display_range")
+    if not sensor.standardised or (given and recipe.get("source") == "geotiff"):
+        return sensor
+    chips = np.unique(np.linspace(0, dataset.num_chips - 1, _LOOKED_AT).astype(int)).tolist()
+    thin = slice(None, None, _THINNED_BY)
+    seen = [
+        dataset.image(chip)[:, thin, thin][:, dataset.valid(chip)[thin, thin]] for chip in chips
+    ]
+    values = physical(np.concatenate(seen, axis=1), sensor)
+    composites: dict[str, Composite] = {}
+    for name, one in sensor.composites.items():
+        shown = values[list(sensor.composite_indices(name))]
+        low, high = np.quantile(shown, _SHOWN, axis=1) if shown.size else (np.zeros(3), np.zeros(3))
+        limits = tuple(
+            (float(f"{start:.2g}"), float(f"{end:.2g}"))
+            for start, end in zip(low.tolist(), high.tolist(), strict=True)
+        )
+        bandwise = len({*one.bands}) == 3 and all(start < end for start, end in limits)
+        composites[name] = (
+            BandwiseComposite(one.bands, one.low, one.high, limits) if bandwise else one
+        )
+    return replace(sensor, composites=composites)
+
+
 def stretched(
-    values: Float[np.ndarray, "band row col"], low: float, high: float
+    values: Float[np.ndarray, "band row col"],
+    low: float | Float[np.ndarray, "band 1 1"],
+    high: float | Float[np.ndarray, "band 1 1"],
 ) -> UInt8[np.ndarray, "row col rgb"]:
     """One band or three, ``low`` black and ``high`` white."""
-    share = np.clip((values - low) / max(high - low, 1e-9), 0, 1)
+    share = np.clip((values - low) / np.maximum(high - low, 1e-9), 0, 1)
     rgb = np.broadcast_to(np.rint(255 * share).astype(np.uint8), (3, *values.shape[1:]))
     return np.moveaxis(rgb, 0, -1)
 
@@ -67,14 +108,20 @@ def bands_shown(names: Sequence[str]) -> list[int]:
     return [names.index(name) for name in chosen]
 
 
-def stretch_note(sensor: Sensor, composite: str | None = None) -> str:
-    """What the colours of a composite are, for its caption."""
+def stretch_note(sensor: Sensor, composite: str | None = None, brief: bool = False) -> str:
+    """What the colours of a composite are, for its caption; ``brief``: without ranges."""
     name = composite or sensor.default_composite
-    low, high = sensor.composites[name].low, sensor.composites[name].high
-    if (low, high) == (0.0, 1.0) and not sensor.standardised:
+    one, unit = sensor.composites[name], sensor.unit.split(",")[0]
+    if (one.low, one.high) == (0.0, 1.0) and not sensor.standardised:
         return f"{name}, shown as it is"
-    unit = sensor.unit.split(",")[0]
-    return f"{name}, {low:g} to {high:g} {unit} stretched linearly from black to white"
+    if isinstance(one, BandwiseComposite):
+        words = f"{name}, each band stretched linearly by itself from 2 % to 98 % of the dataset's"
+        ranges = ", ".join(
+            f"{band} {low:g} to {high:g}"
+            for band, (low, high) in zip(one.bands, one.limits, strict=True)
+        )
+        return f"{words} values{'' if brief else f' ({ranges} {unit})'}, alike in all pictures"
+    return f"{name}, {one.low:g} to {one.high:g} {unit} stretched linearly from black to white"
 
 
 def class_rgb(class_ids: UInt8[np.ndarray, "row col"]) -> UInt8[np.ndarray, "row col rgb"]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from bharateo.landcover import NUM_CLASSES
+from bharateo.landcover import BHARATEO_CLASSES, NUM_CLASSES
 from bharateo.report import charts, panels
 from bharateo.report.charts import MUTED, SERIES, Chart, Line
 from bharateo.results import Evaluation, GroundScores, Metric, Scores
@@ -116,7 +116,8 @@ class Comparison:
 
     ``subject`` is what the metric is of, ``sentence`` says both values, and ``difference`` how far
     apart they are, with the interval of that difference; ``certain`` whether the interval excludes
-    "no difference", None without an interval.
+    "no difference", None without an interval. ``better_rule`` is another baseline that does better
+    than both, if one does, and ``equal_rule`` one that does as well as the model.
     """
 
     metric: Metric
@@ -126,6 +127,8 @@ class Comparison:
     bar: float
     difference: str
     certain: bool | None
+    better_rule: str = ""
+    equal_rule: str = ""
 
     @property
     def outcome(self) -> Literal["better", "worse", "equal"]:
@@ -164,16 +167,14 @@ def comparisons(scores: GroundScores, metrics: Sequence[Metric]) -> list[Compari
         for method in (MODEL, BAR):
             said = said.replace("{}", metric.show(values[method]), 1)
         subject = metric.subject or metric.title
-        found.append(
-            Comparison(metric, subject, said, values[MODEL], values[BAR], difference, certain)
-        )
+        shown = {method: metric.show(value) for method, value in values.items()}
+        best = metric.show(metric.best(values.values()))
+        ahead = [] if best in (shown[MODEL], shown[BAR]) else [m for m in shown if shown[m] == best]
+        level = [m for m in shown if shown[m] == shown[MODEL] and m not in (MODEL, BAR)]
+        rules = (ahead[0] if ahead else "", level[0] if level else "")
+        both = values[MODEL], values[BAR]
+        found.append(Comparison(metric, subject, said, *both, difference, certain, *rules))
     return found
-
-
-def headline(scores: GroundScores, metrics: Sequence[Metric]) -> str:
-    """What the model and the copy reach, in one sentence."""
-    said = "; it ".join(comparison.sentence for comparison in comparisons(scores, metrics))
-    return f"it {said}" if said else "no masked patch could be scored"
 
 
 def verdict(scores: GroundScores, metrics: Sequence[Metric]) -> str:
@@ -201,13 +202,10 @@ def verdict(scores: GroundScores, metrics: Sequence[Metric]) -> str:
                 )
 
     rules: dict[str, list[str]] = {}
-    for comparison in found:
-        metric, values = comparison.metric, measured(scores, comparison.metric)
-        best = metric.show(metric.best(values.values()))
-        shown = {method: metric.show(value) for method, value in values.items()}
-        if best not in (shown[MODEL], shown[BAR]):
-            name = method_name(next(method for method in shown if shown[method] == best))
-            rules.setdefault(name, []).append(f"{best} on {comparison.subject}")
+    for one in found:
+        if one.better_rule:
+            best = one.metric.show(measured(scores, one.metric)[one.better_rule])
+            rules.setdefault(method_name(one.better_rule), []).append(f"{best} on {one.subject}")
     better = "; ".join(f"{name}, {' and '.join(reached)}" for name, reached in rules.items())
 
     said = (
@@ -286,7 +284,9 @@ def metric_rows(scores: GroundScores, metrics: Sequence[Metric]) -> list[MethodR
     return [MethodRow(method, method_name(method), tuple(own)) for method, own in cells.items()]
 
 
-def all_numbers(evaluation: Evaluation) -> dict[str, Any]:
+def all_numbers(
+    evaluation: Evaluation, classes: panels.Classes = BHARATEO_CLASSES
+) -> dict[str, Any]:
     """The tables of every split, and where the masked patches of each class went."""
     order, metrics = splits(evaluation), metrics_of(evaluation)
     parts = [("total", "loss")]
@@ -310,11 +310,11 @@ def all_numbers(evaluation: Evaluation) -> dict[str, Any]:
             }
             for split, own in ((split, evaluation.splits[split]) for split in order)
         ],
-        "confusion": confusion(evaluation.splits[order[0]]),
+        "confusion": confusion(evaluation.splits[order[0]], classes),
     }
 
 
-def confusion(scores: GroundScores) -> dict[str, Any]:
+def confusion(scores: GroundScores, classes: panels.Classes = BHARATEO_CLASSES) -> dict[str, Any]:
     """The classes that occur, true or predicted, and a row for each true one: counts, shares."""
     counts = scores.model.confusion_masked or []
     shown = [
@@ -323,11 +323,11 @@ def confusion(scores: GroundScores) -> dict[str, Any]:
         if sum(counts[class_id]) or sum(row[class_id] for row in counts)
     ]
     return {
-        "columns": [(panels.class_name(each), panels.class_css(each)) for each in shown],
+        "columns": panels.class_legend([classes[each] for each in shown]),
         "rows": [
             {
-                "name": panels.class_name(true),
-                "css": panels.class_css(true),
+                "name": panels.class_name(true, classes),
+                "css": panels.css(classes[true]),
                 "num": sum(counts[true]),
                 "cells": [
                     {

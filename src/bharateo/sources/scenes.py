@@ -20,6 +20,7 @@ from bharateo import geography
 from bharateo.artefacts import Record, checked, read_json
 from bharateo.errors import BuildError, EmptyRegionError, ItemError, SourceError
 from bharateo.files import write_json
+from bharateo.regions import Roi, swapped_option
 from bharateo.sources import Place
 from bharateo.sources.catalogue import Client
 from bharateo.sources.sentinel2 import DarkGround, contradiction, leaves_nothing, offset_of
@@ -27,6 +28,10 @@ from bharateo.sources.stac import Occasion, Scene, ranked, scene_of
 
 if TYPE_CHECKING:
     from bharateo.sources.sentinel2 import Sentinel2
+
+_POLAR = 60.0
+"""Degrees of latitude: beyond, a place that no scene covers may be a nearer one with its longitude
+first."""
 
 _QUESTIONS_AT_ONCE = 4
 
@@ -117,12 +122,19 @@ class CatalogueScenes:
             candidates.append(tuple(scene.id for scene in best[: self.most_scenes]))
         if not any(candidates):
             names = dict.fromkeys(place.region.name for place in places)
+            geobox = places[0].region.geobox
+            west, south, east, north = geography.bounds_lonlat(geobox)
+            lon, lat = round((west + east) / 2, 4), round((south + north) / 2, 4)
+            swapped = ""
+            if len(names) == 1 and abs(lat) > _POLAR > abs(lon):
+                roi = Roi(places[0].region.name, lon, lat, max(geobox.shape))
+                swapped = f"; or is it LAT,LON instead of LON,LAT? Then give {swapped_option(roi)}"
             raise EmptyRegionError(
                 f"no scene in {self.source.catalogue.url} covers the area "
                 f"({', '.join([*names][:6])}) between "
                 f"{config.dates} with at most {config.max_cloud:g} % "
                 "cloud: check the place (LON,LAT), widen data.sentinel2.dates or raise "
-                "data.sentinel2.max_cloud"
+                f"data.sentinel2.max_cloud{swapped}"
             )
         return candidates
 

@@ -210,8 +210,6 @@ def draw_sample(
             answers in it, or somebody else's, is there.
         SourceError: the map cannot be read.
     """
-    if output.suffix != ".gpkg":
-        raise ConfigError(f"--output {output}: a sample is a GeoPackage, name it .gpkg")
     strata = Strata.of(ground, zoning, progress)
     zone, code = np.nonzero(strata.cells)
     cells, m2 = strata.cells[zone, code], strata.m2[zone, code]

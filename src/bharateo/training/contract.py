@@ -149,10 +149,14 @@ class Kept(OpenRecord):
 
 
 class TrainedOn(OpenRecord):
-    """The dataset: where it lay, seen from the run, and the SHA-256 of its ``dataset.json``."""
+    """The dataset: where it lay, seen from the run, the SHA-256 of its ``dataset.json``, its
+    regions in words, and whose pixels and labels it holds; earlier runs do not say the last two.
+    """
 
     path: PathText
     fingerprint: Text
+    places: Text = ""
+    origin: Text = ""
 
 
 class WeightsFile(OpenRecord):
@@ -245,9 +249,11 @@ def read_contract(run: Path) -> Contract:
     check_inside(run, CONTRACT_FILE)
     file = run / CONTRACT_FILE
     if not file.exists():
-        state = "its training has not finished: run the same pretrain command again to go on"
+        state = "its training has not finished: run the same pretrain command again to go on: "
+        state += f"bharateo pretrain {run / CONFIG_FILE}"
         if not (run / CONFIG_FILE).exists():
-            state = "there is no run; make one with `bharateo pretrain`"
+            state = "there is no run; make one: bharateo pretrain CONFIG"
+        state += f" --dataset DATASET --output {run}"
         raise RunError(f"{run} holds no {CONTRACT_FILE}: {state}")
     plain = read_json(file, RunError, "restore the file")
     version = plain.get("schema_version") if isinstance(plain, dict) else None

@@ -235,7 +235,8 @@ def find_device(asked_for: str, local_rank: int = 0) -> torch.device:
     if local_rank >= num_gpus:
         raise ConfigError(
             f"machine.device {asked_for!r}: PyTorch {torch.__version__} sees {num_gpus} GPUs here, "
-            f"and rank {local_rank} wants one of its own; use machine.device=cpu, or fewer ranks"
+            f"and rank {local_rank} wants one of its own; start fewer ranks, or go on with "
+            "--device cpu"
         )
     return torch.device("cuda", local_rank)
 

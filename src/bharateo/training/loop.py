@@ -19,14 +19,15 @@ import torch
 
 from bharateo.accounting import Accounting
 from bharateo.chips.store import Dataset
-from bharateo.config import Config, HeadConfig, differences, to_yaml
+from bharateo.config import Config, HeadConfig, differences, to_record
 from bharateo.errors import ConfigError, ContractError, DivergedError, RunError, Stopped
 from bharateo.files import remove_leftovers, write_json, write_text
 from bharateo.models.heads import HEADS, Batch, build_heads
 from bharateo.models.mae import build_model
 from bharateo.models.objective import Objective, weighted_loss
 from bharateo.models.patches import Mask
-from bharateo.plain_yaml import read_yaml
+from bharateo.outputs import free_name
+from bharateo.plain_yaml import read_yaml, write_yaml
 from bharateo.progress import Progress, unseen
 from bharateo.sensor import named_bands
 from bharateo.training.contract import (
@@ -202,23 +203,33 @@ def check_fit(config: Config, dataset: Dataset, num_ranks: int = 1) -> None:
 def take_folder(run: Path, config: Config, dataset: Dataset) -> None:
     """Write ``config.yaml`` and the dataset's fingerprint, or check that those there agree.
 
+    The section ``data`` that is written is that of the dataset, and none where the dataset does not
+    say how it was built: the configuration's own may be of any other place.
+
     Raises:
         RunError: the folder holds a run of another configuration or dataset.
     """
     header = f"# dataset fingerprint: {dataset_fingerprint(dataset)}\n"
     path = run / CONFIG_FILE
+    record = to_record(config)
+    del record["data"]
+    of_dataset = {} if dataset.recipe is None else {"data": dataset.recipe}
+    text = header + write_yaml(of_dataset | record)
     if not path.exists():
-        write_text(path, header + to_yaml(config))
+        write_text(path, text)
         return
     remove_leftovers(run)
     there = differences(read_yaml(path), config)
     if not path.read_text().startswith(header):
         there = [*there, "the dataset is another one"]
-    if there:
+    begun = (CHECKPOINT_FILE, BEST_FILE, CONTRACT_FILE, HISTORY_FILE, DIVERGED_FILE)
+    if there and any((run / name).exists() for name in begun):
         raise RunError(
-            f"{run} holds another run: {'; '.join(there)}. Choose another --output, or delete "
-            "the folder to start over"
+            f"{run} holds another run: {'; '.join(there)}. Delete the folder to start over, or "
+            f"choose another: --output {free_name(run)}"
         )
+    if there:  # of a training that ended before it had anything to keep
+        write_text(path, text)
 
 
 SPIKES: Mapping[str, float] = {"loss": 1.5, "grad_norm": 5.0}

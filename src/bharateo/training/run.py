@@ -120,6 +120,8 @@ def make_contract(
         "dataset": {
             "path": os.path.relpath(dataset.path, run),
             "fingerprint": dataset_fingerprint(dataset),
+            "places": dataset.places,
+            "origin": dataset.origin,
         },
         **kept,
         "attribution": list(dataset.attribution),
@@ -132,6 +134,7 @@ class Run:
     """A finished run: model and heads ready to use, and the contract they keep.
 
     With a ``band_set`` the contract is for input that holds its bands alone, see ``of_set``.
+    ``device`` is where it is to compute; None: where its configuration says.
     """
 
     path: Path
@@ -139,6 +142,7 @@ class Run:
     model: MaskedAutoencoder
     heads: Heads
     band_set: str | None = None
+    device: torch.device | None = None
 
     @classmethod
     def open(cls, path: str | Path) -> Run:

@@ -8,6 +8,7 @@ takes long to import is imported to print a help page.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -23,7 +24,7 @@ of its bands, its scale and offset, its nodata value), say it here:
 
   --bands B02,B03,B04,B08        all bands of the file, in its order
   --bands B04=3,B03=2,B02=1      some of them, by their number in the file
-  --scale 0.0001 --offset -0.1   Sentinel-2 L2A as ESA stores it since baseline 04.00
+  --scale 0.0001 --offset -0.1   Sentinel-2 L2A as ESA stores it since 2022
   --scale 0.001                  reflectance x 1000"""
 
 if TYPE_CHECKING:
@@ -51,6 +52,11 @@ if TYPE_CHECKING:
     Places = Sequence[str]
     MaybeReading = Reading | None
     MaybeDisplay = Display | None
+    AlwaysShown = Display | None
+    Output = str | Path
+    MaybeOutput = str | Path | None
+    Outputs = str | Path | Sequence[str | Path]
+    MaybeDevice = Literal["auto", "cpu", "cuda"] | None
 else:
     from bharateo.reading import Reading
 
@@ -69,7 +75,20 @@ else:
     Places = Annotated[list[str], Parameter(metavar="ROI")]
     _HOW_TO_READ = Group("How to read the raster", help=HOW_TO_READ, sort_key=2)
     MaybeReading = Annotated[Reading | None, Parameter(name="*", group=_HOW_TO_READ)]
-    MaybeDisplay = Annotated[Any, Parameter(parse=False)]
+    Output = Annotated[Path, Parameter(name=("--output", "-o"))]
+    MaybeOutput = Annotated[Path | None, Parameter(name=("--output", "-o"))]
+    Outputs = Annotated[list[Path], Parameter(name=("--output", "-o"))]
+    MaybeDevice = Annotated[
+        Literal["auto", "cpu", "cuda"] | None,
+        Parameter(help="where to compute; auto: a GPU where there is one (default: machine.device "
+                  "of the configuration, for a run its own)"),
+    ]  # fmt: skip
+    # True on the command line, which ``main`` makes a display of.
+    MaybeDisplay = Annotated[
+        bool | None,
+        Parameter(name=("--quiet", "-q"), help="print warnings and errors alone"),
+    ]
+    AlwaysShown = Annotated[Any, Parameter(parse=False)]
 
 
 def open_config(config: ConfigLike, settings: Settings = ()) -> Config:
@@ -81,11 +100,20 @@ def open_config(config: ConfigLike, settings: Settings = ()) -> Config:
     return load_config(config, settings)
 
 
-def open_run(run: RunLike) -> Run:
-    """A run, opened if it is a folder."""
+def open_run(run: RunLike, device: MaybeDevice = None) -> Run:
+    """A run, opened if it is a folder, to compute on a device if one is named.
+
+    Raises:
+        ConfigError: there is no such device.
+    """
     from bharateo.training.run import Run
 
-    return run if isinstance(run, Run) else Run.open(run)
+    opened = run if isinstance(run, Run) else Run.open(run)
+    if device is None:
+        return opened
+    from bharateo.training.engine import find_device
+
+    return replace(opened, device=find_device(device))
 
 
 def open_dataset(dataset: DatasetLike) -> Dataset:

@@ -10,10 +10,11 @@ import textwrap
 import warnings
 from collections.abc import Callable, Sequence
 from functools import wraps
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_origin
 
 from cyclopts import App, CycloptsError, Group, Parameter
 
+from bharateo.display import Display
 from bharateo.errors import BharatEOError, ConfigError, RankLostError, Stopped
 from bharateo.machine import first_rank
 from bharateo.verbs.composite import write_composite
@@ -48,6 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not words:
             raise CycloptsError("Which verb?")
         verb, given, _ = app.parse_args(words, exit_on_error=False, print_error=False)
+        if given.arguments.get("display"):  # --quiet
+            given.arguments["display"] = Display(quiet=True)
         return 1 if inspect.unwrap(verb)(**given.arguments) is False else 0
     except CycloptsError as error:
         error.verbose = False
@@ -61,15 +64,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 128 + stopped.signal
     except BharatEOError as error:
         message = " ".join(str(error).split())
-        if allowing := re.search(r"--allow \w+$", message):  # the whole command, to be typed
-            again = shlex.join(["bharateo", *words, *allowing[0].split()])
-            message = f"{message[: allowing.start()]}{again}"
+        message = with_whole_command(message, words)
         if first_rank() or isinstance(error, RankLostError):  # others would say the same
             print(f"bharateo: {type(error).__name__}: {message}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("bharateo: stopped; the same command goes on from here", file=sys.stderr)
         return 130
+
+
+def with_whole_command(message: str, words: Sequence[str]) -> str:
+    """A refusal that ends with an option of the verb and its value, such as ``--allow unit``, as
+    one that ends with the whole command to be typed.
+
+    ``words`` are those after ``bharateo``. What the option was given before stays where it may be
+    given several times, but for one of the same name (``NAME=``), or that the message names.
+    """
+    found = re.search(r"(--[a-z-]+) [^\s`'\"]+$", message)
+    if found is None or re.search(r"\bbharateo \w[^`]*$", message[: found.start()]):
+        return message  # no option, or a whole command already
+    own = {each.name: each for each in arguments_of(words[0])} if words[0] in VERBS else {}
+    if found[1] not in own:
+        return message
+    option, before, new = own[found[1]], message[: found.start()], found[0].split()[1]
+    several = get_origin(option.hint) in (list, frozenset)
+    kept, rest = [], list(words)
+    while rest:
+        name, equals, old = rest[0].partition("=")
+        given = rest[: 1 if equals or name not in option.names else 2]
+        old = old if equals else given[-1]
+        wrong = f"{found[1]} {old}" in before
+        same = "=" in new and old.partition("=")[0] == new.partition("=")[0]
+        if name not in option.names or (several and not (wrong or same)):
+            kept += given
+        rest = rest[len(given) :]
+    return f"{before}{shlex.join(['bharateo', *kept, *found[0].split()])}"
 
 
 def arguments_of(verb: str) -> ArgumentCollection:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from bharateo.verbs.arguments import MaybeDisplay, PathLike, Settings, Words
+from bharateo.verbs.arguments import MaybeDisplay, MaybeOutput, PathLike, Settings, Words
 
 if TYPE_CHECKING:
     from bharateo.composite.plan import CompositeRecord
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def write_composite(
     dates: Annotated[str, Parameter(metavar="FIRST/LAST")],
-    output: PathLike | None = None,
+    output: MaybeOutput = None,
     *,
     aoi: PathLike | None = None,
     zone_field: str | None = None,
@@ -41,8 +41,8 @@ def write_composite(
 
       bharateo composite --aoi districts.gpkg --zone-field name --zone Pune \\
           --dates 2024-11-01/2025-02-28 --output pune.tif
-      bharateo composite --roi pune=73.86,18.52 --dates 2024-07-01/2025-06-30 --season rabi \\
-          --output pune.tif --dry-run
+      bharateo composite --roi pune=73.86,18.52 --dates 2024-07-01/2025-06-30 \\
+          --season rabi --output pune.tif --dry-run
 
     NAME.tif is a cloud-optimised GeoTIFF of 10 m in the UTM zone of the place's middle, clipped to
     it: reflectance x 10000, 0 where there is no data. NAME-observations.tif says of every pixel how
@@ -98,7 +98,7 @@ def write_composite(
 
     display = display or Display()
     if output is None and not dry_run:
-        raise ConfigError("--output is missing: name the raster to write, e.g. place.tif")
+        raise ConfigError("--output is missing: name the raster to write, e.g. --output place.tif")
     if output is not None:
         check_outputs("composite", own_products(Path(output)), [aoi] if aoi else [])
     own = {

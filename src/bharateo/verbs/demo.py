@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from bharateo.errors import ConfigError, UnreachableError
 from bharateo.verbs import pipeline
-from bharateo.verbs.arguments import MaybeDisplay, PathLike, Places
+from bharateo.verbs.arguments import MaybeDisplay, Output, Places
 
 if TYPE_CHECKING:
     from bharateo.config import Config
@@ -25,7 +25,7 @@ _SAMPLE = (
 
 
 def demo(
-    output: PathLike = "runs/demo",
+    output: Output = "runs/demo",
     display: MaybeDisplay = None,
     *,
     preset: Literal["v0", "seed", "sample"] = "v0",

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Literal
 import bharateo
 from bharateo.files import cache_folder
 from bharateo.machine import cores_of_quota, has_native_bf16, memory_bytes, num_cores
-from bharateo.verbs.arguments import MaybeDisplay
+from bharateo.verbs.arguments import AlwaysShown
 from bharateo.version import __version__
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Finding:
 Check = Callable[[], Iterator[Finding]]
 
 
-def doctor(*, json: bool = False, display: MaybeDisplay = None) -> bool:
+def doctor(*, json: bool = False, display: AlwaysShown = None) -> bool:
     """What this machine can do, and the remedy for what it cannot.
 
     Looks at packages, GDAL, WorldCover, STAC catalogues, disk, memory, processor and GPU. Every

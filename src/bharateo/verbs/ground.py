@@ -12,8 +12,11 @@ from bharateo.verbs.arguments import (
     Colours,
     DatasetLike,
     Location,
+    MaybeDevice,
     MaybeDisplay,
     MaybeReading,
+    Output,
+    Outputs,
     PathLike,
     Paths,
     Points,
@@ -41,7 +44,7 @@ if TYPE_CHECKING:
 def embed(
     run: RunLike,
     location: Annotated[Location, Parameter(name="INPUT")],
-    outputs: Annotated[Paths, Parameter(name="--output")],
+    outputs: Outputs,
     *,
     dtype: Literal["float16", "float32", "int8"] = "float16",
     stride_px: Stride = None,
@@ -50,6 +53,7 @@ def embed(
     level: Literal["patch", "chip"] = "patch",
     readout: Readout = "token",
     reading: MaybeReading = None,
+    device: MaybeDevice = None,
     display: MaybeDisplay = None,
 ) -> list[Path]:
     """A run's vectors of a raster of any size, or of a dataset.
@@ -59,7 +63,7 @@ def embed(
     grow with the raster. Killed and run again, it goes on where it stopped.
 
       bharateo embed runs/v0 district.tif --output district-vectors.tif
-      bharateo embed runs/v0 district.tif --output vectors.tif --output vectors.parquet
+      bharateo embed runs/v0 district.tif -o vectors.tif -o vectors.parquet
       bharateo embed runs/v0 district.tif --output fine.tif --stride 4 --dtype int8
       bharateo embed runs/v0 datasets/v0 --output v0.parquet --level chip
 
@@ -104,13 +108,15 @@ def embed(
         embedding_products,
     )
     from bharateo.memory import return_freed_memory
-    from bharateo.outputs import check_outputs
+    from bharateo.outputs import check_ending, check_outputs
 
     return_freed_memory()
     outputs = list_of_paths(outputs)
     how = Embedding(dtype, stride_px, step, precision, level, readout)
+    for output in outputs:
+        check_ending(output, "vectors are a GeoTIFF or GeoParquet", ".tif", ".parquet")
     check_outputs("embed", embedding_products(outputs), [location])
-    opened, display = open_run(run), display or Display()
+    opened, display = open_run(run, device), display or Display()
     is_dataset = (Path(location) / DATASET_FILE).exists()
     with display.bar("embed") as bar:
         if is_dataset:
@@ -127,7 +133,7 @@ def embed(
 def map_raster(
     run: RunLike,
     location: Annotated[Location, Parameter(name="RASTER")],
-    output: PathLike,
+    output: Output,
     *,
     probe: PathLike | None = None,
     against: Annotated[Location | None, Parameter(metavar="LABELS")] = None,
@@ -135,6 +141,7 @@ def map_raster(
     stride_px: Stride = None,
     precision: Precision = "fp32",
     reading: MaybeReading = None,
+    device: MaybeDevice = None,
     display: MaybeDisplay = None,
 ) -> MapRecord:
     """A land-cover map of a raster of any size.
@@ -145,7 +152,7 @@ def map_raster(
 
       bharateo map runs/v0 district.tif --output district-map.tif
       bharateo map runs/v0 district.tif --output fine.tif --stride 4
-      bharateo map runs/v0 district.tif --output map.tif --probe wells/probe.safetensors
+      bharateo map runs/v0 district.tif -o map.tif --probe wells/probe.safetensors
       bharateo map runs/v0 district.tif --output map.tif --against worldcover
 
     MAP.tif holds the classes, with their colours and names. Beside it lie MAP-probabilities.tif,
@@ -186,12 +193,13 @@ def map_raster(
     from bharateo.inference.legend import parse_colours, recoloured
     from bharateo.inference.map import MapRequest, head_classifier, own_products, write_map
     from bharateo.memory import return_freed_memory
-    from bharateo.outputs import check_outputs
+    from bharateo.outputs import check_ending, check_outputs
 
     return_freed_memory()
     output, inputs = Path(output), [each for each in (location, probe, against) if each]
+    check_ending(output, "a map is a GeoTIFF", ".tif")
     check_outputs("map", own_products(output), inputs)
-    opened, display = open_run(run), display or Display()
+    opened, display = open_run(run, device), display or Display()
     chosen = parse_colours(colours)
     labels = None if against is None else open_labels(str(against))
     opened, source = _open_raster(opened, location, reading, display)
@@ -210,7 +218,7 @@ def map_raster(
 def teach(
     source: Annotated[PathLike, Parameter(name="INPUT")],
     points: Paths,
-    output: PathLike,
+    output: Output,
     *,
     location: Annotated[Location | None, Parameter(name="RASTER")] = None,
     class_field: str | None = None,
@@ -218,6 +226,7 @@ def teach(
     stride_px: Annotated[int, Parameter(name="--stride", metavar="PX")] = 1,
     precision: Precision = "fp32",
     reading: MaybeReading = None,
+    device: MaybeDevice = None,
     display: MaybeDisplay = None,
 ) -> OwnClasses:
     """Your points or polygons into a map of your raster.
@@ -279,7 +288,7 @@ def teach(
     check_outputs("teach", own_class_products(output), [str(raster), *points])
     of_run = None
     if location is not None:
-        opened, seen = _open_raster(open_run(source), location, reading, display)
+        opened, seen = _open_raster(open_run(source, device), location, reading, display)
         of_run = OfRun(opened, seen, _domain(opened, display), precision)
     chosen = parse_colours(colours)
     labelled = read_all_points(points, class_field)
@@ -327,12 +336,13 @@ def _domain(run: Run, display: Display) -> Domain | None:
 def search(
     embedding: Annotated[PathLike, Parameter(name="EMBEDDING")],
     like: Points,
-    output: PathLike,
+    output: Output,
     *,
     location: Annotated[Location | None, Parameter(name="INPUT")] = None,
     count: int = 20,
     away_m: Annotated[float | None, Parameter(name="--away", metavar="METRES")] = None,
     reading: MaybeReading = None,
+    device: MaybeDevice = None,
     display: MaybeDisplay = None,
 ) -> GeoDataFrame:
     """Places like a given one: GeoJSON and a contact sheet.
@@ -343,7 +353,7 @@ def search(
     pixels are still where they were.
 
       bharateo search vectors.parquet --like 77.2536,28.6607 --output yamuna
-      bharateo search runs/v0 district.tif --like 77.25,28.66 --like 77.30,28.55 --output r
+      bharateo search runs/v0 district.tif --like 77.25,28.66 --like 77.3,28.55 -o r
 
     The first form takes what `bharateo embed` wrote (.parquet or .tif); the second takes a run and
     embeds a dataset or raster first, into OUTPUT. How good a search is says `bharateo
@@ -381,7 +391,7 @@ def search(
     if location is not None:
         ending = "parquet" if (Path(location) / DATASET_FILE).exists() else "tif"
         file = folder / f"embedding.{ending}"
-        embed(embedding, location, file, reading=reading, display=display)
+        embed(embedding, location, file, reading=reading, device=device, display=display)
         embedding = file
     found_file, sheet = folder / "found.geojson", folder / "sheet.png"
     products = {found_file: json_of("search"), sheet: beginning_with(SHEET_MARK)}
@@ -409,20 +419,23 @@ def _lonlat(text: str) -> tuple[float, float]:
     except ValueError:
         lon = lat = float("nan")
     if not (-180 <= lon <= 180 and -90 <= lat <= 90):
+        swapped = f"; the other way round: --like {lat:.10g},{lon:.10g}"
         raise ConfigError(
             f"--like {text!r} is no longitude, latitude in degrees, such as 77.2536,28.6607"
+            f"{swapped if abs(lon) <= 90 < abs(lat) <= 180 else ''}"
         )
     return lon, lat
 
 
 def explore(
     run: RunLike,
-    output: PathLike,
+    output: Output,
     *,
     dataset: DatasetLike | None = None,
     raster: Location | None = None,
     megabytes: float | None = None,
     reading: MaybeReading = None,
+    device: MaybeDevice = None,
     display: MaybeDisplay = None,
 ) -> Path:
     """A page to explore a run in a browser, from disk or any web server.
@@ -434,7 +447,7 @@ def explore(
 
       bharateo explore runs/v0 --output explorers/v0
       bharateo explore runs/v0 --dataset datasets/jaipur --output explorers/jaipur
-      bharateo explore runs/pune-s2 --raster district.tif --output explorers/district
+      bharateo explore runs/pune-s2 --raster district.tif -o explorers/district
 
     Open OUTPUT/index.html, or put the folder on any web server. It shows the dataset the run was
     trained on unless told otherwise; of large ground it shows a part, and says so. Killed and run
@@ -464,7 +477,7 @@ def explore(
     if raster is not None and dataset is not None:
         raise ConfigError("--raster and --dataset: show the one or the other")
     return_freed_memory()
-    opened, output, display = open_run(run), Path(output), display or Display()
+    opened, output, display = open_run(run, device), Path(output), display or Display()
     ground: Dataset | RasterInput
     if raster is not None:
         opened, ground = _open_raster(opened, raster, reading, display)
@@ -487,7 +500,7 @@ def explore(
 def export(
     run: RunLike,
     to: Literal["hub", "timm", "onnx"],
-    output: PathLike,
+    output: Output,
     *,
     what: Literal["encoder", "autoencoder"] | None = None,
     bands: Annotated[str | None, Parameter(metavar="SET")] = None,
@@ -498,11 +511,13 @@ def export(
 
     Writes a run in a form that other programs load, and says what they may be fed.
 
-      hub:  a folder with safetensors, contract and a model card written from the run; copy
-            it, or upload it by `hf upload USER/NAME FOLDER`. BharatEOEncoder.from_pretrained
-            reads both, and every verb takes the folder as RUN.
-      timm: a folder for timm.create_model('local-dir:FOLDER', pretrained=True): the encoder,
-            with the normalisation folded in. It knows no missing pixels.
+      hub:  a folder with safetensors, contract and a model card written from
+            the run; copy it, or upload it by `hf upload USER/NAME FOLDER`.
+            BharatEOEncoder.from_pretrained reads both, and every verb takes the
+            folder as RUN.
+      timm: a folder for timm.create_model('local-dir:FOLDER', pretrained=True):
+            the encoder, with the normalisation folded in. It knows no missing
+            pixels.
       onnx: one file, compared with PyTorch before it is written.
 
       bharateo export runs/v0 --to hub --output hub/v0 --license cc-by-4.0
@@ -528,12 +543,15 @@ def export(
         StorageError: the disk is full.
     """
     from bharateo.display import Display
+    from bharateo.outputs import check_ending
 
     for option, value, form in (("what", what, "onnx"), ("license", licence, "hub")):
         if value is not None and to != form:
             raise ConfigError(f"--{option} is for --to {form}: leave it out for {to}")
     if bands is not None and to == "hub":
         raise ConfigError("--bands is for --to onnx and timm: a Hub folder has all sets of bands")
+    if to == "onnx":
+        check_ending(Path(output), "this is an ONNX file", ".onnx")
     opened, output, display = open_run(run).of_set(bands), Path(output), display or Display()
     if to == "hub":
         from bharateo.handover.hub import save_folder

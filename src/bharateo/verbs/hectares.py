@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from bharateo.verbs.arguments import MaybeDisplay, PathLike
+from bharateo.verbs.arguments import MaybeDisplay, Output, PathLike
 
 if TYPE_CHECKING:
     from bharateo.inference.hectares import HectaresRecord
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def hectares(
     location: Annotated[PathLike, Parameter(name="MAP")],
     zones: PathLike,
-    output: PathLike,
+    output: Output,
     *,
     zone_field: str | None = None,
     display: MaybeDisplay = None,
@@ -27,7 +27,7 @@ def hectares(
     cell on an edge counts by the share of it that lies inside, exactly. Memory does not grow with
     the map.
 
-      bharateo hectares district-map.tif --zones blocks.gpkg --zone-field name --output blocks
+      bharateo hectares map.tif --zones blocks.gpkg --zone-field name -o blocks
       bharateo hectares worldcover.tif --zones districts.geojson --output districts
 
     These are counts of map cells, with all the map's errors and without an interval. Areas that
@@ -84,7 +84,11 @@ def hectares(
     )
     write_hectares(output, record, districts, classes, raster)
     for zone in found:
-        parts = (f"{each.name} {hectares_shown(each.hectares)}" for each in zone.classes)
+        parts = (
+            f"{each.name} {hectares_shown(each.hectares)}"
+            for each in zone.classes
+            if each.hectares != 0
+        )
         display.say(
             f"  {zone.zone}: {hectares_shown(zone.hectares)} ha, {100 * zone.valid_share:.1f} % "
             f"with data: {', '.join(parts)}"
@@ -96,7 +100,7 @@ def hectares(
 
 def polygons(
     location: Annotated[PathLike, Parameter(name="MAP")],
-    output: PathLike,
+    output: Output,
     *,
     min_area_ha: float = 0.5,
     display: MaybeDisplay = None,
@@ -124,15 +128,13 @@ def polygons(
         SourceError: the map cannot be read, or is no raster of classes.
     """
     from bharateo.display import Display
-    from bharateo.errors import ConfigError
     from bharateo.inference.class_raster import ClassRaster
     from bharateo.inference.polygons import POLYGONS_MARK, write_polygons
-    from bharateo.outputs import check_outputs
+    from bharateo.outputs import check_ending, check_outputs
     from bharateo.pixels.vectors import unedited
 
     output, location = Path(output), Path(location)
-    if output.suffix != ".gpkg":
-        raise ConfigError(f"--output {output}: polygons are a GeoPackage, name it .gpkg")
+    check_ending(output, "polygons are a GeoPackage", ".gpkg")
     check_outputs("polygons", {output: unedited(POLYGONS_MARK)}, [location])
     display = display or Display()
     raster = ClassRaster.open(location)

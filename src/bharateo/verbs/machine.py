@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from bharateo.errors import ConfigError
-from bharateo.verbs.arguments import MaybeDisplay, PathLike
+from bharateo.verbs.arguments import AlwaysShown, PathLike
 
 if TYPE_CHECKING:
     from bharateo.display import Display
@@ -35,7 +35,7 @@ def tokens(
     masks_per_chip: int | None = None,
     batch_size: int | None = None,
     precision: Literal["auto", "fp32", "bf16"] | None = None,
-    display: MaybeDisplay = None,
+    display: AlwaysShown = None,
 ) -> None:
     """Count tokens, pixels and scalars of a run, and plan one.
 
@@ -45,8 +45,10 @@ def tokens(
 
       bharateo tokens
       bharateo tokens runs/v0
-      bharateo tokens --chips 5000 --epochs 100 --bands 10 --model nano --machine this
-      bharateo tokens --chips 1000000 --epochs 100 --bands 10 --model base --machine h200
+      bharateo tokens --chips 5000 --epochs 100 --bands 10 --model nano \\
+          --machine this
+      bharateo tokens --chips 1000000 --epochs 100 --bands 10 --model base \\
+          --machine h200
 
     Args:
         run: a finished run's folder

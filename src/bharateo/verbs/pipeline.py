@@ -11,7 +11,10 @@ from bharateo.errors import ConfigError
 from bharateo.verbs.arguments import (
     ConfigLike,
     DatasetLike,
+    MaybeDevice,
     MaybeDisplay,
+    MaybeOutput,
+    Output,
     PathLike,
     Places,
     RunLike,
@@ -31,7 +34,7 @@ if TYPE_CHECKING:
 
 def build(
     config: ConfigLike,
-    output: PathLike | None = None,
+    output: MaybeOutput = None,
     display: MaybeDisplay = None,
     *,
     dry_run: bool = False,
@@ -49,8 +52,9 @@ def build(
 
       bharateo build configs/v0.yaml --output datasets/v0
       bharateo build configs/sentinel2-10band.yaml --roi pune=73.86,18.52 --dry-run
-      bharateo build configs/sentinel2-rgb.yaml --aoi district.geojson --output datasets/d
-      bharateo build configs/india-v0.yaml --output /shared/india --scheduler tcp://head:8786
+      bharateo build configs/sentinel2-rgb.yaml --aoi district.geojson -o datasets/d
+      bharateo build configs/india-v0.yaml --output /shared/india \\
+          --scheduler tcp://head:8786
 
     Args:
         config: a YAML file; see configs/
@@ -100,7 +104,10 @@ def build(
         _dry_run(config, display, mbit, workers or os.cpu_count() or 1)
         return None  # type: ignore[return-value]  # only to those who ask for nothing
     if output is None:
-        raise ConfigError("--output is missing: name the dataset folder to make or to go on with")
+        raise ConfigError(
+            "--output is missing: name the dataset folder to make or to go on with, e.g. --output "
+            f"datasets/{'-'.join(place.partition('=')[0] for place in roi) or data.source}"
+        )
     return_freed_memory()
     output, recipe = Path(output), open_recipe(data, display.say)
     with display.bar("build") as bar:
@@ -151,12 +158,13 @@ def _dry_run(config: Config, display: Display, mbit: float, num_cores: int) -> N
 def pretrain(
     config: ConfigLike,
     dataset: DatasetLike,
-    output: PathLike,
+    output: Output,
     display: MaybeDisplay = None,
     *,
     epochs: int | None = None,
     seed: int | None = None,
     settings: Settings = (),
+    device: MaybeDevice = None,
 ) -> Run:
     """A dataset into a trained run.
 
@@ -188,9 +196,10 @@ def pretrain(
     from bharateo.display import Display
     from bharateo.training.loop import pretrain as train
 
-    given = {"epochs": epochs, "seed": seed}
+    given = {"training.epochs": epochs, "training.seed": seed, "machine.device": device}
     config = open_config(
-        config, [*settings, *(f"training.{k}={v}" for k, v in given.items() if v is not None)]
+        config,
+        [*settings, *(f"{key}={value}" for key, value in given.items() if value is not None)],
     )
     dataset, output, display = open_dataset(dataset), Path(output), display or Display()
     with display.bar("pretrain") as bar:
@@ -202,8 +211,10 @@ def pretrain(
 def evaluate(
     run: RunLike,
     dataset: DatasetLike | None = None,
-    output: PathLike | None = None,
+    output: MaybeOutput = None,
     display: MaybeDisplay = None,
+    *,
+    device: MaybeDevice = None,
 ) -> Evaluation:
     """Score a run beside the baselines, on its own dataset or another.
 
@@ -228,7 +239,7 @@ def evaluate(
     from bharateo.display import Display
     from bharateo.evaluation.evaluate import evaluate as score
 
-    opened, ground, output = to_score("evaluate", run, dataset, output, "evaluation.json")
+    opened, ground, output = to_score("evaluate", run, dataset, output, "evaluation.json", device)
     display = display or Display()
     with display.bar("evaluate") as bar:
         record = score(opened, ground, output, bar.update)
@@ -253,8 +264,9 @@ def to_score(
     verb: str,
     run: RunLike,
     dataset: DatasetLike | None,
-    output: PathLike | None,
+    output: MaybeOutput,
     name: str,
+    device: MaybeDevice = None,
 ) -> tuple[Run, Dataset, Path]:
     """A run, the ground to score it on and the file to write, which by default are its own.
 
@@ -264,11 +276,11 @@ def to_score(
     """
     from bharateo.outputs import check_outputs, json_with
 
-    opened = open_run(run)
+    opened = open_run(run, device)
     if output is None and dataset is not None:
         raise ConfigError(
-            "a dataset (--dataset) needs a file to write (--output FILE), so that the run's own "
-            "figures are not replaced by those of other ground"
+            "a dataset (--dataset) needs a file to write, so that the run's own figures are not "
+            f"replaced by those of other ground: --output {Path(verb).with_suffix('.json')}"
         )
     path = opened.path / name if output is None else Path(output)
     figures = {"evaluation.json": "splits", "probes.json": "levels"}

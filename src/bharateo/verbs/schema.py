@@ -6,7 +6,7 @@ from importlib import import_module
 from json import dumps
 from typing import Any, Literal, get_args
 
-from bharateo.verbs.arguments import MaybeDisplay
+from bharateo.verbs.arguments import AlwaysShown
 
 What = Literal[
     "config", "dataset", "contract", "evaluation", "probes", "ablation", "task", "precision", "map",
@@ -31,7 +31,7 @@ _MODELS = {
 """The typed record that is a file's whole content; of a configuration it is ``Config``."""
 
 
-def schema(what: What = "config", *, display: MaybeDisplay = None) -> dict[str, Any]:
+def schema(what: What = "config", *, display: AlwaysShown = None) -> dict[str, Any]:
     """The JSON Schema of a configuration, or of a file that a verb writes.
 
     Prints a JSON Schema (draft 2020-12), with which an editor completes the keys of a YAML

@@ -13,8 +13,11 @@ from bharateo.verbs.arguments import (
     ConfigLike,
     DatasetLike,
     KeysOfValues,
+    MaybeDevice,
     MaybeDisplay,
+    MaybeOutput,
     MaybeReading,
+    Output,
     PathLike,
     Readout,
     RunLike,
@@ -33,7 +36,7 @@ if TYPE_CHECKING:
 def probe(
     run: RunLike,
     dataset: DatasetLike | None = None,
-    output: PathLike | None = None,
+    output: MaybeOutput = None,
     *,
     levels: Words = ("patch", "chip"),
     budgets: Budgets = (5, 20, 100, "all"),
@@ -43,6 +46,7 @@ def probe(
     seed: int = 0,
     readout: Readout = "token",
     bands: Annotated[str | None, Parameter(metavar="SET")] = None,
+    device: MaybeDevice = None,
     display: MaybeDisplay = None,
 ) -> Probes:
     """What a run's frozen features are worth, for few labels and for many.
@@ -93,10 +97,10 @@ def probe(
     counts = [parse_budget(str(each)) for each in budgets]
     if bands is not None and output is None:
         raise ConfigError(
-            "a set of bands (--bands) needs a file to write (--output FILE), so that the figures "
-            "of all bands are not replaced"
+            "a set of bands (--bands) needs a file to write, so that the figures of all bands are "
+            f"not replaced: --output {bands}.json"
         )
-    opened, ground, output = to_score("probe", run, dataset, output, "probes.json")
+    opened, ground, output = to_score("probe", run, dataset, output, "probes.json", device)
     opened, ground = opened.meeting(ground, bands)
     display = display or Display()
     zoning = Zoning.of(ground, None if zones is None else Path(zones), zone_field)
@@ -121,13 +125,14 @@ def probe(
 def probe_task(
     run: RunLike,
     folder: PathLike,
-    output: PathLike,
+    output: Output,
     *,
     layout: Literal["eurosat", "geobench"] | None = None,
     resize: Literal["bilinear", "none", "pad"] = "bilinear",
     readout: Readout = "token",
     split_file: PathLike | None = None,
     reading: MaybeReading = None,
+    device: MaybeDevice = None,
     display: MaybeDisplay = None,
 ) -> TaskEvaluation:
     """Probe a run's frozen features on labelled chips that others made.
@@ -163,7 +168,7 @@ def probe_task(
     from bharateo.evaluation.outside import HEADER, evaluate_task, open_task, rows
     from bharateo.outputs import check_outputs, json_with
 
-    opened, output, display = open_run(run), Path(output), display or Display()
+    opened, output, display = open_run(run, device), Path(output), display or Display()
     split = None if split_file is None else Path(split_file)
     inputs = [*opened.own_files, *([] if split is None else [split])]
     check_outputs("probe-task", {output: json_with("task")}, inputs)
@@ -184,7 +189,7 @@ def probe_task(
 def ablate(
     config: ConfigLike,
     dataset: DatasetLike,
-    output: PathLike,
+    output: Output,
     *,
     vary: KeysOfValues = (),
     full: bool = False,
@@ -194,6 +199,7 @@ def ablate(
     targets: bool = False,
     readout: Readout = "token",
     settings: Settings = (),
+    device: MaybeDevice = None,
     display: MaybeDisplay = None,
 ) -> Ablation:
     """Does WorldCover help? Train a grid, probe every run, one table.
@@ -206,9 +212,10 @@ def ablate(
     below OUTPUT. Kill it, run it again, ask for more cells or seeds: what is there is kept.
 
       bharateo ablate configs/sentinel2-10band.yaml --dataset datasets/d --output a
-      bharateo ablate configs/sample.yaml --dataset datasets/sample --output a --quick
+      bharateo ablate configs/sample.yaml --dataset datasets/sample -o a --quick
       bharateo ablate configs/v0.yaml --dataset datasets/v0 --output a \\
-          --vary heads.landcover.weight=0,0.2,1 --vary model.mask_ratio=0.5,0.75 --full
+          --vary heads.landcover.weight=0,0.2,1 \\
+          --vary model.mask_ratio=0.5,0.75 --full
       bharateo ablate configs/sample.yaml --dataset datasets/sample --output a \\
           --vary bands=rgb,B02+B03+B04+B08
 
@@ -246,7 +253,7 @@ def ablate(
     seeds = (2 if quick else 3) if seeds is None else seeds
     if seeds < 1:
         raise ConfigError(f"--seeds {seeds}: give at least 1")
-    config = open_config(config, settings)
+    config = open_config(config, [*settings, *([f"machine.device={device}"] if device else [])])
     dataset, output, display = open_dataset(dataset), Path(output), display or Display()
     factors = ablation.default_factors(dataset)
     if quick:
@@ -271,9 +278,10 @@ def ablate(
 def score_search(
     run: RunLike,
     dataset: DatasetLike,
-    output: PathLike,
+    output: Output,
     *,
     count: int = 20,
+    device: MaybeDevice = None,
     display: MaybeDisplay = None,
 ) -> Retrieval:
     """How often search finds the class it was asked for, on held-out ground.
@@ -306,7 +314,7 @@ def score_search(
         raise ConfigError(f"--count {count}: ask for one place at least")
     file, display = Path(output) / "precision.json", display or Display()
     check_outputs("score-search", {file: json_of("precision")}, ())
-    opened, chips = open_run(run), open_dataset(dataset)
+    opened, chips = open_run(run, device), open_dataset(dataset)
     with display.bar("score-search") as bar:
         record = retrieval_record(opened, chips, "test", count, on_step=bar.update)
     write_json(file, record.model_dump())

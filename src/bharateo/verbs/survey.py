@@ -10,6 +10,7 @@ from cyclopts import Parameter
 from bharateo.verbs.arguments import (
     Location,
     MaybeDisplay,
+    Output,
     PathLike,
     Paths,
     Words,
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 def sample(
     map_file: Annotated[PathLike, Parameter(name="MAP")],
-    output: PathLike,
+    output: Output,
     *,
     total: Annotated[int | None, Parameter(metavar="N")] = None,
     per_class: Annotated[int | None, Parameter(metavar="N")] = None,
@@ -42,9 +43,11 @@ def sample(
     them is kept in POINTS.json, and in the table `design` of POINTS.gpkg.
 
       bharateo sample district-map.tif --total 600 --output points.gpkg
-      bharateo sample district-map.tif --total 600 --image district.tif --output points.gpkg
-      bharateo sample map.tif --per-class 50 --zones blocks.gpkg --zone-field name --output p.gpkg
-      bharateo sample ESA_WorldCover_10m_2021_v200_N27E075_Map.tif --total 800 --output wc.gpkg
+      bharateo sample district-map.tif --total 600 --image district.tif -o p.gpkg
+      bharateo sample map.tif --per-class 50 --zones blocks.gpkg \\
+          --zone-field name --output p.gpkg
+      bharateo sample ESA_WorldCover_10m_2021_v200_N27E075_Map.tif --total 800 \\
+          --output wc.gpkg
 
     Open POINTS.gpkg in QGIS and fill in `label` with the name of a class, or `unsure`. The layer
     does not say what the map says there, which would lead whoever labels. Run again, the verb
@@ -71,10 +74,12 @@ def sample(
         SourceError: the map or the image cannot be read.
     """
     from bharateo.display import Display
+    from bharateo.outputs import check_ending
     from bharateo.survey.ground import ClassMap, Zoning
     from bharateo.survey.sample import SamplePlan, draw_sample, places
 
     output, display = Path(output), display or Display()
+    check_ending(output, "a sample is a GeoPackage", ".gpkg")
     plan = SamplePlan(per_class, total, allocation, seed)
     ground = ClassMap(Path(map_file))
     zoning = Zoning.of(ground.geobox, None if zones is None else Path(zones), zone_field)
@@ -102,7 +107,7 @@ def sample(
 def areas(
     map_file: Annotated[PathLike, Parameter(name="MAP")],
     labels: Annotated[PathLike, Parameter(name="LABELS")],
-    output: PathLike,
+    output: Output,
     *,
     estimator: Literal["auto", "design-based", "model-assisted"] = "auto",
     more_classes: Words = (),
@@ -141,8 +146,7 @@ def areas(
         SourceError: a file cannot be read.
     """
     from bharateo.display import Display
-    from bharateo.errors import ConfigError
-    from bharateo.outputs import check_outputs
+    from bharateo.outputs import check_ending, check_outputs
     from bharateo.report.areas import page_path, page_products, write_page
     from bharateo.survey.areas import (
         HEADER,
@@ -154,10 +158,7 @@ def areas(
     from bharateo.survey.ground import ClassMap
 
     output, labels, display = Path(output), Path(labels), display or Display()
-    if output.suffix != ".csv":
-        raise ConfigError(
-            f"--output {output}: the table is a .csv, its other files get their names"
-        )
+    check_ending(output, "areas are a table", ".csv")
     inputs = [map_file, labels, labels.with_suffix(".json"), *([] if zones is None else [zones])]
     check_outputs("areas", {**areas_products(output), **page_products(output)}, inputs)
     place = None if zones is None else Path(zones)
@@ -183,7 +184,7 @@ def areas(
 def change(
     before: Annotated[PathLike, Parameter(name="MAP_A")],
     after: Annotated[PathLike, Parameter(name="MAP_B")],
-    output: PathLike,
+    output: Output,
     *,
     stable: PathLike | None = None,
     repeats: Annotated[Paths, Parameter(name="--repeat")] = (),
@@ -198,7 +199,7 @@ def change(
     says that no change can be told. Writes CHANGE.csv and CHANGE.json.
 
       bharateo change 2021.tif 2024.tif --stable points.gpkg --output change.csv
-      bharateo change 2021.tif 2024.tif --repeat 2021-later.tif --output change.csv \\
+      bharateo change 2021.tif 2024.tif --repeat 2021-later.tif -o change.csv \\
           --zones districts.gpkg --zone-field name
 
     Args:
@@ -221,14 +222,12 @@ def change(
         SourceError: a file cannot be read.
     """
     from bharateo.display import Display
-    from bharateo.errors import ConfigError
-    from bharateo.outputs import check_outputs
+    from bharateo.outputs import check_ending, check_outputs
     from bharateo.survey.change import change_products, measure_change, write_change
     from bharateo.survey.ground import ClassMap, Zoning
 
     output, display = Path(output), display or Display()
-    if output.suffix != ".csv":
-        raise ConfigError(f"--output {output}: the table is a .csv, the record gets its name")
+    check_ending(output, "change is a table", ".csv")
     others = list_of_paths(repeats)
     given = [before, after, *others, *(each for each in (stable, zones) if each is not None)]
     check_outputs("change", change_products(output), given)

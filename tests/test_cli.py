@@ -22,7 +22,7 @@ from bharateo.verbs.demo import choose_pixels
 from small_datasets import contents
 from tiny_mirror import AWAY, CONFIG, HOME, write_config, write_mirror
 
-READING = "--bands --scale --offset --nodata --allow"
+READING = "--bands --scale --offset --nodata --mask --resample --allow"
 OPTIONS = {
     "demo": "--output --preset --worldcover-root --roi --epochs --seed",
     "build": "CONFIG --output --dry-run --workers --scheduler --mbit --aoi --worldcover-root --roi "

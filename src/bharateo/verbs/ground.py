@@ -269,6 +269,7 @@ def teach(
         map_own_classes,
         own_class_products,
     )
+    from bharateo.inference.contract import grid_resolution
     from bharateo.inference.inputs import open_alone
     from bharateo.inference.legend import parse_colours
     from bharateo.inference.points import read_all_points
@@ -283,7 +284,12 @@ def teach(
         of_run = OfRun(opened, seen, _domain(opened, display), precision)
     chosen = parse_colours(colours)
     labelled = read_all_points(points, class_field)
-    whole = open_alone(str(raster), reading)
+    if of_run is None:
+        whole = open_alone(str(raster), reading)
+        for note in whole.notes:
+            display.say(note)
+    else:  # on the run's grid
+        whole = open_alone(str(raster), reading, grid_resolution(of_run.run.sensor))
     with display.bar("teach") as bar:
         record = map_own_classes(
             whole, labelled, output, bar.update, display.say, of_run, stride_px, chosen
@@ -306,6 +312,8 @@ def _open_raster(
     run = run.of_set(source.band_set)
     if run.band_set is not None:
         display.say(f"bands: {location} is read in {run.bands_read}")
+    for note in source.notes:
+        display.say(note)
     for field, differs in source.overridden.items():
         display.say(f"allowed: {field}: {differs}")
     return run, source

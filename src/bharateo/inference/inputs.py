@@ -62,7 +62,7 @@ class Pixels(Protocol):
         ...
 
 
-_FILLS = (-9999, -999, -99_999, -32_767, -32_768, -(2**31))
+_FILLS = (-9999, -99_999, -32_767, -32_768, -(2**31))
 """Numbers that stand for no data in many a file that does not say so."""
 
 _BEYOND = 1e19
@@ -265,6 +265,11 @@ def open_alone(
     if (quality := _quality_band(_called(file.band_names, reading), reading)) in places:
         del names[places.index(quality)]
         places.remove(quality)
+        if not places:
+            raise ConfigError(
+                f"{location} holds {file.band_names[quality]} alone, which masks pixels: give a "
+                "raster with bands beside it, or add --mask none"
+            )
     called = [name or f"band {place + 1}" for name, place in zip(names, places, strict=True)]
     if twice := next((name for name in called if called.count(name) > 1), None):
         raise ConfigError(
@@ -394,7 +399,9 @@ def _mask(
         kept = partial(np.isin, test_elements=VALID_SCL)
         return Mask(layer, kept, f"{text}, which leaves land, water and snow")
     if match is None:
-        return Mask(layer, lambda values: values != 0, f"{text}, where it is 0")
+        return Mask(
+            layer, lambda values: (values != 0) & np.isfinite(values), f"{text}, where it is 0"
+        )
     numbers = [int(number) for number in match[3].split(",")]
     if match[2] == "drop":
         return Mask(

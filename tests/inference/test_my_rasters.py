@@ -158,6 +158,24 @@ def test_tiles_that_do_not_fit_together_are_refused(change, said, run, plain, st
         open_input(str(tiles), run.contract)
 
 
+def test_a_black_edge_over_another_tile_is_refused_until_it_is_named(
+    run, plain, stored, expected, tmp_path
+):
+    folder = tmp_path / "edges"
+    for name, cols in (("1", slice(0, 70)), ("2", slice(50, 120))):
+        values = stored[:, :, cols].copy()
+        if name == "1":
+            values[:, :, -8:] = 0
+        write(folder / f"{name}.tif", plain, values, (0, cols.start), nodata=None)
+    with pytest.raises(SourceError, match=r"edges has tiles .* 0 in all bands where .*2\.tif.*"
+                       r"add --nodata 0 if it is an edge"):  # fmt: skip
+        open_input(str(folder), run.contract)
+    same(vectors(run, folder, tmp_path, Reading(nodata=0.0)), expected)
+    values, valid = open_alone(str(folder), Reading(nodata=float("nan"))).read(0, 62, 96, 8)
+    assert valid.all()
+    assert not values.any()
+
+
 def test_where_there_is_no_tile_it_is_said(run, tmp_path):
     with pytest.raises(SourceError, match=r"holds no raster: a folder of tiles"):
         open_input(str(tmp_path), run.contract)
@@ -330,6 +348,18 @@ def test_a_band_or_a_file_masks_by_a_rule(
     assert alone.notes[0].startswith(f"mask: quality{suffix}, ")
 
 
+@pytest.mark.parametrize("rule", ["scl", "bits=1,3", "drop=2,3", ""])
+def test_a_layer_of_floats_masks_like_one_of_integers(rule, run, plain, stored, clear, tmp_path):
+    """As exports have it, whose bands are of one type."""
+    layer = layer_of(rule, clear).astype(np.float32)
+    layer[5, 5] = np.nan
+    path = write(tmp_path / "q.tif", plain, layer[None], names=[None], nodata=None)
+    source = open_input(str(plain), run.contract, Reading(mask=f"{path}:{rule}".rstrip(":")))
+    expected = clear & (stored != 0).all(0)
+    expected[5, 5] = False
+    np.testing.assert_array_equal(source.read(0, 0, *SHAPE)[1], expected)
+
+
 def test_a_band_called_scl_masks_by_itself_unless_told_otherwise(
     run, plain, stored, clear, without_clouds, expected, tmp_path
 ):
@@ -367,8 +397,8 @@ def test_what_lies_outside_of_a_masks_file_is_masked(run, plain, stored, tmp_pat
         ("clouds", r"--mask clouds: clouds is neither a file nor a band of .*\(B1, B2\)"),
         ("scl", r"--mask scl: scl is neither a file nor a band"),
         ("{plain}", r"has 2 bands, a mask has one: .*gdal_translate -b 1"),
-        ("{floats}:bits=1", r"holds float32, classes and bits are integers"),
-        ("{bytes}:bits=8", r"has bits 0 to 7, no 8"),
+        ("{floats}:bits=24", r"float32 has bits 0 to 23, no 24"),
+        ("{bytes}:bits=8", r"uint8 has bits 0 to 7, no 8"),
     ],
 )
 def test_a_mask_that_cannot_be_is_refused(mask, said, run, plain, stored, tmp_path):

@@ -301,17 +301,15 @@ def opened(
     notes: list[str] = []
     mask_of = partial(_mask, reading=reading, open_file=cache(_file))
     paths = None if "://" in location else tile_paths(Path(location))
-    raster: Reader
-    if paths is None:
-        raster = first = _file(location)
-    else:
-        first = _file(paths[0])
+    first = _file(paths[0] if paths else location)
+    raster: Reader = first
+    if paths:
         raster = Tiles(location, paths, mask_of)
         order = "by name" if Path(location).is_dir() else "in the list"
         notes.append(f"tiles: {len(paths)} as one; where they overlap, the first {order} counts")
     if mask := mask_of(first):
         notes.append(f"mask: {mask.rule}")
-        raster = Masked(first, mask) if paths is None else raster
+        raster = raster if paths else Masked(first, mask)
     _ = raster.geobox  # what does not say where it lies is refused before its bands are looked at
     if reading.resample:
         found = ground_resolution(raster.geobox)
@@ -393,26 +391,30 @@ def _mask(
                 f"--mask {text}: {where} has {layer.num_bands} bands, a mask has one: write it to "
                 f"a file of its own with gdal_translate -b 1 {where} MASK.tif"
             )
-    if match and dtype.kind not in "iu":
-        raise ConfigError(f"--mask {text}: the layer holds {dtype}, classes and bits are integers")
     if text.lower() == _SCL or (match and match[4]):
         kept = partial(np.isin, test_elements=VALID_SCL)
         return Mask(layer, kept, f"{text}, which leaves land, water and snow")
     if match is None:
-        return Mask(
-            layer, lambda values: (values != 0) & np.isfinite(values), f"{text}, where it is 0"
-        )
+        return Mask(layer, lambda values: (values != 0) & np.isfinite(values), f"{text}, where 0")
     numbers = [int(number) for number in match[3].split(",")]
     if match[2] == "drop":
         return Mask(
-            layer, lambda values: ~np.isin(values, numbers), f"{text}, where it is one of them"
-        )
-    if max(numbers) >= 8 * dtype.itemsize:
+            layer, lambda values: ~np.isin(values, numbers) & np.isfinite(values),
+            f"{text}, where it is one of them",
+        )  # fmt: skip
+    # A float counts exactly as far as its mantissa goes.
+    num_bits = 8 * dtype.itemsize if dtype.kind in "iu" else int(np.finfo(dtype).nmant) + 1
+    if max(numbers) >= num_bits:
         raise ConfigError(
-            f"--mask {text}: the layer has bits 0 to {8 * dtype.itemsize - 1}, no {max(numbers)}"
+            f"--mask {text}: {dtype} has bits 0 to {num_bits - 1}, no {max(numbers)}: give others"
         )
     bits = sum(1 << number for number in {*numbers})
-    return Mask(layer, lambda values: (values & bits) == 0, f"{text}, where one of them is set")
+
+    def clear(values: Shaped[np.ndarray, "row col"]) -> Bool[np.ndarray, "row col"]:
+        known = np.isfinite(values)
+        return known & (np.where(known, values, 0).astype(np.int64) & bits == 0)
+
+    return Mask(layer, clear, f"{text}, where one of them is set")
 
 
 Unit = tuple[Float[np.ndarray, " band"], Float[np.ndarray, " band"]]

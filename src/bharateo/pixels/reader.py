@@ -124,7 +124,9 @@ class Tiles:
     """Raster files of one grid as one raster, missing where none of them holds a pixel.
 
     Where tiles overlap a pixel is that of the first one that holds all its bands, in the order
-    they are named in, so that it is never of two tiles.
+    they are named in, so that it is never of two tiles. Zeros in all bands of a tile that does not
+    say which pixels it holds may be its black edge: where another tile holds other numbers, reading
+    them is refused.
 
     Raises:
         SourceError: there is no tile, or one differs from the first in grid, bands, type or unit.
@@ -145,6 +147,7 @@ class Tiles:
             places.append((*_corner(first, tile), *tile.geobox.shape))
             versions.append([path, dict(tile.identity)])
             changed.append(tile.identity.get("mtime_ns", -1))
+        self._silent = {path for path in paths if not self._file(path).says_what_is_there}
         # Rows and columns of each tile, from the corner that holds them all.
         self._tiles = list(zip(paths, np.array(places), strict=True))
         corners = np.array([[r, c, r + h, c + w] for r, c, h, w in places])
@@ -161,7 +164,7 @@ class Tiles:
             "mtime_ns": None if min(changed) < 0 else max(changed),
         }
 
-    def _open(self, path: str) -> Reader:
+    def _file(self, path: str) -> RasterFile:
         def open_one() -> RasterFile:
             file = open_raster(path)
             if file is None:
@@ -171,7 +174,10 @@ class Tiles:
                 )
             return file
 
-        file = self._files.get(path, open_one)
+        return self._files.get(path, open_one)
+
+    def _open(self, path: str) -> Reader:
+        file = self._file(path)
         mask = self._mask_of(file)
         return file if mask is None else Masked(file, mask)
 
@@ -188,18 +194,31 @@ class Tiles:
         bands = range(self.num_bands) if bands is None else bands
         values = np.zeros((len(bands), height, width), self.dtype)
         filled = np.zeros((height, width), bool)
+        edge = np.zeros((height, width), bool)
         for path, (top, left, tile_height, tile_width) in self._tiles:
             rows = slice(max(top - row, 0), min(top + tile_height - row, height))
             cols = slice(max(left - col, 0), min(left + tile_width - col, width))
-            if rows.start >= rows.stop or cols.start >= cols.stop or filled[rows, cols].all():
+            if rows.start >= rows.stop or cols.start >= cols.stop:
+                continue
+            here = rows, cols
+            if (filled & ~edge)[here].all():
                 continue
             stored, known = self._open(path).read_known(
                 int(row + rows.start - top), int(col + cols.start - left),
                 int(rows.stop - rows.start), int(cols.stop - cols.start), bands, nodata,
             )  # fmt: skip
-            taken = known.all(0) & ~filled[rows, cols]
-            values[:, rows, cols][:, taken] = stored[:, taken]
-            filled[rows, cols] |= taken
+            zero = (stored == 0).all(0)
+            if (edge[here] & known.all(0) & ~zero).any():
+                raise SourceError(
+                    f"{self.location} has tiles that overlap, of which one holds 0 in all bands "
+                    f"where {path} holds pixels: add --nodata 0 if it is an edge, or --nodata nan "
+                    "if it is a value"
+                )
+            taken = known.all(0) & ~filled[here]
+            values[:, *here][:, taken] = stored[:, taken]
+            filled[here] |= taken
+            if nodata is None and len(bands) > 1 and path in self._silent:
+                edge[here] |= taken & zero
         return values, np.repeat(filled[None], len(bands), 0)
 
 

@@ -35,7 +35,7 @@ from torch.nn import functional as F
 
 from bharateo.artefacts import checked, read_json, shortened
 from bharateo.chips.store import SPLITS
-from bharateo.errors import ContractError, CorruptRasterError, DatasetError
+from bharateo.errors import ConfigError, ContractError, CorruptRasterError, DatasetError
 from bharateo.evaluation.comparison import Confusions, compared, shown
 from bharateo.evaluation.features import (
     Extractor,

@@ -157,8 +157,8 @@ def test_ground_between_tiles_is_missing(run, tiles):
     ("change", "said"),
     [
         ({"crs": "EPSG:32644"}, r"z\.tif has reference .*gdalwarp -t_srs EPSG:32643 -tr 10 10"),
-        ({"px": 20}, r"z\.tif has pixel .*gdalwarp .*-tap .*z\.tif"),
-        ({"corner": (0.5, 0)}, r"z\.tif lie 0\.5 of a pixel aside .*gdalwarp -tr 10 10 -tap"),
+        ({"px": 20}, r"z\.tif has pixel .*every tile there: gdalwarp .*-tap IN\.tif OUT\.tif"),
+        ({"corner": (0.5, 0)}, r"z\.tif lie 0\.5 of a pixel aside .*every tile there: gdal"),
         ({"names": ("B2", "B1")}, r"z\.tif has bands .*B2.*list those to take"),
         ({"dtype": "float32"}, r"z\.tif has type float32"),
     ],
@@ -168,6 +168,16 @@ def test_tiles_that_do_not_fit_together_are_refused(change, said, run, plain, st
     write(tiles / "z.tif", plain, values, **change)
     with pytest.raises(SourceError, match=said):
         open_input(str(tiles), run.contract)
+
+
+def test_one_tile_alone_is_to_be_warped_where_that_lays_it_on_the_grid(
+    run, plain, stored, tmp_path
+):
+    for name, px in (("a", 10), ("b", 20)):
+        affine = Affine(px, 0, 400_000, 0, -px, 3_000_000)
+        write(tmp_path / "t" / f"{name}.tif", plain, stored, transform=affine)
+    with pytest.raises(SourceError, match=r"bring it there: gdalwarp .*-tap .*b\.tif NEW\.tif"):
+        open_input(str(tmp_path / "t"), run.contract)
 
 
 def test_a_black_edge_over_another_tile_is_refused_until_it_is_named(run, plain, stored, tmp_path):

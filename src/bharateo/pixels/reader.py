@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -258,9 +259,6 @@ def _corner(first: Reader, tile: Reader) -> tuple[int, int]:
 
 def _check_same(first: Reader, tile: Reader) -> None:
     here, there = first.geobox, tile.geobox
-    step = f"-tr {abs(here.affine.a):.10g} {abs(here.affine.e):.10g}"
-    lies = begins_at(here, there)
-    off = max(abs(place - round(place)) for place in lies)
     differences = {
         "reference system": (str(here.crs), str(there.crs)),
         "pixel": ([here.affine.a, here.affine.e], [there.affine.a, there.affine.e]),
@@ -268,6 +266,19 @@ def _check_same(first: Reader, tile: Reader) -> None:
         "type": (str(first.dtype), str(tile.dtype)),
         "scale and offset": (first.units, tile.units),
     }
+    # -tap lays pixels on multiples of their size: also those of the first tile, if they are not.
+    steps = abs(here.affine.a), abs(here.affine.e)
+    off_tap = any(
+        abs(place / step - round(place / step)) > _SNAP_PX
+        for place, step in zip((here.affine.c, here.affine.f), steps, strict=True)
+    )
+    warp = f"gdalwarp -t_srs {shlex.quote(str(here.crs))} -tr {steps[0]:.10g} {steps[1]:.10g} -tap"
+    name = shlex.quote(tile.location)
+    warped = (
+        f"every tile there: {warp} IN.tif OUT.tif"
+        if off_tap
+        else f"it there: {warp} {name} NEW.tif"
+    )
     if same_pixels(here, there):
         differences.pop("pixel")
     for what, (one, other) in differences.items():
@@ -275,18 +286,16 @@ def _check_same(first: Reader, tile: Reader) -> None:
             continue
         remedy = "give tiles of one kind, or list those to take in a .txt"
         if what in ("reference system", "pixel"):
-            remedy = (
-                f"bring it there: gdalwarp -t_srs {here.crs} {step} -tap {tile.location} NEW.tif"
-            )
+            remedy = f"bring {warped}"
         raise SourceError(
             f"{tile.location} has {what} {other}, and {first.location}, the first tile, {one}: "
             f"{remedy}"
         )
+    off = max(abs(place - round(place)) for place in begins_at(here, there))
     if off > _SNAP_PX:
         raise SourceError(
             f"the pixels of {tile.location} lie {off:.2g} of a pixel aside of those of "
-            f"{first.location}, the first tile: bring both to one grid with "
-            f"gdalwarp {step} -tap IN.tif OUT.tif"
+            f"{first.location}, the first tile: bring {warped}"
         )
 
 

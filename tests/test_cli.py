@@ -25,7 +25,7 @@ from tiny_mirror import AWAY, CONFIG, HOME, write_config, write_mirror
 
 COMPUTING = {"pretrain", "evaluate", "probe", "probe-task", "ablate", "embed", "map", "teach",
              "search", "score-search", "explore"}  # fmt: skip
-READING = "--bands --scale --offset --nodata --allow"
+READING = "--bands --scale --offset --nodata --mask --resample --allow"
 OPTIONS = {
     "demo": "--output --quiet --preset --worldcover-root --roi --epochs --seed",
     "build": "CONFIG --output --quiet --dry-run --workers --scheduler --mbit --aoi "

@@ -28,8 +28,8 @@ def check_outputs(verb: str, products: Mapping[Path, Own], inputs: Iterable[str 
     ``inputs`` are all files that the verb reads; addresses among them are passed over.
 
     Raises:
-        ConfigError: a product is an input, by whatever name or link, or two products are one
-            file, or one would replace what this verb has not made.
+        ConfigError: a product is an input, by whatever name or link, or would lie among the tiles
+            of one, or two products are one file, or one would replace what this verb has not made.
     """
     read = [Path(name) for name in inputs if os.path.lexists(name)]
     taken: list[Path] = []
@@ -39,6 +39,11 @@ def check_outputs(verb: str, products: Mapping[Path, Own], inputs: Iterable[str 
                 raise ConfigError(
                     f"{product} would replace {name}, which `bharateo {verb}` reads: choose "
                     "another --output"
+                )
+            if product.suffix == ".tif" and name.is_dir() and _same(product.parent, name):
+                raise ConfigError(
+                    f"{product} would lie among the tiles in {name} that `bharateo {verb}` reads, "
+                    "and be one of them: choose another --output"
                 )
         if any(_same(product, name) for name in taken):
             raise ConfigError(f"{product} is to be written twice: give each --output its own name")

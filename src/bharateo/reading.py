@@ -40,7 +40,12 @@ class Reading:
         scale: physical value = stored value x SCALE + OFFSET (default: the file's own scale, else
             that of the run's sensor, 0.0001 for Sentinel-2)
         offset: see --scale, e.g. -0.1 (default: 0 with --scale, else as there)
-        nodata: stored value of a pixel without data (default: the file's own)
+        nodata: stored value of a pixel without data (default: the file's own); nan: no value is
+        mask: pixels to leave out: scl (by Sentinel-2's scene classes), none, or where a layer, a
+            band of the raster or a file, is 0; or by a rule: QA_PIXEL:bits=1,3,4 or
+            clouds.tif:drop=2,3 or scl.tif:scl (default: scl where there is one; masks and alpha in
+            the file always count)
+        resample: bring the raster to the run's pixel (10 m without a run) by this method
         allow: go on although this field of the run's contract differs; what is made says so;
             repeat for several
     """
@@ -52,4 +57,6 @@ class Reading:
     scale: float | None = None
     offset: float | None = None
     nodata: float | None = None
+    mask: Annotated[str | None, Parameter(metavar="LAYER")] = None
+    resample: Literal["bilinear", "nearest"] | None = None
     allow: frozenset[ContractField] = frozenset()

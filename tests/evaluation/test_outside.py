@@ -12,7 +12,7 @@ import pytest
 import rasterio
 import torch
 
-from bharateo.errors import ContractError, CorruptRasterError, DatasetError
+from bharateo.errors import ConfigError, ContractError, CorruptRasterError, DatasetError
 from bharateo.evaluation import outside
 from bharateo.evaluation.features import Features
 from bharateo.evaluation.outside import (
@@ -181,6 +181,12 @@ def test_numbers_of_another_unit_are_refused_with_the_field_named(eurosat, run):
         open_task(eurosat, run, Reading(scale=1.0))
     _, overridden = open_task(eurosat, run, Reading(scale=1.0, allow=frozenset({"unit"})))
     assert [*overridden] == ["unit"]
+
+
+def test_options_for_one_raster_are_refused_for_a_task(eurosat, run):
+    for reading in (Reading(mask="scl"), Reading(resample="nearest")):
+        with pytest.raises(ConfigError, match="--mask and --resample are for a raster"):
+            open_task(eurosat, run, reading)
 
 
 def test_nodata_is_invalid(eurosat, run):

@@ -274,7 +274,7 @@ def test_an_item_of_an_api_is_read(scene, contract, truth):
 
 def test_a_run_of_another_level_or_other_bands_takes_no_item(scene, truth):
     values = truth[0][:, truth[1]]
-    with pytest.raises(ContractError, match=r"^unit: .*surface .* top-of-atmosphere"):
+    with pytest.raises(ContractError, match=r"^level: .*surface .* top-of-atmosphere"):
         open_input(item_of(scene), contract_for(values, sensor=SENTINEL2_L1C))
     radar = contract_for(values[:2], ("B04", "B11"))
     vv, b11 = radar.sensor.bands

@@ -114,6 +114,31 @@ def test_cells_without_a_pixel_have_no_data(map_run, domain, tmp_path):
         assert (values[:, :5, :5] != IGNORE).all()
 
 
+def test_what_a_mask_takes_away_has_no_class_and_no_hectares(map_run, domain, tmp_path):
+    hole = (slice(40, 85), slice(40, 125))
+
+    def cleared(values):
+        values[:, *hole] = 0
+        return values
+
+    def clouds(codes):
+        codes[:], codes[hole] = 0, 2 | 1
+        return codes
+
+    mask = write_labels(tmp_path / "clouds.tif", change=clouds)
+    raster = write_raster(tmp_path / "whole.tif")
+    source = open_input(str(raster), map_run.contract, Reading(mask=f"{mask}:bits=1"))
+    request = MapRequest(head_classifier(map_run), domain)
+    record = write_map(map_run, source, tmp_path / "masked.tif", request, silent, silent)
+    by_hand = write_raster(tmp_path / "holes.tif", change=cleared)
+    expected = mapped(map_run, by_hand, tmp_path / "map.tif", domain=domain)
+    assert record.areas == expected.areas
+    assert record.no_data_cells == expected.no_data_cells > 0
+    found, wanted = products(tmp_path / "masked.tif"), products(tmp_path / "map.tif")
+    for name in ("classes", "probabilities", "uncertainty"):
+        np.testing.assert_array_equal(bands(found[name]), bands(wanted[name]))
+
+
 def test_entropy_is_that_of_the_probabilities(the_map):
     _, files = the_map
     probabilities, (entropy, *_) = bands(files["probabilities"]) / 100, bands(files["uncertainty"])

@@ -35,7 +35,7 @@ from torch.nn import functional as F
 
 from bharateo.artefacts import checked, read_json, shortened
 from bharateo.chips.store import SPLITS
-from bharateo.errors import ContractError, CorruptRasterError, DatasetError
+from bharateo.errors import ConfigError, ContractError, CorruptRasterError, DatasetError
 from bharateo.evaluation.comparison import Confusions, compared, shown
 from bharateo.evaluation.features import (
     Extractor,
@@ -385,6 +385,8 @@ def open_task(
         found = replace(found, notes=(*found.notes, note))
 
     reading = reading or Reading()
+    if reading.mask or reading.resample:
+        raise ConfigError("--mask and --resample are for a raster, no task: leave them out")
     differences = Differences(reading.allow)
     bands, known = LAYOUTS[layout].bands(found.chips["train"][0].path)
     run = run.of_set(fitting_set(str(folder), known, run.contract, reading.bands))

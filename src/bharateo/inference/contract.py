@@ -16,6 +16,7 @@ from odc.geo.geobox import GeoBox
 
 from bharateo.chips.statistics import Statistics
 from bharateo.errors import ContractError
+from bharateo.pixels.reader import WITHIN
 from bharateo.sensor import SENTINEL2_L1C, SENTINEL2_L2A, Sensor
 from bharateo.sources.catalogue import EARTH_SEARCH
 from bharateo.sources.sentinel2 import DARK_BELOW_OFFSET, DARK_QUANTILE, OFFSET_DN
@@ -123,10 +124,8 @@ def band_places(
 
 # Resolution
 
-_RESOLUTION_WITHIN = 1.25
 
-
-def _grid_resolution(sensor: Sensor) -> float:
+def grid_resolution(sensor: Sensor) -> float:
     """The pixel a run was trained on: of Sentinel-2 that of all its bands, whichever are chosen."""
     whole = {each.name: each for each in (SENTINEL2_L1C, SENTINEL2_L2A)}.get(sensor.name, sensor)
     return min(band.resolution_m for band in whole.bands)
@@ -156,14 +155,14 @@ def check_grid(location: str, geobox: GeoBox, contract: Contract, differences: D
             f"patch_px: {location} has {height} x {width} px, and a patch of the run {patch_px} x "
             f"{patch_px}; give a larger raster"
         )
-    wanted = _grid_resolution(contract.sensor)
+    wanted = grid_resolution(contract.sensor)
     found = ground_resolution(geobox)
-    if not 1 / _RESOLUTION_WITHIN <= found / wanted <= _RESOLUTION_WITHIN:
+    if not 1 / WITHIN <= found / wanted <= WITHIN:
         differences.add(
             "resolution",
             f"{location} has pixels of {found:.3g} m on the ground, the run was trained on "
             f"{wanted:g} m",
-            f"bring it to {wanted:g} m (gdalwarp -tr {wanted:g} {wanted:g} -r average, in UTM)",
+            "bring it there with --resample bilinear (classes and codes: nearest)",
         )
 
 

@@ -18,6 +18,8 @@ import os
 import uuid
 import warnings
 import weakref
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from contextvars import Context
@@ -194,7 +196,8 @@ def open_local(path: Path, vrt: bool = False) -> Opened | None:
         CorruptRasterError: it is no ordinary file, no raster, or one that names other files.
     """
     if not os.path.lexists(path):
-        return None
+        archive = archive_of(path)
+        return _open_in_archive(archive, path) if archive else None
     if vrt and path.suffix.lower() == ".vrt":
         return _open_vrt(path)
     with _ordinary(path) as file:
@@ -231,6 +234,45 @@ def open_local(path: Path, vrt: bool = False) -> Opened | None:
             ) from error
         opened.affine = Affine(a, b, x, d, e, y) @ Affine.translation(-0.5, -0.5)
     return opened
+
+
+def archive_of(path: Path) -> Path | None:
+    """The .zip file through which a path leads; None where it leads through none."""
+    for parent in path.parents:
+        if parent.suffix.lower() == ".zip" and parent.is_file():
+            return parent
+    return None
+
+
+def read_in_archive(archive: Path, name: str, num_bytes: int) -> tuple[bytes, zipfile.ZipInfo]:
+    """The first bytes of a file in a .zip, and what the archive says of it.
+
+    Raises:
+        KeyError: there is no such file in it.
+        CorruptRasterError: it cannot be read.
+    """
+    try:
+        with _ordinary(archive) as file, zipfile.ZipFile(file) as opened:
+            about = opened.getinfo(name)
+            with opened.open(about) as content:
+                return content.read(num_bytes), about
+    # zipfile says RuntimeError of what is encrypted
+    except (OSError, zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError) as error:
+        raise CorruptRasterError(
+            f"{name} in {archive} cannot be read ({error}): fetch the archive again, or unpack it"
+        ) from error
+
+
+def _open_in_archive(archive: Path, path: Path) -> Opened | None:
+    """A raster in a .zip: nothing beside it is read."""
+    name = path.relative_to(archive).as_posix()
+    try:
+        head, about = read_in_archive(archive, name, 16)
+    except KeyError:
+        return None
+    identity = {"size": about.file_size, "crc32": about.CRC}
+    driver = driver_of(head, str(path))
+    return open_dataset(f"/vsizip/{{{archive.absolute()}}}/{name}", driver, str(path), identity)
 
 
 def _ordinary(path: Path) -> IO[bytes]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import rasterio
@@ -40,6 +40,8 @@ from bharateo.pixels.network import shown
 
 Found = TypeVar("Found", bound="RasterFile | None")
 Method = Literal["nearest", "bilinear"]
+Known = tuple[Shaped[np.ndarray, "band row col"], Bool[np.ndarray, "band row col"]]
+"""Stored values, and where there are any."""
 
 
 @dataclass(frozen=True)
@@ -345,24 +347,7 @@ class RasterFile:
 
         A window of the file's own grid comes as it is, others by bilinear; 0 where nothing is.
         """
-        corner = corner_in(self.geobox, geobox)
-        if corner is not None:
-            height, width = geobox.shape
-            return self.read_known(*corner, height, width, bands, nodata)
-        rows, cols = pixels_under(self.geobox, geobox)
-        height, width = rows.stop - rows.start, cols.stop - cols.start
-        if min(height, width) <= 0:
-            shape = (len(bands), *geobox.shape)
-            return np.zeros(shape, self.dtype), np.zeros(shape, bool)
-        stored, there = self.read_known(rows.start, cols.start, height, width, bands, nodata)
-        said = {self.nodata[band] for band in bands} if nodata is None else {nodata}
-        nothing = as_integer(said.pop(), self.dtype) if len(said) == 1 else None
-        if nothing is None:  # no value of the type is free to say so
-            stored, nothing = stored.astype(np.int32), np.iinfo(np.int32).min
-        stored[~there] = nothing
-        on_grid = to_grid(stored, self.geobox[rows, cols], geobox, "bilinear", nothing)
-        there = on_grid != nothing
-        return np.where(there, on_grid, 0).astype(self.dtype), there
+        return known_on(self, geobox, bands, nodata, "bilinear")
 
     def read_thinned(
         self,
@@ -497,6 +482,81 @@ def as_integer(nodata: float | None, dtype: np.dtype) -> int | None:
         return None
     limits = np.iinfo(dtype)
     return int(nodata) if limits.min <= nodata <= limits.max else None
+
+
+@runtime_checkable
+class Reader(Protocol):
+    """Bands on a grid, read window by window, with what they are called and how they are stored.
+
+    ``RasterFile`` is one; ``reader`` has others.
+    """
+
+    location: str
+    num_bands: int
+    dtype: np.dtype
+    band_names: tuple[str | None, ...]
+    nodata: tuple[float | None, ...]
+    units: tuple[tuple[float, float], ...]
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """What tells this version from another, as plain JSON."""
+        ...
+
+    @property
+    def geobox(self) -> GeoBox:
+        """The grid."""
+        ...
+
+    def read_known(
+        self,
+        row: int,
+        col: int,
+        height: int,
+        width: int,
+        bands: Sequence[int] | None = None,
+        nodata: float | None = None,
+    ) -> Known:
+        """Stored values of a window inside the raster, and where there are any."""
+        ...
+
+
+def known_on(
+    raster: Reader,
+    geobox: GeoBox,
+    bands: Sequence[int],
+    nodata: float | None,
+    method: Method,
+) -> tuple[Shaped[np.ndarray, "band row col"], Bool[np.ndarray, "band row col"]]:
+    """Stored values of a raster's bands on any grid, and where each holds one.
+
+    A window of its own grid comes as it is, others by ``method``; 0 where nothing is.
+    """
+    corner = corner_in(raster.geobox, geobox)
+    if corner is not None:
+        height, width = geobox.shape
+        return raster.read_known(*corner, height, width, bands, nodata)
+    rows, cols = pixels_under(raster.geobox, geobox)
+    height, width = rows.stop - rows.start, cols.stop - cols.start
+    if min(height, width) <= 0:
+        shape = (len(bands), *geobox.shape)
+        return np.zeros(shape, raster.dtype), np.zeros(shape, bool)
+    stored, there = raster.read_known(rows.start, cols.start, height, width, bands, nodata)
+    said = {raster.nodata[band] for band in bands} if nodata is None else {nodata}
+    nothing: float | None = None
+    if raster.dtype.kind in "iu":
+        nothing = as_integer(said.pop(), raster.dtype) if len(said) == 1 else None
+    if nothing is None:  # no value of the type is free to say so
+        small = raster.dtype.kind in "iu" and raster.dtype.itemsize <= 2
+        nothing = np.iinfo(np.int32).min if small else float("nan")
+        stored = stored.astype(np.int32 if small else np.promote_types(stored.dtype, np.float32))
+    stored[~there] = nothing
+    on_grid = to_grid(stored, raster.geobox[rows, cols], geobox, method, nothing)
+    there = ~np.isnan(on_grid) if math.isnan(nothing) else on_grid != nothing
+    on_grid = np.where(there, on_grid, 0)
+    if raster.dtype.kind in "iu" and on_grid.dtype.kind == "f":
+        on_grid = np.rint(on_grid)
+    return on_grid.astype(raster.dtype), there
 
 
 def same_pixels(there: GeoBox, here: GeoBox) -> bool:

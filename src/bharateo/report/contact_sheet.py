@@ -14,11 +14,14 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from bharateo.chips.store import Dataset
+from bharateo.errors import CorruptRasterError, SourceError, UnreachableError
 from bharateo.files import write_bytes
 from bharateo.inference.area import Area
+from bharateo.inference.inputs import opened
 from bharateo.inference.picture import hatch
 from bharateo.inference.search import bounds_in_chips, dataset_of, pixel_bounds
-from bharateo.pixels.raster import open_raster
+from bharateo.pixels.raster import Reader
+from bharateo.reading import Reading
 from bharateo.report.render import as_shown, bands_shown, composite_rgb, physical, stretched
 
 SHEET_MARK = "bharateo search"
@@ -43,7 +46,7 @@ def write_contact_sheet(path: Path, found: gpd.GeoDataFrame, area: Area) -> bool
     source = area.provenance.get("source", {})
     if dataset := dataset_of(area):
         tiles = _dataset_tiles(found, dataset)
-    elif "bands_in_file" in source and (file := open_raster(source["input"], vrt=True)):
+    elif "bands_in_file" in source and (file := _raster(source["input"])):
         tiles = _raster_tiles(found, file, source)
     else:
         return False
@@ -69,6 +72,16 @@ def write_contact_sheet(path: Path, found: gpd.GeoDataFrame, area: Area) -> bool
     return True
 
 
+def _raster(location: str) -> Reader | None:
+    """The raster as it lies there, whatever was masked in it; None where it is no more."""
+    try:
+        return opened(location, Reading(mask="none"))[0]
+    except (CorruptRasterError, UnreachableError):
+        raise
+    except SourceError:
+        return None
+
+
 def _dataset_tiles(found: gpd.GeoDataFrame, dataset: Dataset) -> list[Tile]:
     """The sensor's own composite; what lies outside a place's chip is hatched."""
     tiles, sensor = [], as_shown(dataset)
@@ -83,17 +96,18 @@ def _dataset_tiles(found: gpd.GeoDataFrame, dataset: Dataset) -> list[Tile]:
     return tiles
 
 
-def _raster_tiles(found: gpd.GeoDataFrame, file: Any, source: Mapping[str, Any]) -> list[Tile]:
+def _raster_tiles(found: gpd.GeoDataFrame, file: Reader, source: Mapping[str, Any]) -> list[Tile]:
     """True colour where its bands are there, else the first three, stretched over all tiles."""
     places = [source["bands_in_file"][i] - 1 for i in bands_shown(source["bands"])]
-    nodata = None if isinstance(source["nodata"], list) else source["nodata"]
+    nodata = None if isinstance(source["nodata"], list | str) else source["nodata"]
 
     def read(rows: slice, cols: slice) -> Look:
         shape = (rows.stop - rows.start, cols.stop - cols.start)
         stored, known = file.read_known(rows.start, cols.start, *shape, places, nodata)
-        return stored.astype(np.float32), known.all(0)
+        return stored.astype(np.float32), np.all(known, axis=0)
 
-    looks = [_around(each, file.shape, read) for each in pixel_bounds(found.geometry, file.geobox)]
+    (height, width), bounds = file.geobox.shape, pixel_bounds(found.geometry, file.geobox)
+    looks = [_around(each, (height, width), read) for each in bounds]
     seen = np.concatenate([pixels[:, known].ravel() for (pixels, known), _ in looks])
     low, high = np.percentile(seen, [2, 98]) if len(seen) else (0.0, 1.0)
     return [

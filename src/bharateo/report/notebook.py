@@ -181,13 +181,15 @@ def show_map(path: str | Path) -> Figure:
     files = products(Path(path))
     record = json.loads(files["record"].read_text())
     source, names = record["source"], list(record["source"]["bands"])
-    raster = _thin(
-        source["input"], *(source["bands_in_file"][i] for i in render.bands_shown(names))
-    )
     entropy, outside = _thin(files["uncertainty"], 1, 2)
     unsure = render.ramp_rgb(entropy / 100, 1)
-    shown = {
-        "the raster": render.stretched(raster.astype(float), *np.percentile(raster, [2, 98])),
+    shown = {}
+    if "bands_in_file" in source and "tiles" not in source:  # else it is of many files
+        bands = [source["bands_in_file"][i] for i in render.bands_shown(names)]
+        raster = _thin(source["input"], *bands)
+        low, high = np.percentile(raster, [2, 98])
+        shown["the raster"] = render.stretched(raster.astype(float), low, high)
+    shown |= {
         "land cover": render.class_rgb(_thin(files["classes"], 1)[0]),
         "uncertainty": hatch(unsure, entropy == NODATA),
     }

@@ -14,10 +14,12 @@ from PIL.PngImagePlugin import PngInfo
 
 from bharateo.errors import SourceError
 from bharateo.files import write_bytes
+from bharateo.inference.inputs import opened
 from bharateo.inference.picture import hatch
 from bharateo.outputs import beginning_with, check_outputs
-from bharateo.pixels.raster import RasterFile, open_raster
+from bharateo.pixels.raster import Reader
 from bharateo.progress import Progress
+from bharateo.reading import Reading
 from bharateo.report.render import bands_shown, stretched
 
 PICTURE_MARK = "bharateo sample"
@@ -53,13 +55,11 @@ def write_pictures(
         SourceError: the raster cannot be read, or no point lies on it.
     """
     check_outputs("sample", dict.fromkeys(files, beginning_with(PICTURE_MARK)), [location])
-    file = open_raster(location, vrt=True)
-    if file is None:
-        raise SourceError(f"--image {location} does not exist: give the raster that was mapped")
+    file, _ = opened(location, Reading(mask="none"))
     names = [name or f"band {number}" for number, name in enumerate(file.band_names)]
     bands = bands_shown(names)
     x, y = _on_grid(file, lonlat)
-    height, width = file.shape
+    height, width = file.geobox.shape
     inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
     if not inside.any():
         raise SourceError(f"--image {location} shows none of the points: give one of their ground")
@@ -79,9 +79,7 @@ def write_pictures(
         write_bytes(path, content.getbuffer())
 
 
-def _on_grid(
-    file: RasterFile, lonlat: Float[np.ndarray, "2 point"]
-) -> Float[np.ndarray, "2 point"]:
+def _on_grid(file: Reader, lonlat: Float[np.ndarray, "2 point"]) -> Float[np.ndarray, "2 point"]:
     """Columns and rows of places."""
     crs = file.geobox.crs
     assert crs is not None
@@ -91,12 +89,12 @@ def _on_grid(
 
 
 def _look(
-    file: RasterFile, bands: Sequence[int], row: int, col: int, side: int
+    file: Reader, bands: Sequence[int], row: int, col: int, side: int
 ) -> UInt8[np.ndarray, "row col rgb"]:
     """A square of the raster around a pixel."""
     top, left = row - side // 2, col - side // 2
-    rows = slice(*np.clip([top, top + side], 0, file.shape[0]).tolist())
-    cols = slice(*np.clip([left, left + side], 0, file.shape[1]).tolist())
+    rows = slice(*np.clip([top, top + side], 0, file.geobox.shape[0]).tolist())
+    cols = slice(*np.clip([left, left + side], 0, file.geobox.shape[1]).tolist())
     shape = (rows.stop - rows.start, cols.stop - cols.start)
     image, known = np.zeros((len(bands), side, side), np.float32), np.zeros((side, side), bool)
     if min(shape) > 0:

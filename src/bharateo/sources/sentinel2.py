@@ -109,6 +109,7 @@ def offset_of(scene: Scene, policy: str = "auto") -> Offset:
       Never by date: old scenes have been processed anew with new baselines.
     - ``by-item`` (any other): as ``earth-search`` where the item says whether it was removed, else
       the offset the item gives its bands, else by baseline.
+    - ``product`` (a .SAFE folder): what its metadata says.
 
     ``policy`` "applied" or "subtract" overrules it, for files that are known better. What the
     pixels say is another matter: see ``contradiction``.
@@ -119,6 +120,9 @@ def offset_of(scene: Scene, policy: str = "auto") -> Offset:
     if policy != "auto":
         dn = -OFFSET_DN if policy == "subtract" else 0
         return Offset(dn, scene.baseline, f"data.sentinel2.offset: {policy}")
+    if scene.rule == "product":
+        dn = round(scene.raster["offset"] / scene.raster["scale"])
+        return Offset(dn, scene.baseline, "the product's metadata")
     if scene.rule == "earth-search" or (scene.rule == "by-item" and scene.flag is not None):
         if scene.flag is None:
             return Offset(0, scene.baseline, "Earth Search harmonises; the item is silent")

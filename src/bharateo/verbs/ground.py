@@ -58,9 +58,9 @@ def embed(
 ) -> list[Path]:
     """A run's vectors of a raster of any size, or of a dataset.
 
-    Asks a run's frozen encoder for the vector of every patch of a raster (path or URL), a STAC
-    item or a dataset. Windows overlap by half a chip and are blended: no seams. Memory does not
-    grow with the raster. Killed and run again, it goes on where it stopped.
+    Asks a run's frozen encoder for the vector of every patch of a raster (path or URL), tiles, a
+    Sentinel-2 product, a STAC item or a dataset. Windows overlap by half a chip and are blended: no
+    seams. Memory does not grow with the raster. Killed and run again, it goes on where it stopped.
 
       bharateo embed runs/v0 district.tif --output district-vectors.tif
       bharateo embed runs/v0 district.tif -o vectors.tif -o vectors.parquet
@@ -74,7 +74,8 @@ def embed(
 
     Args:
         run: a folder made by pretrain
-        location: a raster, a STAC item (.json), or a dataset folder
+        location: a raster, a folder of tiles or a list of them (.txt), a Sentinel-2 product (.SAFE,
+            .zip), a STAC item (.json), or a dataset folder
         outputs: what to write, .tif or .parquet; repeat for both
         dtype: of a vector's numbers (a .tif keeps float16 in Float32, rounded to half floats,
             which compresses to the same size and which every GDAL and QGIS opens); int8: .tif
@@ -163,7 +164,8 @@ def map_raster(
 
     Args:
         run: a folder made by pretrain
-        location: a raster (path or URL), or a STAC item
+        location: a raster (path or URL), a folder of tiles or a list of them (.txt), a Sentinel-2
+            product (.SAFE, .zip) or a STAC item (.json)
         output: the map to write, MAP.tif; its other files get their names
         probe: a probe (.safetensors) to map with (default: the run's land-cover head)
         against: labels to compare with, of which those that the map finds hard to believe are
@@ -252,7 +254,8 @@ def teach(
     of the places you know, and give it as one more --points.
 
     Args:
-        source: a raster (path or URL), or a STAC item; or a run, if RASTER follows
+        source: a raster (path or URL), a folder of tiles or a list of them (.txt), a Sentinel-2
+            product (.SAFE, .zip) or a STAC item (.json); or a run, if RASTER follows
         points: points or polygons with their classes; repeat for several files
         output: gets map.tif with its other files, probe.json, label-next.geojson, and of a run
             probe.safetensors
@@ -278,6 +281,7 @@ def teach(
         map_own_classes,
         own_class_products,
     )
+    from bharateo.inference.contract import grid_resolution
     from bharateo.inference.inputs import open_alone
     from bharateo.inference.legend import parse_colours
     from bharateo.inference.points import read_all_points
@@ -292,7 +296,12 @@ def teach(
         of_run = OfRun(opened, seen, _domain(opened, display), precision)
     chosen = parse_colours(colours)
     labelled = read_all_points(points, class_field)
-    whole = open_alone(str(raster), reading)
+    if of_run is None:
+        whole = open_alone(str(raster), reading)
+        for note in whole.notes:
+            display.say(note)
+    else:  # on the run's grid
+        whole = open_alone(str(raster), reading, grid_resolution(of_run.run.sensor))
     with display.bar("teach") as bar:
         record = map_own_classes(
             whole, labelled, output, bar.update, display.say, of_run, stride_px, chosen
@@ -315,6 +324,8 @@ def _open_raster(
     run = run.of_set(source.band_set)
     if run.band_set is not None:
         display.say(f"bands: {location} is read in {run.bands_read}")
+    for note in source.notes:
+        display.say(note)
     for field, differs in source.overridden.items():
         display.say(f"allowed: {field}: {differs}")
     return run, source
@@ -457,7 +468,8 @@ def explore(
         run: a folder made by pretrain
         output: the folder to write; a page that is there is replaced
         dataset: a dataset other than the run's own
-        raster: a raster (path or URL) or STAC item of the run's bands, instead of a dataset
+        raster: a raster (path or URL), tiles, a Sentinel-2 product or a STAC item of the run's
+            bands, instead of a dataset
         megabytes: largest size of the folder (default: 25); a model too big for it stays out, and
             with it the painting
 

@@ -1,4 +1,4 @@
-"""The Sentinel-2 L2A scene of a STAC item, on its 10 m grid, as input of a run."""
+"""The Sentinel-2 scene of a STAC item or a .SAFE product, on its 10 m grid, as input of a run."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ from bharateo.errors import (
 )
 from bharateo.inference.contract import canonical
 from bharateo.pixels.http import Web
-from bharateo.sensor import SENTINEL2_L2A, Sensor
+from bharateo.sensor import SENTINEL2_L1C, SENTINEL2_L2A, Sensor
 from bharateo.sources.catalogue import EARTH_SEARCH, KNOWN, PLANETARY_COMPUTER, Catalogue
+from bharateo.sources.safe import SENSORS, metadata_of, product_scene
 from bharateo.sources.sentinel2 import (
     OFFSET_DN,
     DarkGround,
@@ -32,20 +33,24 @@ from bharateo.sources.sentinel2 import (
     Sentinel2,
     contradiction,
 )
-from bharateo.sources.stac import scene_of
+from bharateo.sources.stac import Scene, scene_of
 from bharateo.training.contract import Differences
+
+_UNCLASSIFIED = 7
+"""The scene class of ground of which nothing else is known."""
 
 
 class ScenePixels:
-    """Reflectance x 10000 of a scene, harmonised; valid where it shows land, water or snow.
+    """Reflectance x 10000 of a scene, harmonised; valid where it shows land, water or snow, or
+    wherever there are pixels if it is not ``masked``.
 
     20 m bands come to 10 m by bilinear.
     """
 
     scale = SENTINEL2_L2A.scale
 
-    def __init__(self, location: str, source: SceneSource) -> None:
-        self.location, self._source = location, source
+    def __init__(self, location: str, source: SceneSource, masked: bool = True) -> None:
+        self.location, self._source, self._masked = location, source, masked
         self._bands = source.source.sensor.band_names
         self._ground = DarkGround()
         self.geobox = _grid_10m(source)
@@ -54,14 +59,23 @@ class ScenePixels:
     def provenance(self) -> Mapping[str, Any]:
         """The scene, the version of each of its files, and what the offset was known from."""
         scene, source = self._source.scene, self._source.source
-        names = (*self._bands, "SCL")
+        names = (*self._bands, "SCL") if self._masked else self._bands
         files = {n: {"file": scene.assets[n], **source.open(scene, n).identity} for n in names}
         return {
             "item": scene.id,
             "datetime": scene.datetime,
             "harmonised": asdict(self._source.offset),
+            "mask": "scl" if self._masked else "none",
             "files": files,
         }
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know of how it is read."""
+        offset = self._source.offset
+        mask = "SCL, which leaves land, water and snow" if self._masked else "none"
+        return (f"offset: {offset.dn} ({offset.evidence}, baseline {offset.baseline})",
+                f"mask: {mask}")  # fmt: skip
 
     def read(
         self, row: int, col: int, height: int, width: int
@@ -71,7 +85,9 @@ class ScenePixels:
         Raises:
             CorruptRasterError, UnreachableError: a file cannot be read.
         """
-        raster = self._source.read(self.geobox[row : row + height, col : col + width])
+        grid = self.geobox[row : row + height, col : col + width]
+        classes = None if self._masked else np.full(grid.shape, _UNCLASSIFIED, np.uint8)
+        raster = self._source.read(grid, classes)
         self._ground += DarkGround(**raster.provenance["dark_ground"])
         return raster.values, raster.valid
 
@@ -107,31 +123,64 @@ def is_item(location: str) -> bool:
 
 
 def open_scene(
-    location: str, sensor: Sensor, offset: float | None, differences: Differences
-) -> ScenePixels:
-    """The scene of the item at a path or URL, in the sensor's bands.
+    location: str,
+    sensor: Sensor | None,
+    offset: float | None,
+    mask: str | None,
+    differences: Differences,
+) -> tuple[ScenePixels, Sensor]:
+    """The scene of the item or product at a path or URL, in the sensor's bands (all, and its own
+    sensor, where none is given), and the sensor it is of.
 
-    ``offset`` overrules what the catalogue says of it: 0 (none, or removed) or -0.1.
+    ``offset`` overrules what the catalogue says of it: 0 (none, or removed) or -0.1; ``mask`` is
+    "none", or "scl", which is also what None means where there is one.
 
     Raises:
-        ContractError: the run takes other bands, or no surface reflectance.
-        SourceError: it is no item of Sentinel-2 L2A, or cannot be read.
-        ConfigError: the offset is none that Sentinel-2 has.
+        ContractError: the run takes other bands, or another level.
+        SourceError: it is no item or product of Sentinel-2, or cannot be read.
+        ConfigError: the offset is none that Sentinel-2 has, or there is no such mask.
     """
-    names = tuple(canonical(name) for name in sensor.band_names)
-    foreign = [name for name in names if name not in SENTINEL2_L2A.band_names]
+    metadata = None if is_item(location) else metadata_of(location)
+    own = SENTINEL2_L2A if metadata is None else SENSORS[metadata.name]
+    if mask not in (None, "scl", "none") or (mask == "scl" and own is SENTINEL2_L1C):
+        there = "scl or none" if own is SENTINEL2_L2A else "none, it has no scene classes"
+        raise ConfigError(
+            f"--mask {mask}: {location} is a {own.title.split(',')[0]} scene; {there}"
+        )
+    names = (sensor or own).band_names
+    names = tuple(canonical(name) for name in names)
+    foreign = [name for name in names if name not in own.band_names]
     if foreign:
         raise ContractError(
-            f"bands: {', '.join(foreign)} of the run are not in a Sentinel-2 L2A item: give a "
-            "raster that holds them"
+            f"bands: {', '.join(foreign)} of the run are not in a Sentinel-2 scene: give a raster "
+            "that holds them"
         )
-    if sensor.unit != SENTINEL2_L2A.unit:
-        what = f"{location} holds {SENTINEL2_L2A.unit}, the run was trained on {sensor.unit}"
-        differences.add("unit", what, "give a raster in that unit")
+    if sensor is not None and sensor.unit != own.unit:
+        field = "level" if sensor.name in (SENTINEL2_L1C.name, SENTINEL2_L2A.name) else "unit"
+        what = f"{location} holds {own.unit}, the run was trained on {sensor.unit}"
+        differences.add(field, what, "give a raster of that, or pretrain a run on this one")
+    if metadata is not None:
+        scene = product_scene(metadata, own.with_bands(names))
+    else:
+        scene = _scene_of_item(location, names)
+    source = Sentinel2(names, Sentinel2Config(offset=_policy(offset)))
+    masked = own is SENTINEL2_L2A and mask != "none"
+    return ScenePixels(location, source.at(scene), masked), own.with_bands(names)
+
+
+def is_scene(location: str) -> bool:
+    """Whether a location is that of a STAC item or of a Sentinel-2 product.
+
+    Raises:
+        SourceError: it is a .zip that holds no product.
+    """
+    return is_item(location) or ("://" not in location and metadata_of(location) is not None)
+
+
+def _scene_of_item(location: str, names: tuple[str, ...]) -> Scene:
     item = _read_item(location)
     try:
-        catalogue = catalogue_of_item(item, location)
-        scene = scene_of(item, catalogue, names, location)
+        return scene_of(item, catalogue_of_item(item, location), names, location)
     except (ItemError, KeyError, TypeError, AttributeError, ValueError) as error:
         if isinstance(error, ItemError) and error.what != ItemError.MALFORMED:
             raise
@@ -139,8 +188,6 @@ def open_scene(
             f"{location} is no STAC item of Sentinel-2 L2A ({error!r}): give the address of one, "
             "e.g. .../collections/sentinel-2-l2a/items/ID"
         ) from error
-    source = Sentinel2(names, Sentinel2Config(offset=_policy(offset)))
-    return ScenePixels(location, source.at(scene))
 
 
 def _policy(offset: float | None) -> Any:

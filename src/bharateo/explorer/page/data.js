@@ -57,8 +57,30 @@ const explorer = (() => {
     requestAnimationFrame(() => setTimeout(() => { timings[name] = performance.now() - since; }));
   }
 
-  return { register, load, unzipped, unpacked, picture, timings, shown };
+  /** What is kept in the browser under a name, after a value was put there; browsers may refuse to
+      keep anything for pages from disk. */
+  function kept(name, value) {
+    try {
+      if (value !== undefined) localStorage.setItem(`bharateo-${name}`, value);
+      return localStorage.getItem(`bharateo-${name}`);
+    } catch {
+      return value ?? null;
+    }
+  }
+
+  /** Hand features over as a GeoJSON file (RFC 7946). */
+  function save(name, features, about = {}) {
+    const text = JSON.stringify({ type: "FeatureCollection", ...about, features });
+    const address = URL.createObjectURL(new Blob([text], { type: "application/geo+json" }));
+    element("a", { href: address, download: name }).click();
+    setTimeout(() => URL.revokeObjectURL(address), 60000);
+  }
+
+  return { register, load, unzipped, unpacked, picture, timings, shown, kept, save };
 })();
+
+const feature = (type, coordinates, properties) =>
+  ({ type: "Feature", geometry: { type, coordinates }, properties });
 
 /** An element with attributes, or properties where there are such, and children. */
 function element(name, given = {}, ...children) {

@@ -1,8 +1,5 @@
 """The page in a real browser, opened from disk and from a web server."""
 
-import os
-import shutil
-import time
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
@@ -18,14 +15,10 @@ from bharateo.explorer.chips import chips_of_dataset
 from bharateo.inference.points import read_points
 from bharateo.models.heads import Batch
 from bharateo.models.patches import Mask, take_tokens, unpatchify
+from explorer.in_browser import NEEDS_CHROMIUM, PATIENCE_S, downloaded, until
 from explorer.page_records import array, record
 
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium")
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="no browser: install chromium, or set CHROMIUM to one"
-)
-PATIENCE_S = 120
+pytestmark = NEEDS_CHROMIUM
 
 
 class Handler(SimpleHTTPRequestHandler):
@@ -43,14 +36,6 @@ def server(explorer):
 
 
 @pytest.fixture(scope="module")
-def browser(explorer):
-    with playwright.sync_playwright() as started:
-        launched = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield launched
-        launched.close()
-
-
-@pytest.fixture(scope="module")
 def page(browser, explorer):
     """The page opened from disk, shared by the tests."""
     page = browser.new_page(viewport={"width": 1280, "height": 800})
@@ -58,14 +43,6 @@ def page(browser, explorer):
     page.goto((explorer / "index.html").as_uri())
     until(page, "areaView.state.area !== null")
     return page
-
-
-def until(page, condition):
-    """Wait for an expression. The page's policy forbids Playwright's own way, which is eval."""
-    end = time.monotonic() + PATIENCE_S
-    while not page.evaluate(condition):
-        assert time.monotonic() < end, f"{condition} is still not so"
-        page.wait_for_timeout(20)
 
 
 def show(page, view):
@@ -95,15 +72,6 @@ def click_on_patch(page, patch, *held):
 def unit_vectors(explorer):
     vectors = array(record(explorer, "area-0")["vectors"]).astype(np.float64)
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-
-
-def downloaded(page, button, folder):
-    """The file that a button hands over."""
-    with page.expect_download() as handed:
-        page.locator(button).click()
-    path = folder / handed.value.suggested_filename
-    handed.value.save_as(path)
-    return path
 
 
 def rebuilt(page):

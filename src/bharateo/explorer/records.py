@@ -32,6 +32,9 @@ from bharateo.training.run import Run
 _DTYPES = ("bool", "uint8", "int8", "uint16", "int16", "float32")
 """Types that a browser has arrays of."""
 
+MOST_OUTSIDE = 0.05
+"""Share of the patches that may lie out of the run's domain before every view says so."""
+
 _TOP = 98
 """Percentile of the errors that is drawn brightest."""
 
@@ -107,6 +110,7 @@ def page_record(
         "no_painting": no_painting,
         "cautions": list(cautions),
         "outside": outside,
+        "outside_warned": outside is not None and outside > MOST_OUTSIDE,
         "inside_quantile": QUANTILE,
         "raster": raster,
         "attribution": [*attribution, *(f"Model trained on: {line}" for line in trained_on)],

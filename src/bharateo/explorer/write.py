@@ -218,5 +218,5 @@ def _app() -> dict[str, str]:
     return {
         each.name: each.read_text(encoding="utf-8")
         for each in page.iterdir()
-        if each.name.endswith((".js", ".css")) and each.name != "worker.js"
+        if each.name.endswith((".js", ".css")) and each.name not in ("worker.js", "points.js")
     }

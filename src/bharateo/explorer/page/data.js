@@ -98,3 +98,6 @@ const perCent = (share, digits = 0) => `${(100 * share).toFixed(digits)} %`;
 
 /** A colour, [red, green, blue] from 0 to 255, in CSS. */
 const css = ([r, g, b]) => `rgb(${r} ${g} ${b})`;
+
+/** A word as a shell takes it. */
+const quoted = (word) => (/^[\w.\/-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`);

@@ -179,8 +179,6 @@ const labels = (() => {
 
   // What is shown
 
-  const quoted = (word) => (/^[\w.\/-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`);
-
   function command() {
     const used = Object.entries(state.colours).filter(([name]) => state.points.some((point) => point.name === name));
     const colours = used.map(([name, colour]) => ` --colour ${quoted(`${name}=${colour}`)}`).join("");

@@ -2,7 +2,7 @@
 
 /* An area as loaded: its pictures, and what is known of its patches. */
 class Patches {
-  static UNLIKE = 0.5; // docs/how-to/explore.md says what other weights reached
+  static UNLIKE = 0.5; // docs/lab-notes.md says what other weights reach
 
   static async open(page, about) {
     const record = await explorer.load(about.data);

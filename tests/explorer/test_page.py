@@ -162,8 +162,10 @@ def test_examples_alike_and_unlike_rank_as_numpy_says(page, explorer):
     np.testing.assert_allclose(scores, np.sort(score)[::-1][:20], atol=1e-9)
     np.testing.assert_allclose(score[[*patches]], scores, atol=1e-9)
     page.locator("#unlike button").first.click()
-    page.locator("#alike button").first.click()
+    page.locator("#alike button").first.focus()
+    page.keyboard.press("Enter")
     assert page.evaluate("[likeness.state.alike, likeness.state.unlike]") == [[40], [70]]
+    assert page.evaluate("document.activeElement === byId('alike').querySelector('button')")
 
 
 def test_hits_are_saved_as_geojson(page, reflectance_dataset, tmp_path):

@@ -93,6 +93,14 @@ function element(name, given = {}, ...children) {
   return made;
 }
 
+/** Put children in the place of others; what had the focus there keeps it, by its place. */
+function refill(parent, ...children) {
+  const inside = () => [...parent.querySelectorAll("input, button")];
+  const place = inside().indexOf(document.activeElement);
+  parent.replaceChildren(...children);
+  if (place >= 0) (inside()[Math.min(place, inside().length - 1)] ?? byId("map")).focus();
+}
+
 const byId = (id) => document.getElementById(id);
 const perCent = (share, digits = 0) => `${(100 * share).toFixed(digits)} %`;
 

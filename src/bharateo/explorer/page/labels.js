@@ -197,10 +197,8 @@ const labels = (() => {
 
   function describe() {
     const names = Object.keys(state.colours);
-    byId("classes").replaceChildren(...names.map((name, place) => row(name, place)));
-    if (names.length) {
-      byId("classes").append(element("li", {}, element("label", { className: "check" }, radio(ERASER), "Eraser")));
-    }
+    const eraser = element("li", {}, element("label", { className: "check" }, radio(ERASER), "Eraser"));
+    refill(byId("classes"), ...names.map(row), ...(names.length ? [eraser] : []));
     const none = !state.points.length;
     byId("undo").disabled = !state.before.length;
     byId("save-labels").disabled = none;

@@ -96,7 +96,7 @@ const layers = (() => {
       const share = area.distance.filter((each) => each > 1).length / area.count;
       made.push(ofPatches("domain", "Out of domain", area,
         (patch) => (area.distance[patch] > 1 ? SUSPECT : BELIEVED),
-        swatches([[`out of the run’s domain, ${perCent(share, 1)}`, SUSPECT], ["inside", BELIEVED]])));
+        swatches([[`outside, ${perCent(share, 1)}`, SUSPECT], ["inside", BELIEVED]])));
     }
     if (area.error) {
       made.push(ofPatches("error", "Reconstruction error", area,

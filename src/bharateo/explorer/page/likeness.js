@@ -36,6 +36,8 @@ const likeness = (() => {
     state.hits = area.ranked(state.alike, state.unlike, Number(byId("count").value));
     describe();
     areaView.redraw();
+    byId("map-said").textContent = state.hits.length
+      ? `${state.alike.length} alike, ${state.unlike.length} not; ${state.hits.length} patches found` : "";
     link.write();
     explorer.shown("nearest", since);
   }
@@ -79,7 +81,7 @@ const likeness = (() => {
     byId("hits").hidden = !hits.length;
     for (const [kind, patches] of Object.entries({ alike, unlike })) {
       byId(kind).parentElement.hidden = !patches.length;
-      byId(kind).replaceChildren(...patches.map((patch, place) => element("li", {}, element("button", {
+      refill(byId(kind), ...patches.map((patch, place) => element("li", {}, element("button", {
         type: "button",
         title: `${inWords(patch)}. Press to take it back`,
         "aria-label": `Take back ${kind} example ${place + 1}: label ${className(area.label[patch])}`,
@@ -87,7 +89,7 @@ const likeness = (() => {
       }, thumbnail(patch, COLOURS[kind], kind === "unlike"), element("span", { "aria-hidden": "true" }, "×")))));
     }
     byId("hits-title").textContent = `The ${hits.length} most alike`;
-    byId("nearest").replaceChildren(...hits.map(hit));
+    refill(byId("nearest"), ...hits.map(hit));
     byId("patch").hidden = chosen < 0;
     if (chosen >= 0) byId("patch").replaceChildren(...aboutPatch(chosen));
   }
@@ -106,7 +108,6 @@ const likeness = (() => {
         state.chosen = patch;
         areaView.reveal(patch);
         describe();
-        byId("nearest").children[place].firstChild.focus();
         link.write();
       },
     }, thumbnail(patch, COLOURS.hit), element("span", {}, score.toFixed(2))));

@@ -206,6 +206,13 @@ def test_the_address_brings_the_page_back(page, browser):
     assert other.evaluate(state) == expected
     other.goto(page.url.split("#")[0] + "#paint?alike=9999999,x&layer=no&at=a")  # of another page
     until(other, "!byId('paint').hidden && likeness.state.hits.length === 0")
+    show(other, "area")
+    other.locator("#place").select_option("1")
+    until(other, "location.hash.includes('region=1')")
+    second = other.evaluate("areaView.state.area.name")
+    other.reload()
+    until(other, "areaView.state.area !== null && byId('place').value === '1'")
+    until(other, f"areaView.state.area.name === '{second}'")
     other.close()
     page.go_back()
     until(page, "areaView.state.base.id === 'picture-0'")

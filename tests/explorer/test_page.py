@@ -1,29 +1,24 @@
 """The page in a real browser, opened from disk and from a web server."""
 
-import os
-import shutil
-import time
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
+import geopandas as gpd
 import numpy as np
 import pytest
 import torch
+from shapely import Polygon
 
 from bharateo.evaluation.evaluate import predictions
 from bharateo.explorer.chips import chips_of_dataset
+from bharateo.inference.points import read_points
 from bharateo.models.heads import Batch
 from bharateo.models.patches import Mask, take_tokens, unpatchify
+from explorer.in_browser import NEEDS_CHROMIUM, PATIENCE_S, downloaded, until
 from explorer.page_records import array, record
 
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium")
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="no browser: install chromium, or set CHROMIUM to one"
-)
-PATIENCE_S = 120
-VIEWS = ("area", "paint", "about")
+pytestmark = NEEDS_CHROMIUM
 
 
 class Handler(SimpleHTTPRequestHandler):
@@ -41,14 +36,6 @@ def server(explorer):
 
 
 @pytest.fixture(scope="module")
-def browser(explorer):
-    with playwright.sync_playwright() as started:
-        launched = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield launched
-        launched.close()
-
-
-@pytest.fixture(scope="module")
 def page(browser, explorer):
     """The page opened from disk, shared by the tests."""
     page = browser.new_page(viewport={"width": 1280, "height": 800})
@@ -56,14 +43,6 @@ def page(browser, explorer):
     page.goto((explorer / "index.html").as_uri())
     until(page, "areaView.state.area !== null")
     return page
-
-
-def until(page, condition):
-    """Wait for an expression. The page's policy forbids Playwright's own way, which is eval."""
-    end = time.monotonic() + PATIENCE_S
-    while not page.evaluate(condition):
-        assert time.monotonic() < end, f"{condition} is still not so"
-        page.wait_for_timeout(20)
 
 
 def show(page, view):
@@ -77,7 +56,7 @@ def picture(page, canvas="map"):
     return page.evaluate(script, canvas)
 
 
-def click_on_patch(page, patch):
+def click_on_patch(page, patch, *held):
     show(page, "area")
     at = page.evaluate(
         """(patch) => {
@@ -87,7 +66,12 @@ def click_on_patch(page, patch):
         }""",
         patch,
     )
-    page.locator("#map").click(position={"x": at[0], "y": at[1]})
+    page.locator("#map").click(position={"x": at[0], "y": at[1]}, modifiers=held)
+
+
+def unit_vectors(explorer):
+    vectors = array(record(explorer, "area-0")["vectors"]).astype(np.float64)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
 def rebuilt(page):
@@ -156,20 +140,168 @@ def test_two_layers_blend_from_one_to_the_other(page):
 def test_a_click_lights_the_twenty_patches_most_like_it(page, explorer):
     before = picture(page)
     click_on_patch(page, 5)
-    vectors = array(record(explorer, "area-0")["vectors"]).astype(np.float64)
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    vectors = unit_vectors(explorer)
     likeness = np.delete(vectors @ vectors[5], 5)
-    found = page.evaluate("areaView.state.nearest")
+    found = page.evaluate("likeness.state.hits")
     assert len(found) == 20 == page.locator(".nearest button").count()
     np.testing.assert_allclose([each for _, each in found], np.sort(likeness)[::-1][:20], atol=1e-5)
     assert picture(page) != before
 
 
+def test_examples_alike_and_unlike_rank_as_numpy_says(page, explorer):
+    click_on_patch(page, 25)
+    click_on_patch(page, 40, "Shift")
+    click_on_patch(page, 60, "Alt")
+    page.locator("#tools input[value='unlike']").check()
+    click_on_patch(page, 70)
+    page.locator("#tools input[value='choose']").check()
+    cosine = unit_vectors(explorer) @ unit_vectors(explorer).T
+    score = cosine[:, [25, 40]].mean(1) - 0.5 * cosine[:, [60, 70]].mean(1)
+    score[[25, 40, 60, 70]] = -np.inf
+    patches, scores = zip(*page.evaluate("likeness.state.hits"), strict=True)
+    np.testing.assert_allclose(scores, np.sort(score)[::-1][:20], atol=1e-9)
+    np.testing.assert_allclose(score[[*patches]], scores, atol=1e-9)
+    page.locator("#unlike button").first.click()
+    page.locator("#alike button").first.focus()
+    page.keyboard.press("Enter")
+    assert page.evaluate("[likeness.state.alike, likeness.state.unlike]") == [[40], [70]]
+    assert page.evaluate("document.activeElement === byId('alike').querySelector('button')")
+
+
+def test_hits_are_saved_as_geojson(page, reflectance_dataset, tmp_path):
+    click_on_patch(page, 25)
+    page.locator("#count").select_option("50")
+    hits = page.evaluate("likeness.state.hits")
+    saved = gpd.read_file(downloaded(page, "#save-hits", tmp_path))
+    page.locator("#count").select_option("20")
+    assert saved.crs == "EPSG:4326"
+    assert saved["rank"].tolist() == [*range(1, 51)]
+    np.testing.assert_allclose(saved["score"], [score for _, score in hits], atol=1e-6)
+    assert saved["attribution"].str.contains("Pixels by nobody").all()
+    geobox = reflectance_dataset.geobox(page.evaluate("areaView.state.area.name"))
+    found = saved.to_crs(geobox.crs).geometry
+    for shape, (patch, _) in zip(found, hits, strict=True):
+        row, col = page.evaluate(
+            "(p) => [areaView.state.area.row[p], areaView.state.area.col[p]]", patch
+        )
+        corners = [
+            geobox.affine * (col + dx, row + dy) for dx, dy in ((0, 0), (8, 0), (8, 8), (0, 8))
+        ]
+        assert shape.symmetric_difference(Polygon(corners)).area < 0.01 * shape.area
+
+
+def test_the_address_brings_the_page_back(page, browser):
+    show(page, "area")
+    click_on_patch(page, 25)
+    before = page.evaluate("likeness.state.hits")
+    click_on_patch(page, 40, "Alt")
+    page.locator("#layers input[value='predicted']").check()
+    page.evaluate("areaView.state.view.zoom(3)")
+    state = "({ ...areaView.told(), hits: likeness.state.hits.map(([patch]) => patch) })"
+    until(page, "location.hash.includes('at=')")
+    expected = page.evaluate(state)
+    other = browser.new_page(viewport=page.viewport_size)
+    other.goto(page.url)
+    until(other, "likeness.state.hits.length > 0")
+    assert other.evaluate(state) == expected
+    other.goto(page.url.split("#")[0] + "#paint?alike=9999999,x&layer=no&at=a")  # of another page
+    until(other, "!byId('paint').hidden && likeness.state.hits.length === 0")
+    show(other, "area")
+    other.locator("#place").select_option("1")
+    until(other, "location.hash.includes('region=1')")
+    second = other.evaluate("areaView.state.area.name")
+    other.reload()
+    until(other, "areaView.state.area !== null && byId('place').value === '1'")
+    until(other, f"areaView.state.area.name === '{second}'")
+    other.close()
+    page.go_back()
+    until(page, "areaView.state.base.id === 'picture-0'")
+    page.go_back()
+    until(page, "likeness.state.unlike.length === 0")
+    assert page.evaluate("likeness.state.hits") == before
+    page.go_forward()
+    until(page, "likeness.state.unlike.length === 1")
+
+
+def test_labels_are_saved_as_teach_takes_them(page, reflectance_dataset, tmp_path):
+    show(page, "area")
+    page.locator("#tools input[value='label']").check()
+    for name in ("wells", "brick kilns, old"):
+        page.locator("#class-name").fill(name)
+        page.keyboard.press("Enter")
+    page.evaluate("areaView.state.view.fit()")
+    page.locator("#map").focus()
+    page.keyboard.press("1")
+    at = page.evaluate("areaView.state.view.toCanvas(20.2, 30.7)")
+    page.locator("#map").click(position={"x": at[0], "y": at[1]})
+    page.keyboard.press("2")
+    drag_over_map(page, (60, 60), (90, 60))
+    path = downloaded(page, "#save-labels", tmp_path)
+    points = read_points(path)
+    assert points["class"].value_counts()["wells"] == 1
+    assert {*points["class"]} == {"wells", "brick kilns, old"}
+    geobox = reflectance_dataset.geobox(page.evaluate("areaView.state.area.name"))
+    cols, rows = (
+        ~geobox.affine * np.stack([each.coords[0] for each in points.to_crs(geobox.crs).geometry]).T
+    )
+    np.testing.assert_allclose((cols[0], rows[0]), (20.5, 30.5), atol=0.05)
+    assert len(cols) > 3
+    np.testing.assert_allclose(rows[1:], 60.5, atol=0.05)
+    assert cols[1:].min() < 62
+    assert cols[1:].max() > 85
+    assert page.locator("#command").inner_text() == (
+        "bharateo teach RASTER.tif --points labels.geojson "
+        "--colour 'wells=#e6194b' --colour 'brick kilns, old=#3cb44b' --output taught"
+    )
+    page.locator("#undo").click()
+    page.locator("#classes [aria-label^='Remove wells']").click()
+    assert page.evaluate("labels.state.points.length") == 0
+    page.locator("#labels-file").set_input_files(path)
+    until(page, f"labels.state.points.length === {len(points)}")
+    assert page.locator("#labels-said").inner_text().startswith(f"{len(points)} points")
+    page.reload()
+    until(page, "areaView.state.area !== null")
+    assert page.evaluate("labels.state.points.length") == len(points)  # as the browser keeps them
+    page.locator("#tools input[value='choose']").check()
+
+
+def drag_over_map(page, start, end):
+    box = page.locator("#map").bounding_box()
+    ends = [
+        page.evaluate("(at) => areaView.state.view.toCanvas(...at)", each) for each in (start, end)
+    ]
+    (x, y), (u, v) = ((box["x"] + at[0], box["y"] + at[1]) for at in ends)
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(u, v, steps=6)
+    page.mouse.up()
+
+
+@pytest.mark.parametrize(("text", "why"), [
+    ("no", "no GeoJSON"),
+    ('{"features": [], "crs": {"properties": {"name": "urn:ogc:def:crs:EPSG::32643"}}}', "32643"),
+    ('{"features": [{"geometry": null, "properties": {"class": "x"}}]}', "1 without"),
+])  # fmt: skip
+def test_what_is_no_file_of_labels_is_said(text, why, page):
+    before = page.evaluate("labels.state.points.length")
+    assert why in page.evaluate("(text) => labels.load(text, 'it')", text)
+    assert page.evaluate("labels.state.points.length") == before
+
+
+def test_twenty_hits_are_seen_without_scrolling(page):
+    page.set_viewport_size({"width": 1440, "height": 900})
+    click_on_patch(page, 5)
+    click_on_patch(page, 40, "Alt")
+    box = page.locator("#nearest").bounding_box()
+    page.set_viewport_size({"width": 1280, "height": 800})
+    assert box["y"] + box["height"] <= 900
+
+
 def test_a_thumbnail_leads_to_its_patch(page):
     click_on_patch(page, 5)
-    first = page.evaluate("areaView.state.nearest[0][0]")
+    first = page.evaluate("likeness.state.hits[0][0]")
     page.locator(".nearest button").first.click()
-    assert page.evaluate("areaView.state.chosen") == first
+    assert page.evaluate("likeness.state.chosen") == first
 
 
 def test_the_chosen_patch_is_described(page, explorer, explored_run):
@@ -185,13 +317,15 @@ def test_the_chosen_patch_is_described(page, explorer, explored_run):
 
 
 def test_the_map_is_worked_with_the_keyboard(page):
-    click_on_patch(page, 0)
+    click_on_patch(page, 40)
     page.locator("#map").focus()
-    page.keyboard.press("ArrowRight")
+    beside = [page.evaluate(f"areaView.state.area.beside(40, {dx}, 0)") for dx in (-1, 1)]
+    for key in ("ArrowRight", "Shift+Enter", "ArrowLeft", "ArrowLeft", "Alt+Enter"):
+        page.keyboard.press(key)
+    assert page.evaluate("likeness.state.alike") == [40, beside[1]]
+    assert page.evaluate("likeness.state.unlike") == [beside[0]]
     page.keyboard.press("Enter")
-    assert page.evaluate("areaView.state.chosen") == page.evaluate(
-        "areaView.state.area.beside(0, 1, 0)"
-    )
+    assert page.evaluate("likeness.state.alike") == [beside[0]]
     scale = page.evaluate("areaView.state.view.scale")
     page.keyboard.press("+")
     assert page.evaluate("areaView.state.view.scale") > scale
@@ -309,8 +443,9 @@ def test_axe_finds_nothing_serious(width, scheme, page):
     page.set_viewport_size({"width": width, "height": 800})
     page.emulate_media(color_scheme=scheme)
     click_on_patch(page, 5)
-    for view in VIEWS:
-        show(page, view)
+    for view in ("area", "label", "paint", "about"):
+        show(page, "area" if view == "label" else view)
+        page.evaluate("(tool) => areaView.take(tool)", "label" if view == "label" else "choose")
         found = axe.run(page).response["violations"]
         serious = [(one["id"], one["nodes"][0]["html"], one["nodes"][0]["any"][:1])
                    for one in found if one["impact"] in ("serious", "critical")]  # fmt: skip

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from affine import Affine
+from odc.geo.geobox import GeoBox
 
 from bharateo.explorer import area, runtime, write
 from bharateo.explorer.area import (
@@ -20,6 +21,8 @@ from bharateo.explorer.area import (
 from bharateo.explorer.chips import chips_of_raster, varied
 from bharateo.explorer.records import quantised
 from bharateo.files import write_text
+from bharateo.geography import to_lonlat
+from bharateo.inference.domain import Domain, domain_of
 from bharateo.inference.inputs import open_input
 from bharateo.inference.tiles import blended_squares
 from bharateo.landcover import patch_class_counts, patch_mode
@@ -149,6 +152,31 @@ def test_a_page_says_what_was_allowed_to_differ(explored_run, tmp_path, monkeypa
     page = write.write_explorer(explored_run, odd, tmp_path / "page", QUIET, QUIET).read_text()
     assert "ground.tif is brighter" in page
     assert str(tmp_path) not in page
+
+
+def test_ground_out_of_the_domain_is_said_above_all_tabs(explored_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(write, "write_onnx", small_model)
+    source = open_input(str(write_raster(tmp_path / "ground.tif")), explored_run.contract)
+    domain = domain_of(explored_run, QUIET)
+    far = lambda self, views: torch.full(views.features.shape[:2], 2.0)  # noqa: E731
+    monkeypatch.setattr(Domain, "distance", far)
+    page = write.write_explorer(
+        explored_run, source, tmp_path / "page", QUIET, QUIET, domain=domain
+    ).read_text()
+    assert page.index("100 % of the patches shown") < page.index("<section")
+    assert (array(record(tmp_path / "page", "area-0")["distance"]) == 2).all()
+    assert record(tmp_path / "page", "explorer")["raster"] == "ground.tif"
+
+
+def test_between_knots_places_are_off_by_centimetres(areas):
+    geobox = GeoBox((2048, 2048), Affine(10, 0, 500_000, 0, -10, 5_800_000), "EPSG:32643")
+    view = replace(areas[0], geobox=geobox)
+    between = (view.knots[:-1, :-1] + view.knots[1:, 1:]) / 2
+    at = (np.arange(area.KNOTS - 1) + 0.5) * 2048 / (area.KNOTS - 1)
+    x, y = np.meshgrid(at, at)
+    exact = to_lonlat(geobox, np.stack([x.ravel(), y.ravel()])).T.reshape(between.shape)
+    metres = np.abs(between - exact) * [111_000 * np.cos(np.radians(52)), 111_000]
+    assert metres.max() < 0.1
 
 
 # The folder

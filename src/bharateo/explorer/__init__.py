@@ -1,1 +1,1 @@
-"""Explorer: a static page of a run: an area with layers, patches alike, and a mask to paint."""
+"""Explorer: static pages: the ground of a run, to look through and label; points, to answer."""

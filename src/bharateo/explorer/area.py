@@ -22,6 +22,7 @@ from torch import Tensor
 from bharateo.chips.store import SPLITS, Dataset
 from bharateo.evaluation.evaluate import MODEL, predictions
 from bharateo.geography import to_lonlat
+from bharateo.inference.domain import Domain, Views, pixel_statistics
 from bharateo.inference.encoder import CHIPS_AT_ONCE, FrozenEncoder
 from bharateo.inference.inputs import RasterInput
 from bharateo.inference.tiles import CellGrid, TokenGrid, blended_squares
@@ -48,6 +49,10 @@ MOST_NUMBERS = 3_000_000
 """Numbers of all vectors of a page together, a byte each."""
 
 MOST_AREAS = 3
+KNOTS = 17
+"""Places along each side of an area whose longitude and latitude a page knows: what it makes of
+those in between is off by centimetres, where the corners alone would be off by a pixel."""
+
 NUM_MASKS = 4
 """At the usual ratio of 75 % a patch is hidden by three of them."""
 
@@ -64,9 +69,10 @@ class Patches:
 
     ``split`` is the place in ``SPLITS``, 255 where there is none; ``counts`` are labelled pixels.
     ``vectors`` and ``probabilities`` (None without a land-cover head) are the run's with every
-    patch visible. ``error`` and ``copy_error`` (None without a pixel head) are mean absolute errors
-    in physical units once the patch is hidden: the model's, and those of a copy of the nearest
-    visible patch.
+    patch visible. ``distance`` (None where the run's domain is not known) is how far the patch lies
+    from what the run was trained on, beyond 1 out of its domain. ``error`` and ``copy_error`` (None
+    without a pixel head) are mean absolute errors in physical units once the patch is hidden: the
+    model's, and those of a copy of the nearest visible patch.
     """
 
     row: Int64[np.ndarray, " patch"]
@@ -75,6 +81,7 @@ class Patches:
     counts: Int64[np.ndarray, "patch cls"]
     vectors: Float32[np.ndarray, "patch dim"]
     probabilities: Float32[np.ndarray, "patch cls"] | None
+    distance: Float32[np.ndarray, " patch"] | None
     error: Float32[np.ndarray, " patch"] | None
     copy_error: Float32[np.ndarray, " patch"] | None
 
@@ -95,10 +102,15 @@ class AreaView:
     left_out: str = ""
 
     @property
-    def corners(self) -> Float[np.ndarray, "2 corner"]:
-        """Longitude and latitude of the upper left, upper right, lower left and lower right."""
+    def knots(self) -> Float[np.ndarray, "row col 2"]:
+        """Longitude and latitude of ``KNOTS`` by ``KNOTS`` places spread evenly over the area, its
+        corners among them.
+        """
         height, width = self.geobox.shape
-        return to_lonlat(self.geobox, np.array([[0, width, 0, width], [0, 0, height, height]]))
+        y, x = np.meshgrid(
+            np.linspace(0, height, KNOTS), np.linspace(0, width, KNOTS), indexing="ij"
+        )
+        return to_lonlat(self.geobox, np.stack([x.ravel(), y.ravel()])).T.reshape(KNOTS, KNOTS, 2)
 
 
 # What a run says of patches
@@ -107,12 +119,13 @@ class AreaView:
 class PatchModel:
     """A run asked for numbers of every patch, in two passes over the ground.
 
-    ``visible`` sees every patch: the vector and, of a run with a land-cover head, the logits.
-    ``hidden`` are the two errors of a patch that is masked.
+    ``visible`` sees every patch: the vector, of a run with a land-cover head the logits, and the
+    distance from its domain, NaN where that is not known. ``hidden`` are the two errors of a patch
+    that is masked.
     """
 
-    def __init__(self, run: Run) -> None:
-        self.run, self._encoder = run, FrozenEncoder.of_run(run)
+    def __init__(self, run: Run, domain: Domain | None) -> None:
+        self.run, self._domain, self._encoder = run, domain, FrozenEncoder.of_run(run)
         self._has_classes = run.heads.land_cover is not None
         self._has_pixels = run.heads.rebuilding is not None
         self.chip_px, self.patch_px = run.model.config.chip_px, run.model.config.patch_px
@@ -120,9 +133,14 @@ class PatchModel:
         self.passes = ((self.visible, None), (self.hidden, self.chip_px // self.patch_px))
 
     def visible(self, image: Tensor, valid: Tensor) -> Tensor:
-        """Vector and logits of every token of chips (batch token number)."""
+        """Vector, logits and distance of every token of chips (batch token number)."""
         layers = [self._encoder.class_layer] if self._has_classes else []
-        return torch.cat(self._encoder.predict(image, valid, layers), 2)
+        said = self._encoder.predict(image, valid, layers)
+        distance = torch.full(said[0].shape[:2], torch.nan)
+        if self._domain is not None:
+            views = Views(said[0], *pixel_statistics(self.run.model, image, valid))
+            distance = self._domain.distance(views)
+        return torch.cat([*said, distance[..., None]], 2)
 
     def hidden(self, image: Tensor, valid: Tensor) -> Tensor:
         """Errors of every token of chips (batch token 2)."""
@@ -139,14 +157,17 @@ class PatchModel:
         """Those patches that have a valid pixel; ``values`` are of both passes, NaN without one."""
         known = ~np.isnan(values[:, 0])
         width = self._encoder.width
-        vectors, logits, errors = np.split(values[known], [width, values.shape[1] - 2], 1)
+        vectors, logits, distance, errors = np.split(
+            values[known], [width, values.shape[1] - 3, values.shape[1] - 2], 1
+        )
         probabilities = None
         if self._has_classes:
             odds = np.exp(logits - logits.max(1, keepdims=True))
             probabilities = odds / odds.sum(1, keepdims=True)
         error, copy_error = errors.T if self._has_pixels else (None, None)
+        away = None if self._domain is None else distance[:, 0]
         return Patches(row[known], col[known], split[known], counts[known], vectors,
-                       probabilities, error, copy_error)  # fmt: skip
+                       probabilities, away, error, copy_error)  # fmt: skip
 
 
 def covering_masks(num_tokens: int, mask_ratio: float) -> list[Mask]:
@@ -210,27 +231,31 @@ def made(name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
 
 
 def areas_of_dataset(
-    run: Run, dataset: Dataset, progress: Progress, keep: Keep = made
+    run: Run,
+    dataset: Dataset,
+    progress: Progress,
+    keep: Keep = made,
+    domain: Domain | None = None,
 ) -> tuple[list[AreaView], str]:
     """The areas with the most squares of a dataset, and a sentence on what is left out."""
     drawn = [each["name"] for each in dataset.info["regions"] if "overview" in each]
     counts = dataset.chips["region"].value_counts()
     names = sorted(drawn, key=lambda name: -counts.get(name, 0))[:MOST_AREAS]
     side = max(most_side_px(run, len(names)), dataset.size_px)
-    areas = []
+    areas, model = [], PatchModel(run, domain)
     for number, name in enumerate(names):
 
         def kept(part: str, make: Callable[[], np.ndarray], number: int = number) -> np.ndarray:
             return keep(f"{number}-{part}", make)
 
-        areas.append(_region(run, dataset, name, side, progress, kept))
+        areas.append(_region(model, dataset, name, side, progress, kept))
     num_missing = len(dataset.regions) - len(names)
     note = f"{num_missing} smaller regions of the dataset are left out." if num_missing else ""
     return areas, note
 
 
 def _region(
-    run: Run, dataset: Dataset, name: str, side_px: int, progress: Progress, keep: Keep
+    model: PatchModel, dataset: Dataset, name: str, side_px: int, progress: Progress, keep: Keep
 ) -> AreaView:
     """The window of a region in which most of its squares lie."""
     square_px, whole = dataset.size_px, dataset.geobox(name)
@@ -249,7 +274,7 @@ def _region(
         f"{width:,} by {height:,} px of the region's {shape[1]:,} by {shape[0]:,}, where its "
         "squares lie closest"
     )  # fmt: skip
-    patches = _patches_of_squares(PatchModel(run), dataset, chips, progress, keep)
+    patches = _patches_of_squares(model, dataset, chips, progress, keep)
     geobox = GeoBox((height, width), whole.affine @ Affine.translation(col, row), whole.crs)
     frames = outlines(chips, by_block=True)
     return AreaView(name, geobox, dataset.sensor, pictures, labels, frames, patches, left_out)
@@ -335,7 +360,12 @@ def _patches_of_squares(
 
 
 def area_of_raster(
-    run: Run, source: RasterInput, name: str, progress: Progress, keep: Keep = made
+    run: Run,
+    source: RasterInput,
+    name: str,
+    progress: Progress,
+    keep: Keep = made,
+    domain: Domain | None = None,
 ) -> AreaView:
     """The middle of a raster, or all of it where it is small enough."""
     shape = np.array(source.shape)
@@ -350,7 +380,7 @@ def area_of_raster(
     )  # fmt: skip
     affine = source.geobox.affine @ Affine.translation(col, row)
     geobox = GeoBox((height, width), affine, source.geobox.crs)
-    patches = _patches_of_pixels(PatchModel(run), image, valid, progress, keep)
+    patches = _patches_of_pixels(PatchModel(run, domain), image, valid, progress, keep)
     return AreaView(name, geobox, sensor, pictures, None, [], patches, left_out)
 
 

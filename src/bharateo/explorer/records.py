@@ -22,6 +22,7 @@ from PIL import Image
 from bharateo.chips.store import SPLITS
 from bharateo.explorer.area import AreaView, covering_masks
 from bharateo.explorer.chips import StoredChip
+from bharateo.inference.domain import QUANTILE
 from bharateo.inference.labels import DOUBTED, PURE, compare
 from bharateo.landcover import BHARATEO_CLASSES, IGNORE, class_colours, patch_mode
 from bharateo.report.panels import class_name
@@ -30,6 +31,9 @@ from bharateo.training.run import Run
 
 _DTYPES = ("bool", "uint8", "int8", "uint16", "int16", "float32")
 """Types that a browser has arrays of."""
+
+MOST_OUTSIDE = 0.05
+"""Share of the patches that may lie out of the run's domain before every view says so."""
 
 _TOP = 98
 """Percentile of the errors that is drawn brightest."""
@@ -43,11 +47,18 @@ def page_record(
     left_out: str,
     no_painting: str | None,
     cautions: Sequence[str],
+    raster: str | None,
 ) -> dict[str, Any]:
-    """What everything is; the rest is loaded when it is wanted."""
+    """What everything is; the rest is loaded when it is wanted. ``raster`` is the name of the file
+    that is shown, None for a dataset.
+    """
     sensor, config = areas[0].sensor, run.model.config
+    distances = [area.patches.distance for area in areas if area.patches.distance is not None]
+    outside = float((np.concatenate(distances) > 1).mean()) if distances else None
     trained_on = [line for line in run.contract.attribution if line not in attribution]
     return {
+        # what is kept in a browser is kept of these weights on this ground
+        "id": f"{run.weights_sha256[:16]}-{'-'.join(area.name for area in areas)}",
         "run": {
             "name": run.path.resolve().name,
             "sensor": sensor.title,
@@ -98,6 +109,10 @@ def page_record(
         ],
         "no_painting": no_painting,
         "cautions": list(cautions),
+        "outside": outside,
+        "outside_warned": outside is not None and outside > MOST_OUTSIDE,
+        "inside_quantile": QUANTILE,
+        "raster": raster,
         "attribution": [*attribution, *(f"Model trained on: {line}" for line in trained_on)],
     }
 
@@ -128,7 +143,7 @@ def area_record(area: AreaView) -> dict[str, Any]:
         "outlines": [
             [each.row, each.col, each.height, each.width, each.split] for each in area.outlines
         ],
-        "corners": area.corners.T.tolist(),
+        "knots": area.knots.round(8).tolist(),
         "row": packed(patches.row),
         "col": packed(patches.col),
         "unit_px": gcd(*places),
@@ -138,6 +153,7 @@ def area_record(area: AreaView) -> dict[str, Any]:
         "purity": packed(purity),
         "vectors": packed(quantised(patches.vectors)),
         "probabilities": None,
+        "distance": None if patches.distance is None else packed(patches.distance),
         "error": None,
     }
     if patches.probabilities is not None:

@@ -31,6 +31,7 @@ from bharateo.explorer.records import area_record, chip_record, page_record, scr
 from bharateo.explorer.runtime import BINARY, LICENCE, LOADER, SCRIPT, runtime_files
 from bharateo.files import remove_leftovers, scratch, write_atomically, write_text
 from bharateo.handover.onnx_file import write_onnx
+from bharateo.inference.domain import Domain
 from bharateo.inference.inputs import RasterInput
 from bharateo.outputs import beginning_with
 from bharateo.report.html import templates
@@ -55,12 +56,14 @@ def write_explorer(
     progress: Progress,
     say: Callable[[str], object],
     most_megabytes: float = MOST_MEGABYTES,
+    domain: Domain | None = None,
 ) -> Path:
     """Write the page of a run on a dataset or raster; the path of its ``index.html``.
 
     A model that would make the folder larger than ``most_megabytes`` stays out, and with it the
-    painting; ``say`` is told. Everything is made before the first file is written; what takes
-    long is kept beside ``output`` until all is there, and used again after a kill.
+    painting; ``say`` is told. What lies out of the run's ``domain`` is shown where it is known.
+    Everything is made before the first file is written; what takes long is kept beside ``output``
+    until all is there, and used again after a kill.
 
     Raises:
         ConfigError: the runtime or onnx is not installed, or ``output`` holds something else.
@@ -78,13 +81,14 @@ def write_explorer(
     plan = {
         "product": "explorer",
         "code_version": __version__,
-        "run": {"weights_sha256": run.weights_sha256},
+        "run": {"weights_sha256": run.weights_sha256, "domain": domain is not None},
         "ground": dataset_fingerprint(ground)
         if isinstance(ground, Dataset)
         else ground.made_of.identity,
     }
-    with scratch(output, json.dumps(plan, sort_keys=True), say) as folder:
-        data, page = _made(run, ground, runtime, folder, progress, say, most_megabytes)
+    text = json.dumps(plan, sort_keys=True)
+    with scratch(output, text, say) as folder:
+        data, page = _made(run, ground, domain, runtime, folder, progress, say, most_megabytes)
         _write(output, data, page)
     return output / "index.html"
 
@@ -92,6 +96,7 @@ def write_explorer(
 def _made(
     run: Run,
     ground: Dataset | RasterInput,
+    domain: Domain | None,
     runtime: Mapping[str, bytes],
     folder: Path,
     progress: Progress,
@@ -125,12 +130,14 @@ def _made(
         painting["model"] = script("model", zipped(model.read_bytes()))
 
     if isinstance(ground, Dataset):
-        areas, left_out = areas_of_dataset(run, ground, progress, keep)
+        areas, left_out = areas_of_dataset(run, ground, progress, keep, domain)
         chips, attribution = chips_of_dataset(run, ground), ground.attribution
         cautions: list[str] = []
+        raster = None
     else:
         file = Path(ground.location)
-        areas = [area_of_raster(run, ground, file.stem, progress, keep)]
+        raster = file.name
+        areas = [area_of_raster(run, ground, file.stem, progress, keep, domain)]
         chips, attribution, left_out = (
             chips_of_raster(run, ground, areas[0]),
             (f"Pixels: {file.name}",),
@@ -161,7 +168,7 @@ def _made(
         say(f"no painting on the page: {no_painting}")
         texts = {name: text for name, text in texts.items() if not name.startswith("chip-")}
         chips = []
-    record = page_record(run, areas, chips, attribution, left_out, no_painting, cautions)
+    record = page_record(run, areas, chips, attribution, left_out, no_painting, cautions, raster)
     texts["explorer"] = script("explorer", record)
     page = templates("explorer/page").get_template("index.html.j2")
     return texts, page.render(record, version=__version__)
@@ -211,5 +218,5 @@ def _app() -> dict[str, str]:
     return {
         each.name: each.read_text(encoding="utf-8")
         for each in page.iterdir()
-        if each.name.endswith((".js", ".css")) and each.name != "worker.js"
+        if each.name.endswith((".js", ".css")) and each.name not in ("worker.js", "points.js")
     }

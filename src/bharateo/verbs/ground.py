@@ -452,9 +452,11 @@ def explore(
     """A page to explore a run in a browser, from disk or any web server.
 
     Writes a static page: the area with layers to switch and blend (true and false colour, labels,
-    predicted class, uncertainty, suspect labels, reconstruction error), the twenty patches most
-    like the one you click, and chips on which you paint a mask and see the model rebuild them at
-    once. The model runs in the browser; nothing is fetched from elsewhere.
+    predicted class, uncertainty, suspect labels, out of domain, reconstruction error); the patches
+    most like those you click and least like those you click as unlike, saved as GeoJSON; labels
+    that you click and paint, saved as `teach --points` takes them; and chips on which you paint a
+    mask and see the model rebuild them at once. The model runs in the browser; nothing is fetched
+    from elsewhere. The page's address holds its state.
 
       bharateo explore runs/v0 --output explorers/v0
       bharateo explore runs/v0 --dataset datasets/jaipur --output explorers/jaipur
@@ -500,9 +502,10 @@ def explore(
             )
     else:
         ground = opened.own_dataset() if dataset is None else open_dataset(dataset)
+    domain = _domain(opened, display)
     with display.bar("explore") as bar:
         page = write_explorer(
-            opened, ground, output, bar.update, display.say, megabytes or MOST_MEGABYTES
+            opened, ground, output, bar.update, display.say, megabytes or MOST_MEGABYTES, domain
         )
     size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
     display.say(f"explorer: {page} ({size / 1e6:.1f} MB); open it in a browser")

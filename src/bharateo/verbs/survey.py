@@ -49,9 +49,10 @@ def sample(
       bharateo sample ESA_WorldCover_10m_2021_v200_N27E075_Map.tif --total 800 \\
           --output wc.gpkg
 
-    Open POINTS.gpkg in QGIS and fill in `label` with the name of a class, or `unsure`. The layer
-    does not say what the map says there, which would lead whoever labels. Run again, the verb
-    leaves answers alone.
+    Open POINTS.gpkg in QGIS and fill in `label` with the name of a class, or `unsure`; or, with
+    --image, open POINTS-label.html in a browser and answer with keys: it saves POINTS.geojson,
+    which areas takes as well. Neither says what the map says there, which would lead whoever
+    labels. Run again, the verb leaves answers alone.
 
     Args:
         map_file: MAP.tif of map or teach, or any raster of one band whose values are classes
@@ -62,7 +63,8 @@ def sample(
             map's own probabilities (Neyman). Each stratum gets 50 at least where the total allows
         zones: polygons; every class in every zone is then a stratum, and ground outside is left out
         zone_field: the field that holds the zones' names
-        image: a raster to cut a picture of every point from, into POINTS-pictures/ID.png
+        image: a raster to cut a picture of every point from, into POINTS-pictures/ID.png, shown by
+            POINTS-label.html
         seed: of the random numbers; another one gives other points
 
     Returns:
@@ -86,10 +88,13 @@ def sample(
     with display.bar("sample") as bar:
         record = draw_sample(ground, zoning, plan, output, bar.update, display.say)
         if image is not None:
+            from bharateo.explorer.points import write_points_page
             from bharateo.report.point_pictures import picture_files, write_pictures
 
-            files = picture_files(output, len(record.points))
-            write_pictures(str(image), places(record, ground), files, bar.update)
+            where, files = places(record, ground), picture_files(output, len(record.points))
+            write_pictures(str(image), where, files, bar.update)
+            page = write_points_page(output, record, where, [map_file, image])
+            display.say(f"a page to answer the points on: {page}")
     names = {each.code: each.name for each in record.classes}
     display.say(f"points: {record.allocation}")
     display.columns(
@@ -131,7 +136,8 @@ def areas(
 
     Args:
         map_file: MAP.tif of map or teach, or any raster of one band whose values are classes
-        labels: POINTS.gpkg of sample, labelled, with POINTS.json beside it
+        labels: POINTS.gpkg of sample, labelled, or the POINTS.geojson that its page saves; with
+            POINTS.json beside it
         output: AREAS.csv to write; AREAS.json and AREAS.html lie beside it
         estimator: auto: model-assisted where the map carries probabilities
         more_classes: classes that the map lacks and labels name

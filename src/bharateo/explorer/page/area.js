@@ -1,38 +1,42 @@
 "use strict";
 
-/* The view of an area: layers, a chosen patch, and the patches most like it. */
+/* The view of an area: its layers, and what a click on the map does. */
 const areaView = (() => {
-  const NEAREST = 20;
-  const CONTEXT = 3; // side of a thumbnail, in patches
-  const state = { area: null, view: null, layers: [], base: null, over: null, cursor: -1, chosen: -1, nearest: [] };
+  const state = { area: null, view: null, layers: [], base: null, over: null, cursor: -1, tool: "choose" };
   let page, view;
 
   async function start(given) {
     page = given;
     page.ramp = await explorer.unpacked(page.ramp);
-    view = state.view = new MapView(byId("map"), draw, (x, y, event) => choose(state.area?.at(x, y) ?? -1, event.timeStamp));
+    view = state.view = new MapView(byId("map"), draw, click);
     const places = byId("place");
     page.areas.forEach((each, i) => places.append(element("option", { value: i }, each.name)));
     byId("place-field").hidden = page.areas.length < 2;
-    places.addEventListener("change", () => open(page.areas[places.value]));
-    byId("over").addEventListener("change", blend);
+    places.addEventListener("change", async () => { await open(); link.write(); });
+    byId("over").addEventListener("change", () => { blend(); link.write(); });
     byId("share").addEventListener("input", blend);
-    byId("splits").addEventListener("change", () => view.redraw());
+    byId("splits").addEventListener("change", () => { view.redraw(); link.write(); });
+    for (const input of byId("tools").querySelectorAll("input")) input.addEventListener("change", () => take(input.value));
     byId("zoom-in").addEventListener("click", () => view.zoom(1.5));
     byId("zoom-out").addEventListener("click", () => view.zoom(1 / 1.5));
     byId("zoom-fit").addEventListener("click", () => view.fit());
     byId("map").addEventListener("keydown", key);
-    await open(page.areas[0]);
+    likeness.start(page);
+    labels.start(page);
+    await open();
   }
 
-  async function open(about) {
+  /** Show the region that is chosen. */
+  async function open() {
+    const about = page.areas[byId("place").value];
     const loading = byId("loading");
     loading.hidden = false;
     const area = await Patches.open(page, about);
     const [base, over] = [state.base?.id, state.over?.id];
-    Object.assign(state, { area, cursor: -1, chosen: -1, nearest: [], layers: layers.of(page, area) });
+    Object.assign(state, { area, cursor: -1, layers: layers.of(page, area) });
+    likeness.open(area);
+    labels.open(area);
     listLayers(base, over);
-    describe();
     loading.hidden = true;
     const [rows, cols] = area.shape;
     view.open(cols, rows);
@@ -49,7 +53,7 @@ const areaView = (() => {
     for (const layer of state.layers) {
       const input = element("input", {
         type: "radio", name: "layer", value: layer.id, checked: layer === state.base,
-        onchange() { state.base = layer; showLegend(); view.redraw(); },
+        onchange() { state.base = layer; showLegend(); view.redraw(); link.write(); },
       });
       list.append(element("label", { className: "check" }, input, layer.title));
     }
@@ -88,10 +92,11 @@ const areaView = (() => {
       context.globalAlpha = 1;
     }
     if (byId("splits").checked) drawSplits(context);
-    state.nearest.forEach(([patch]) => frame(context, patch, "#ffd84d", 2));
-    if (state.chosen >= 0) frame(context, state.chosen, "#ff6a3d", 3);
-    if (state.cursor >= 0 && state.cursor !== state.chosen) frame(context, state.cursor, "#ffffff", 2);
+    likeness.draw((...given) => frame(context, ...given));
+    labels.draw(context, view);
+    if (state.cursor >= 0 && state.cursor !== likeness.state.chosen) frame(context, state.cursor, "#ffffff", 2);
     drawScale();
+    link.soon();
   }
 
   function drawSplits(context) {
@@ -121,8 +126,8 @@ const areaView = (() => {
     context.setLineDash([]);
   }
 
-  /** A box around a patch, never so small that it cannot be seen. */
-  function frame(context, patch, colour, line) {
+  /** A box around a patch, never so small that it cannot be seen; crossed out where it is unlike. */
+  function frame(context, patch, colour, line, crossed = false) {
     const px = 1 / view.scale;
     const [x, y] = state.area.centre(patch);
     const side = Math.max(state.area.patchPx, 10 * px);
@@ -131,6 +136,11 @@ const areaView = (() => {
       context.lineWidth = width * px;
       context.strokeStyle = style;
       context.strokeRect(x - side / 2, y - side / 2, side, side);
+      if (!crossed) continue;
+      context.beginPath();
+      context.moveTo(x - side / 2, y + side / 2);
+      context.lineTo(x + side / 2, y - side / 2);
+      context.stroke();
     }
   }
 
@@ -145,13 +155,16 @@ const areaView = (() => {
   function key(event) {
     const { area } = state;
     const way = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
-    if (!area || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (!area || event.ctrlKey || event.metaKey || (event.altKey && event.key !== "Enter")) return;
     if (way && event.shiftKey) view.pan(-60 * way[0], -60 * way[1]);
     else if (way) moveCursor(way);
     else if (event.key === "+" || event.key === "=") view.zoom(1.5);
     else if (event.key === "-") view.zoom(1 / 1.5);
     else if (event.key === "0") view.fit();
-    else if ((event.key === "Enter" || event.key === " ") && state.cursor >= 0) choose(state.cursor, event.timeStamp);
+    else if ((event.key === "Enter" || event.key === " ") && state.cursor >= 0) {
+      if (kindOf(event) === "label") labels.paint(...area.centre(state.cursor));
+      else likeness.take(state.cursor, kindOf(event), event.timeStamp);
+    } else if (state.tool === "label" && /^[1-9]$/.test(event.key)) labels.pick(Number(event.key));
     else return;
     event.preventDefault();
   }
@@ -164,102 +177,73 @@ const areaView = (() => {
     if (cursor < 0) for (let patch = 1; patch < area.count; patch++) if (away(patch) < away(next)) next = patch;
     state.cursor = next;
     view.reveal(...area.centre(next), area.patchPx, 0);
-    byId("map-said").textContent = inWords(next);
+    byId("map-said").textContent = likeness.inWords(next);
   }
 
-  // A chosen patch
+  // What a click does
 
-  function choose(patch, since = performance.now()) {
+  /** The tool, or what is held with a click or Enter in its place. */
+  function kindOf(event) {
+    if (state.tool === "label") return "label";
+    if (event.altKey) return "unlike";
+    return event.shiftKey ? "alike" : state.tool;
+  }
+
+  function click(x, y, event) {
+    if (!state.area) return;
+    const kind = kindOf(event);
+    if (kind === "label") return labels.paint(x, y);
+    const patch = state.area.at(x, y);
     if (patch < 0) return;
-    state.cursor = state.chosen = patch;
-    state.nearest = state.area.nearest(patch, NEAREST);
-    describe();
+    state.cursor = patch;
+    likeness.take(patch, kind, event.timeStamp);
+  }
+
+  function take(tool) {
+    state.tool = tool;
+    byId("tools").querySelector(`[value="${tool}"]`).checked = true;
+    view.brush = tool === "label" ? labels.paint : null;
+    byId("likeness").hidden = tool === "label";
+    byId("labelling").hidden = tool !== "label";
+    link.write(false);
+  }
+
+  function reveal(patch) {
+    state.cursor = patch;
+    view.reveal(...state.area.centre(patch), state.area.patchPx, 28);
     view.redraw();
-    explorer.shown("nearest", since);
   }
 
-  const className = (id) => page.classes[id]?.name ?? "no label";
+  // The link
 
-  function inWords(patch) {
-    const { area } = state;
-    const says = area.probabilities ? `, predicted ${className(area.predicted(patch))}` : "";
-    return `Patch at row ${area.row[patch]}, column ${area.col[patch]}: label ${className(area.label[patch])}${says}`;
+  function told() {
+    const { base, over, area, tool } = state;
+    const at = view.whole ? "" : [view.x.toFixed(1), view.y.toFixed(1), view.scale.toFixed(3)].join();
+    return {
+      region: page.areas.length > 1 ? byId("place").value : "", layer: base?.id ?? "", over: over?.id ?? "",
+      share: over ? byId("share").value : "", splits: area?.outlines.length && !byId("splits").checked ? 0 : "",
+      tool: tool === "choose" ? "" : tool, at, ...likeness.told(),
+    };
   }
 
-  function describe() {
-    const { area, chosen } = state;
-    byId("patch").classList.toggle("filled", chosen >= 0);
-    if (chosen < 0) {
-      byId("patch").replaceChildren(element("p", { className: "hint" },
-        `Choose a patch on the map: what the model says of it, and the ${NEAREST} patches most like it, appear here.`));
-      return;
+  async function restore(given) {
+    const region = page.areas[given.get("region")] ? given.get("region") : "0";
+    if (region !== byId("place").value) {
+      byId("place").value = region;
+      await open();
     }
-    const facts = element("dl", { className: "facts" });
-    const fact = (name, what) => facts.append(element("div", {}, element("dt", {}, name), element("dd", {}, what)));
-    if (area.labels) {
-      const purity = area.label[chosen] === 255 ? "" : `, ${perCent(area.purity[chosen])} of the labelled pixels`;
-      fact("Label", className(area.label[chosen]) + purity);
-    }
-    if (area.suspect?.[chosen] === 1) fact("Suspect", "the model hardly believes this label");
-    if (area.probabilities) fact("Uncertainty", perCent(area.entropy(chosen)));
-    if (area.error) {
-      const [error, copy] = [area.error[chosen], area.copy_error[chosen]];
-      fact("Rebuilt when hidden", `off by ${error.toPrecision(2)}, ${error < copy ? "better" : "no better"} than ` +
-        `the nearest visible patch (${copy.toPrecision(2)})`);
-    }
-    const split = area.splitNames[area.split[chosen]];
-    if (split) fact("Split", split === "train" ? "train" : `${split}, held out of training`);
-    const [lon, lat] = area.lonLat(...area.centre(chosen));
-    const east = ((((lon + 180) % 360) + 360) % 360) - 180;
-    fact("Place", `${Math.abs(lat).toFixed(4)}° ${lat < 0 ? "S" : "N"}, ` +
-      `${Math.abs(east).toFixed(4)}° ${east < 0 ? "W" : "E"}`);
-    byId("patch").replaceChildren(
-      element("h2", {}, "Chosen patch"),
-      element("div", { className: "chosen" }, thumbnail(chosen, "#ff6a3d"), facts),
-      ...(area.probabilities ? [element("h3", {}, "Class probabilities"), bars(chosen)] : []),
-      element("h3", {}, `The ${state.nearest.length} patches most like it`),
-      element("ol", { className: "nearest" }, ...state.nearest.map(likePatch)),
-    );
+    byId("share").value = given.get("share") ?? 60;
+    byId("splits").checked = given.get("splits") !== "0";
+    listLayers(given.get("layer"), given.get("over"));
+    take(["choose", "alike", "unlike", "label"].includes(given.get("tool")) ? given.get("tool") : "choose");
+    const [x, y, scale] = (given.get("at") ?? "").split(",").map(Number);
+    if (scale > 0 && scale <= 24) {
+      view.scale = scale;
+      view.centre(x || 0, y || 0);
+    } else view.fit();
+    likeness.restore(given);
   }
 
-  function bars(patch) {
-    const ranked = state.area.chances(patch).map((share, id) => [share, id]).sort((a, b) => b[0] - a[0]);
-    return element("ul", { className: "bars" }, ...ranked.map(([share, id]) => {
-      const bar = element("span", { className: "fill" });
-      bar.style.width = perCent(share, 1).replace(" ", "");
-      bar.style.background = css(page.classes[id].colour);
-      return element("li", {}, element("span", { className: "name" }, className(id)),
-        element("span", { className: "track" }, bar), element("span", { className: "value" }, perCent(share)));
-    }));
-  }
-
-  /** One of the patches most like the chosen one; it leads there. */
-  function likePatch([patch, cosine], place) {
-    const label = className(state.area.label[patch]);
-    return element("li", {}, element("button", {
-      type: "button",
-      title: inWords(patch),
-      "aria-label": `${place + 1}: ${label}, likeness ${cosine.toFixed(2)}; go there`,
-      onclick(event) {
-        view.reveal(...state.area.centre(patch), state.area.patchPx, 28);
-        choose(patch, event.timeStamp);
-      },
-    }, thumbnail(patch, "#ffd84d"), element("span", {}, cosine.toFixed(2))));
-  }
-
-  /** The first picture around a patch. */
-  function thumbnail(patch, colour) {
-    const { area } = state;
-    const canvas = element("canvas", { className: "thumbnail", width: 96, height: 96, "aria-hidden": "true" });
-    const context = canvas.getContext("2d");
-    const side = CONTEXT * area.patchPx;
-    const [x, y] = area.centre(patch);
-    context.drawImage(area.pictures[0], x - side / 2, y - side / 2, side, side, 0, 0, 96, 96);
-    context.lineWidth = 2;
-    context.strokeStyle = colour;
-    context.strokeRect(32, 32, 32, 32);
-    return canvas;
-  }
-
-  return { start, state, redraw: () => view?.redraw() };
+  return { start, take, kindOf, reveal, told, restore, state, redraw: () => view?.redraw() };
 })();
+

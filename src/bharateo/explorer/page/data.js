@@ -57,8 +57,30 @@ const explorer = (() => {
     requestAnimationFrame(() => setTimeout(() => { timings[name] = performance.now() - since; }));
   }
 
-  return { register, load, unzipped, unpacked, picture, timings, shown };
+  /** What is kept in the browser under a name, after a value was put there; browsers may refuse to
+      keep anything for pages from disk. */
+  function kept(name, value) {
+    try {
+      if (value !== undefined) localStorage.setItem(`bharateo-${name}`, value);
+      return localStorage.getItem(`bharateo-${name}`);
+    } catch {
+      return value ?? null;
+    }
+  }
+
+  /** Hand features over as a GeoJSON file (RFC 7946). */
+  function save(name, features, about = {}) {
+    const text = JSON.stringify({ type: "FeatureCollection", ...about, features });
+    const address = URL.createObjectURL(new Blob([text], { type: "application/geo+json" }));
+    element("a", { href: address, download: name }).click();
+    setTimeout(() => URL.revokeObjectURL(address), 60000);
+  }
+
+  return { register, load, unzipped, unpacked, picture, timings, shown, kept, save };
 })();
+
+const feature = (type, coordinates, properties) =>
+  ({ type: "Feature", geometry: { type, coordinates }, properties });
 
 /** An element with attributes, or properties where there are such, and children. */
 function element(name, given = {}, ...children) {
@@ -71,8 +93,19 @@ function element(name, given = {}, ...children) {
   return made;
 }
 
+/** Put children in the place of others; what had the focus there keeps it, by its place. */
+function refill(parent, ...children) {
+  const inside = () => [...parent.querySelectorAll("input, button")];
+  const place = inside().indexOf(document.activeElement);
+  parent.replaceChildren(...children);
+  if (place >= 0) (inside()[Math.min(place, inside().length - 1)] ?? byId("map")).focus();
+}
+
 const byId = (id) => document.getElementById(id);
 const perCent = (share, digits = 0) => `${(100 * share).toFixed(digits)} %`;
 
 /** A colour, [red, green, blue] from 0 to 255, in CSS. */
 const css = ([r, g, b]) => `rgb(${r} ${g} ${b})`;
+
+/** A word as a shell takes it. */
+const quoted = (word) => (/^[\w.\/-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`);

@@ -92,6 +92,12 @@ const layers = (() => {
           swatches([["suspect", SUSPECT], ["not suspect", BELIEVED], ["no label", null]])));
       }
     }
+    if (area.distance) {
+      const share = area.distance.filter((each) => each > 1).length / area.count;
+      made.push(ofPatches("domain", "Out of domain", area,
+        (patch) => (area.distance[patch] > 1 ? SUSPECT : BELIEVED),
+        swatches([[`outside, ${perCent(share, 1)}`, SUSPECT], ["inside", BELIEVED]])));
+    }
     if (area.error) {
       made.push(ofPatches("error", "Reconstruction error", area,
         (patch) => onRamp(page.ramp, area.error[patch] / area.errorTop),

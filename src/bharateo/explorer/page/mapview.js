@@ -2,9 +2,10 @@
 
 /* A canvas that is moved and zoomed with mouse, fingers and keys. Places are in pixels of the area. */
 class MapView {
-  /** `draw(context, view)` draws in pixels of the area; `choose(x, y, event)` is told of a click. */
+  /** `draw(context, view)` draws in pixels of the area; `choose(x, y, event)` is told of a click.
+      While there is a `brush`, dragging paints: `brush(x, y, begins)`. */
   constructor(canvas, draw, choose) {
-    Object.assign(this, { canvas, draw, choose });
+    Object.assign(this, { canvas, draw, choose, brush: null });
     this.width = this.height = 1;
     this.x = this.y = 0.5;
     this.scale = 1;
@@ -120,6 +121,7 @@ class MapView {
     this.canvas.setPointerCapture(event.pointerId);
     this.pointers.set(event.pointerId, this.point(event));
     this.moved = this.pointers.size > 1 ? Infinity : 0;
+    this.painting = false;
   }
 
   move(event) {
@@ -130,6 +132,11 @@ class MapView {
     this.moved += Math.hypot(dx, dy);
     if (this.pointers.size === 1 && this.moved < 5) return;
     this.pointers.set(event.pointerId, now);
+    if (this.pointers.size === 1 && this.brush && !event.shiftKey && this.moved < Infinity) {
+      if (!this.painting) this.brush(...this.toArea(before), true);
+      this.painting = true;
+      return this.brush(...this.toArea(now), false);
+    }
     if (this.pointers.size === 1) return this.pan(dx, dy);
     const other = [...this.pointers].find(([id]) => id !== event.pointerId)[1];
     const apart = (point) => Math.max(Math.hypot(point[0] - other[0], point[1] - other[1]), 1);

@@ -2,6 +2,8 @@
 
 /* An area as loaded: its pictures, and what is known of its patches. */
 class Patches {
+  static UNLIKE = 0.5; // docs/lab-notes.md says what other weights reach
+
   static async open(page, about) {
     const record = await explorer.load(about.data);
     const area = new Patches();
@@ -13,17 +15,17 @@ class Patches {
     area.unit = gcd(record.unit_px, area.patchPx);
     area.numClasses = page.classes.length;
     area.outlines = record.outlines;
-    area.corners = record.corners;
+    area.knots = record.knots;
     area.errorTop = record.error_top;
     area.splitNames = record.splits;
-    const names = ["row", "col", "split", "label", "purity", "vectors", "probabilities", "suspect", "error", "copy_error"];
+    const names = ["row", "col", "split", "label", "purity", "vectors", "probabilities", "suspect", "distance", "error", "copy_error"];
     const arrays = await Promise.all(names.map((name) => record[name] && explorer.unpacked(record[name])));
     names.forEach((name, i) => { area[name] = arrays[i] ?? null; });
     area.pictures = await Promise.all(record.pictures.map(explorer.picture));
     area.labels = record.labels && (await explorer.picture(record.labels));
     area.count = area.row.length;
     area.dims = area.vectors.length / Math.max(area.count, 1);
-    area.length = Float32Array.from({ length: area.count }, (_, i) => Math.sqrt(area.product(i, i)) || 1);
+    area.length = Float32Array.from({ length: area.count }, (_, patch) => Math.hypot(...area.vector(patch)) || 1);
     // Which patch every cell of the grid that all patches share belongs to.
     area.cellRows = Math.ceil(rows / area.unit);
     area.cellCols = Math.ceil(cols / area.unit);
@@ -39,21 +41,32 @@ class Patches {
     return area;
   }
 
-  /** The scalar product of two patches' vectors. */
-  product(one, other) {
-    const { vectors, dims } = this;
-    let [a, b, sum] = [one * dims, other * dims, 0];
-    for (let dim = 0; dim < dims; dim++) sum += vectors[a++] * vectors[b++];
-    return sum;
+  vector(patch) {
+    return this.vectors.subarray(patch * this.dims, (patch + 1) * this.dims);
   }
 
-  /** The patches most like one, best first: [patch, cosine]. */
-  nearest(patch, count) {
-    const cosine = Float32Array.from({ length: this.count }, (_, other) =>
-      this.product(patch, other) / (this.length[patch] * this.length[other]));
-    cosine[patch] = -2;
-    const order = Array.from(cosine.keys()).sort((a, b) => cosine[b] - cosine[a] || a - b);
-    return order.slice(0, Math.min(count, this.count - 1)).map((other) => [other, cosine[other]]);
+  /** The patches most like some and least like others, best first: [patch, score]. The score is the
+      mean cosine to the ones less UNLIKE times the mean cosine to the others, neither of which are
+      among the found. Source: Rocchio 1971, "Relevance feedback in information retrieval". */
+  ranked(alike, unlike, count) {
+    if (!alike.length) return [];
+    const { dims, length } = this;
+    const wanted = new Float64Array(dims);
+    for (const [patches, weight] of [[alike, 1], [unlike, -Patches.UNLIKE]]) {
+      for (const patch of patches) {
+        const share = weight / (patches.length * length[patch]);
+        this.vector(patch).forEach((value, dim) => { wanted[dim] += share * value; });
+      }
+    }
+    const score = Float64Array.from({ length: this.count }, (_, patch) => {
+      let [sum, first] = [0, patch * dims];
+      for (let dim = 0; dim < dims; dim++) sum += wanted[dim] * this.vectors[first + dim];
+      return sum / length[patch];
+    });
+    const given = new Set([...alike, ...unlike]);
+    const order = Array.from(score.keys()).filter((patch) => !given.has(patch));
+    order.sort((a, b) => score[b] - score[a] || a - b);
+    return order.slice(0, count).map((patch) => [patch, score[patch]]);
   }
 
   /** The patch at a pixel of the area, -1 where there is none. */
@@ -97,11 +110,32 @@ class Patches {
     return sum / Math.log(this.numClasses);
   }
 
-  /** Longitude and latitude of a pixel, between those of the corners. */
+  /** Longitude and latitude of a place in pixels, between those of the nearest knots. */
   lonLat(x, y) {
-    const [u, v] = [x / this.shape[1], y / this.shape[0]];
-    const [a, b, c, d] = this.corners;
-    return [0, 1].map((i) => (1 - v) * ((1 - u) * a[i] + u * b[i]) + v * ((1 - u) * c[i] + u * d[i]));
+    const last = this.knots.length - 1;
+    const [u, v] = [(x / this.shape[1]) * last, (y / this.shape[0]) * last];
+    const [col, row] = [u, v].map((each) => Math.max(0, Math.min(last - 1, Math.floor(each))));
+    const [right, down] = [u - col, v - row];
+    const [[a, b], [c, d]] = [row, row + 1].map((each) => this.knots[each].slice(col, col + 2));
+    return [0, 1].map((i) => (1 - down) * ((1 - right) * a[i] + right * b[i]) + down * ((1 - right) * c[i] + right * d[i]));
+  }
+
+  /** The place in pixels of a longitude and latitude, which may lie outside: Newton's method. */
+  place(lon, lat) {
+    let [y, x] = this.shape.map((side) => side / 2);
+    for (let step = 0; step < 8; step++) {
+      const [[a, b], [c, d], [e, f]] = [[0, 0], [1, 0], [0, 1]].map(([dx, dy]) => this.lonLat(x + dx, y + dy));
+      const [east, north, turn] = [lon - a, lat - b, (c - a) * (f - b) - (e - a) * (d - b)];
+      x += (east * (f - b) - north * (e - a)) / turn;
+      y += (north * (c - a) - east * (d - b)) / turn;
+    }
+    return [x, y];
+  }
+
+  /** The corners of a patch, counter-clockwise. */
+  outline(patch) {
+    const [left, top, side] = [this.col[patch], this.row[patch], this.patchPx];
+    return [[0, 0], [0, 1], [1, 1], [1, 0], [0, 0]].map(([dx, dy]) => this.lonLat(left + dx * side, top + dy * side));
   }
 
   /** Metres on the ground that a pixel is wide, in the middle. */

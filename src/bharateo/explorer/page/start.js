@@ -3,15 +3,13 @@
 /* Views, colours of the page, and the first load. */
 (async () => {
   const page = await explorer.load("explorer");
-  const views = ["area", "paint", "about"];
 
   function showView() {
-    const wanted = location.hash.slice(1);
-    const name = views.includes(wanted) ? wanted : "area";
-    for (const each of views) byId(each).hidden = each !== name;
-    for (const link of document.querySelectorAll("nav a")) {
-      if (link.hash === `#${name}`) link.setAttribute("aria-current", "page");
-      else link.removeAttribute("aria-current");
+    const name = link.read().view;
+    for (const each of link.views) byId(each).hidden = each !== name;
+    for (const tab of document.querySelectorAll("nav a")) {
+      if (tab.hash === `#${name}`) tab.setAttribute("aria-current", "page");
+      else tab.removeAttribute("aria-current");
     }
     window.scrollTo(0, 0);
     if (name === "paint") paintView.start(page);
@@ -27,30 +25,24 @@
     areaView.redraw();
   }
 
-  /** What was kept; browsers may refuse to keep anything for pages from disk. */
-  function kept(value) {
-    try {
-      if (value) localStorage.setItem("bharateo-theme", value);
-      return localStorage.getItem("bharateo-theme");
-    } catch {
-      return value;
-    }
-  }
-
   byId("theme").addEventListener("click", () => {
     const names = Object.keys(themes);
     const next = names[(names.indexOf(document.documentElement.dataset.theme) + 1) % names.length];
-    kept(next);
+    explorer.kept("theme", next);
     showTheme(next);
   });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => areaView.redraw());
-  window.addEventListener("hashchange", showView);
-  const theme = kept();
+  window.addEventListener("popstate", () => {
+    showView();
+    if (areaView.state.area) link.follow();
+  });
+  const theme = explorer.kept("theme");
   showTheme(theme in themes ? theme : "auto");
   showView();
   requestAnimationFrame(() => setTimeout(async () => {
     try {
       await areaView.start(page);
+      await link.follow();
     } catch (error) {
       byId("loading").textContent = `The area cannot be shown: ${error.message}`;
     }

@@ -46,6 +46,8 @@ OPTIONS = {
     "map": f"RUN RASTER --output --probe --against --colour --stride --precision {READING}",
     "teach": "INPUT RASTER --points --output --class-field --colour --stride --precision "
     f"{READING}",
+    "finetune": "RUN --labels --output --classes --class-field --truth --steps --squares "
+    "--unfreeze --quick --seed",
     "hectares": "MAP --zones --output --zone-field",
     "polygons": "MAP --output --min-area-ha",
     "search": f"EMBEDDING INPUT --like --output --count --away {READING}",

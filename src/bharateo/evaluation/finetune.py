@@ -264,13 +264,13 @@ class _Work:
     def record(self, request: dict[str, object]) -> FineTuned:
         """Train, write the head and score everything."""
         head, trained = self._trained(HEAD, True, self.asked.steps, 1)
-        training = {HEAD: _training(self.asked.steps, trained)}
+        training = {HEAD: Training(steps=self.asked.steps, **asdict(trained))}
         weights = self._write(head)
         predict = {HEAD: self._of_model(head), MAJORITY: self._majority()}
         if self.asked.baselines:
             steps = self._steps_as_long(head, trained)
             unet, taken = self._trained(UNET, False, steps, 2)
-            training[UNET] = _training(steps, taken)
+            training[UNET] = Training(steps=steps, **asdict(taken))
             predict |= {UNET: self._of_model(unet), FOREST: self._forest()}
         cells, blocks = self._cells(predict)
         times = resampled_blocks(len(blocks), self.asked.seed)
@@ -471,12 +471,6 @@ class _Work:
                 pairs = np.bincount(first * num + predicted[known], minlength=cells[name].size)
                 cells[name] += pairs.reshape(cells[name].shape)
         return cells, blocks.tolist()
-
-
-def _training(steps: int, trained: DenseTrained) -> Training:
-    return Training(
-        steps=steps, best_step=trained.step, val_loss=trained.val_loss, seconds=trained.seconds
-    )
 
 
 def _figures(scores: ResampledScores) -> DenseScore:

@@ -158,7 +158,7 @@ class DenseTrained:
     and the processor seconds that all steps took.
     """
 
-    step: int
+    best_step: int
     val_loss: float
     seconds: float
 

@@ -1,12 +1,13 @@
 """What a dense head on a run reaches beside a forest and a U-Net, and what pretraining is worth.
 
-    python benchmarks/dense.py RUN FOLDER [--steps 300] [--squares 10 100 all] [--seeds 1]
+    python benchmarks/dense.py RUN FOLDER [--steps 300] [--squares 10 100 all] [--seeds 1] [--quick]
 
 RUN was pretrained on a dataset that is still there. Heads are trained by ``bharateo finetune`` on
 the labels of so many of the dataset's squares, on RUN (with a random forest and a U-Net beside it)
 and on the same network untrained; FOLDER keeps all of them, and a benchmark that is run again goes
 on. It prints the rows of ``dense.md``: scores on test ground, means over seeds, and how far the
-head on RUN lies from each, with the interval of the first seed.
+head on RUN lies from each, with the interval of the first seed. With ``--quick`` the forest and the
+U-Net are left out.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--squares", nargs="+", default=["10", "100", "all"])
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--quick", action="store_true")
     given = parser.parse_args()
     run = Run.open(given.run)
     print("| squares | what | accuracy | macro-F1 | mean IoU |\n|---|---|---|---|---|")
@@ -65,7 +67,7 @@ def main() -> None:
                 name: bharateo.finetune(
                     which, given.labels, given.folder / f"{name}-{squares}-{seed}",
                     steps=given.steps, squares=None if squares == "all" else int(squares),
-                    quick=name == "untrained", seed=seed,
+                    quick=given.quick or name == "untrained", seed=seed,
                 )
                 for name, which in (("trained", run), ("untrained", fresh))
             }  # fmt: skip

@@ -225,13 +225,13 @@ class _Work:
         if asked.squares is not None:
             drawn = np.random.default_rng(asked.seed).permutation(self.train)[: asked.squares]
             self.train = np.sort(drawn)
-        test = self.truth.pixels.squares(dataset.indices("test"))
-        if not len(test):
+        test, scored = dataset.indices("test"), self.to_class[: len(self.truth.classes)] != IGNORE
+        self.test = test[self.truth.pixels.counts[test][:, scored].any(1)]
+        if not len(self.test):
             raise ConfigError(
-                f"no label of {asked.truth} lies on the test split of {dataset.path}: give a truth "
-                "of that ground, or leave --truth out"
+                f"no label of {asked.truth} that is of one of the classes lies on the test split "
+                f"of {dataset.path}: give a truth of that ground, or leave --truth out"
             )
-        self.test = test
 
     def _classes_of_truth(self) -> UInt8[np.ndarray, "256"]:
         """The number among the labels' classes of each number of the truth's: of the same name, or

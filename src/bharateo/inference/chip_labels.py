@@ -43,7 +43,7 @@ Ids = Callable[[int], UInt8[np.ndarray, "row col"]]
 @dataclass(frozen=True)
 class ChipLabels:
     """Labels of a dataset's pixels, and what the numbers in them mean: number k is ``classes[k]``,
-    whose id is the label source's own. ``identity`` tells this version of the source from another.
+    whose id is the label source's own.
     """
 
     pixels: PixelLabels

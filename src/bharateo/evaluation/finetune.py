@@ -2,7 +2,8 @@
 
 ::
 
-    OUT/model.safetensors, contract.json, config.yaml    the run: OUT is one, for every other verb
+    OUT/model.safetensors, contract.json, config.yaml, history.jsonl
+                             the run: OUT is one, for every other verb
     OUT/dense.safetensors    the dense head's weights
     OUT/finetune.json        classes, scores, counts and provenance; written last
     OUT/.finetune/           only while it is under way: labels, checkpoints, what was asked for
@@ -32,7 +33,7 @@ from bharateo.errors import ConfigError, DatasetError, RunError
 from bharateo.evaluation.comparison import ResampledScores, shown
 from bharateo.evaluation.intervals import LEAST_BLOCKS, resampled_blocks
 from bharateo.evaluation.scores import common_classes
-from bharateo.files import take_lock, write_bytes, write_json
+from bharateo.files import read_bytes, take_lock, write_bytes, write_json
 from bharateo.inference.chip_labels import ChipLabels, chip_labels, identity_of
 from bharateo.inference.class_raster import unnamed
 from bharateo.inference.dense import (
@@ -53,7 +54,7 @@ from bharateo.inference.tiles import TokenGrid, blended_squares
 from bharateo.landcover import IGNORE
 from bharateo.models.dense import DenseModel
 from bharateo.progress import Progress
-from bharateo.training.contract import CONFIG_FILE, WeightsFile
+from bharateo.training.contract import CONFIG_FILE, HISTORY_FILE, WeightsFile
 from bharateo.training.data import Window
 from bharateo.training.dense import (
     DenseTrained,
@@ -371,12 +372,16 @@ class _Work:
         write_bytes(self.output / WEIGHTS_FILE, content)
         both = nn.ModuleDict({"model": head.shared[0], "heads": self.run.heads})
         dataset = self.run.contract.dataset
-        there = os.path.relpath(self.run.path / dataset.path, self.output)
+        path = os.path.relpath(self.run.path / dataset.path, self.output)
         contract = self.run.contract.model_copy(
-            update={"dataset": dataset.model_copy(update={"path": there})}
+            update={"dataset": dataset.model_copy(update={"path": path})}
         )
-        if (config := self.run.path / CONFIG_FILE).exists():
-            write_bytes(self.output / CONFIG_FILE, config.read_bytes())
+        for name in (
+            CONFIG_FILE,
+            HISTORY_FILE,
+        ):  # what machine it is for, and what the report draws
+            if (there := self.run.path / name).exists():
+                write_bytes(self.output / name, read_bytes(there))
         weights = {name: value.cpu().contiguous() for name, value in both.state_dict().items()}
         save_run(self.output, weights, contract)
         return WeightsFile(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())

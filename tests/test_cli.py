@@ -24,7 +24,7 @@ from small_datasets import contents
 from tiny_mirror import AWAY, CONFIG, HOME, write_config, write_mirror
 
 COMPUTING = {"pretrain", "evaluate", "probe", "probe-task", "ablate", "embed", "map", "teach",
-             "search", "score-search", "explore"}  # fmt: skip
+             "finetune", "search", "score-search", "explore"}  # fmt: skip
 READING = "--bands --scale --offset --nodata --mask --resample --allow"
 OPTIONS = {
     "demo": "--output --quiet --preset --worldcover-root --roi --epochs --seed",
@@ -54,6 +54,8 @@ OPTIONS = {
     "--quiet",
     "areas": "MAP LABELS --output --estimator --more-classes --zones --quiet",
     "change": "MAP_A MAP_B --output --stable --repeat --zones --zone-field --quiet",
+    "finetune": "RUN --labels --output --classes --class-field --truth --steps --squares "
+    "--unfreeze --quick --seed --device --quiet",
     "hectares": "MAP --zones --output --zone-field --quiet",
     "polygons": "MAP --output --min-area-ha --quiet",
     "search": f"EMBEDDING INPUT --like --output --count --away {READING} --device --quiet",

@@ -13,9 +13,9 @@ ROOT = Path(__file__).parents[1]
 FROZEN = """
     Config choose_pixels load_config with_settings
     Dataset Display Run
-    ablate areas build change demo doctor embed evaluate explore export hectares map_raster polygons
-    pretrain probe probe_task sample score_search schema search teach tokens write_composite
-    write_report
+    ablate areas build change demo doctor embed evaluate explore export finetune hectares map_raster
+    polygons pretrain probe probe_task sample score_search schema search teach tokens
+    write_composite write_report
     Accounting Reading
     BHARATEO_CLASSES ClassScheme Roi Sensor WORLDCOVER parse_roi write_sample
     Batch BharatEOEncoder ChipDataset FrozenEncoder Mask fixed_batches mask_from_noise num_masked

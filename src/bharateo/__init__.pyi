@@ -15,6 +15,7 @@ from bharateo.training.run import Run as Run
 from bharateo.verbs.composite import write_composite as write_composite
 from bharateo.verbs.demo import demo as demo
 from bharateo.verbs.doctor import doctor as doctor
+from bharateo.verbs.finetune import finetune as finetune
 from bharateo.verbs.ground import embed as embed
 from bharateo.verbs.ground import explore as explore
 from bharateo.verbs.ground import export as export

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int64
 
 from bharateo.evaluation.intervals import interval, resampled_blocks
-from bharateo.evaluation.scores import CLASS_MEANS, class_metrics, one_block_classes
+from bharateo.evaluation.scores import CLASS_MEANS, class_metrics, mean_iou, one_block_classes
 from bharateo.landcover import BHARATEO_CLASSES
 from bharateo.results import METRICS, Compared, ComparedScore, MeanScore
 
@@ -50,11 +50,12 @@ class ResampledScores:
         unit: str = "block",
         counted: Bool[np.ndarray, " true"] | None = None,
         log_loss: LogLosses | None = None,
+        iou: bool = False,
     ) -> ResampledScores:
         """The scores of confusion matrices; ``times`` says how often resamples take each block.
 
         ``counted`` are the classes of means over classes, None: all that occur. With the sums of
-        ``log_loss`` its mean is a score as well.
+        ``log_loss`` its mean is a score as well, and with ``iou`` the mean intersection over union.
         """
         whole = cells.sum(1)
         # As floats, which are exact up to 2**53, the product takes a tenth of the time.
@@ -65,6 +66,9 @@ class ResampledScores:
         if log_loss is not None:
             found["log_loss"] = log_loss.sum(1) / whole.sum((1, 2))
             again["log_loss"] = drawn @ log_loss.T / resampled.sum((2, 3))
+        if iou:
+            found["mean_iou"] = mean_iou(whole, counted=counted)
+            again["mean_iou"] = mean_iou(resampled, whole, counted)
         of_means = cells[0] if counted is None else cells[0] * counted[:, None]
         alone = one_block_classes(of_means, classes)
         return cls(found, again, int(cells[0].any((1, 2)).sum()), alone, unit)

@@ -22,7 +22,7 @@ from bharateo.results import Against, Scores
 if TYPE_CHECKING:
     from bharateo.models.heads import Head
 
-CLASS_MEANS = ("balanced_accuracy", "macro_f1")
+CLASS_MEANS = ("balanced_accuracy", "macro_f1", "mean_iou")
 """Metrics that are means over classes."""
 
 Sums = dict[str, np.ndarray]
@@ -80,17 +80,34 @@ def class_metrics(
     means are over, where not all that occur are.
     """
     whole = cells if whole is None else whole
-    present = whole.sum(-1) > 0
-    if counted is not None:
-        present = present & counted
     here = cells.sum(-1) > 0
     recall = np.where(here, _recall(cells), _recall(whole))
     f1 = np.where(here, _f1(cells), _f1(whole))
     return {
         "accuracy": _accuracy(cells),
-        "balanced_accuracy": _divided(np.where(present, recall, 0).sum(-1), present.sum(-1)),
-        "macro_f1": _divided(np.where(present, f1, 0).sum(-1), present.sum(-1)),
+        "balanced_accuracy": _class_mean(recall, whole, counted),
+        "macro_f1": _class_mean(f1, whole, counted),
     }
+
+
+def mean_iou(
+    cells: Shaped[np.ndarray, "*lead true predicted"],
+    whole: Shaped[np.ndarray, "*tail true predicted"] | None = None,
+    counted: Bool[np.ndarray, " true"] | None = None,
+) -> Float[np.ndarray, "*lead"]:
+    """Intersection over union, the mean over classes as in ``class_metrics``."""
+    whole = cells if whole is None else whole
+    f1 = np.where(cells.sum(-1) > 0, _f1(cells), _f1(whole))
+    return _class_mean(f1 / (2 - f1), whole, counted)
+
+
+def _class_mean(
+    values: Float[np.ndarray, "*lead true"], whole: np.ndarray, counted: np.ndarray | None
+) -> Float[np.ndarray, "*lead"]:
+    present = whole.sum(-1) > 0
+    if counted is not None:
+        present = present & counted
+    return _divided(np.where(present, values, 0).sum(-1), present.sum(-1))
 
 
 def macro_f1(

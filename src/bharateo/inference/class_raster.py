@@ -91,7 +91,7 @@ class ClassRaster:
             return cls(path, file, _by_id(classes), (whose,), True)
         names = _categories(path)
         known = sorted({*names, *colours})
-        titles = [names.get(number, f"class {number}") for number in known]
+        titles = [names.get(number, unnamed(number)) for number in known]
         shown = palette_for(titles)
         classes = [
             LandCoverClass(number, title, colours.get(number, colour))
@@ -108,7 +108,7 @@ class ClassRaster:
                 f"{self.path} holds {without[0]}, which is none of its classes "
                 f"({', '.join(map(str, sorted(self.named)))}): the file is damaged; make it again"
             )
-        titles = [f"class {number}" for number in without]
+        titles = [unnamed(number) for number in without]
         made = [
             LandCoverClass(number, title, colour)
             for number, title, colour in zip(without, titles, palette_for(titles), strict=True)
@@ -124,6 +124,11 @@ class ClassRaster:
             SourceError: a value is no id, or the file cannot be read.
         """
         return read_classes(self.path, self.file, row, col, height, width)
+
+
+def unnamed(number: int) -> str:
+    """What a class is called of which only the id is known."""
+    return f"class {number}"
 
 
 def open_classes(path: Path) -> RasterFile:

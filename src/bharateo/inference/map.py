@@ -56,6 +56,7 @@ from bharateo.inference.styles import (
     write_styles,
 )
 from bharateo.inference.tiles import (
+    TILE_TOKENS,
     CellGrid,
     Progress,
     Tile,
@@ -74,6 +75,9 @@ from bharateo.version import __version__
 
 NODATA = IGNORE
 _MOST_DISTANCE = 2.5
+_TILE_PX = 512
+"""Side of a tile of a map that has a cell a pixel."""
+
 _FARTHEST = 1000.0
 """Distances are kept as half floats, which end at 65,504."""
 
@@ -92,7 +96,8 @@ class Classifier:
 
     Logits, not probabilities, are averaged over windows: those of a probe are linear in its
     features, so the map says of a place what the probe says of its blended vector. ``about`` are
-    the fields of ``MapPlan`` that say which classifier it is.
+    the fields of ``MapPlan`` that say which classifier it is. With ``pixels`` logits are not of
+    every token but of every pixel, row-major.
     """
 
     encoder: FrozenEncoder
@@ -100,6 +105,7 @@ class Classifier:
     look: Look
     about: Mapping[str, str]
     others: tuple[RunLayer, ...] = ()
+    pixels: bool = False
 
 
 def head_classifier(run: Run) -> Classifier:
@@ -132,11 +138,12 @@ class MapRequest:
 
 
 def predicting(request: MapRequest) -> PerToken:
-    """What is predicted of every token: logits, those or a number of each other layer, the distance
-    from the training features, and the share of its cell that has data.
+    """What is predicted of every token (or pixel, where the classifier says so): logits, those or a
+    number of each other layer, the distance from the training features, and the share of its cell
+    that has data.
     """
     classifier, encoder = request.classifier, request.classifier.encoder
-    patch_px = encoder.patch_px
+    patch_px = 1 if classifier.pixels else encoder.patch_px
     stride_px = request.stride_px or patch_px
     # The share of a cell that each pixel of its patch has: the stride squared amid it.
     begin = (patch_px - stride_px) / 2  # may lie amid a pixel
@@ -152,6 +159,11 @@ def predicting(request: MapRequest) -> PerToken:
             pixels = pixel_statistics(encoder.model, image, valid, encoder.band_set)
             views = Views(features, *pixels)
             distance = request.domain.distance(views).clamp(max=_FARTHEST)
+        if classifier.pixels:
+            grid = distance.unflatten(1, (encoder.grid, encoder.grid))
+            for dim in (1, 2):
+                grid = grid.repeat_interleave(encoder.patch_px, dim)
+            distance = grid.flatten(1)
         squares = valid.unflatten(2, (-1, patch_px)).unflatten(1, (-1, patch_px))
         share = (squares * inside[:, None]).sum((2, 4)).flatten(1)
         # Logits of classes as they are; of a value for each pixel the mean over the cell.
@@ -344,14 +356,22 @@ def write_map(
         raise ConfigError(
             f"--against: the labels are of land-cover classes, the map is of {names}: leave it out"
         )
-    stride_px = request.stride_px or encoder.patch_px
-    grid = CellGrid(source.shape, encoder.chip_px, encoder.patch_px, stride_px)
+    if classifier.pixels:
+        if request.stride_px not in (None, 1):
+            raise ConfigError(
+                f"--stride {request.stride_px}: a dense head's map has a cell a pixel; leave it out"
+            )
+        grid = CellGrid(source.shape, encoder.chip_px, 1, 1, encoder.chip_px // 2)
+    else:
+        stride_px = request.stride_px or encoder.patch_px
+        grid = CellGrid(source.shape, encoder.chip_px, encoder.patch_px, stride_px)
+    side = _TILE_PX if classifier.pixels else TILE_TOKENS
     predict = encoder.in_precision(predicting(request), request.precision)
     # Half floats do for logits; what a layer's numbers are nobody knows.
     kept_as = "float32" if classifier.others else "float16"
 
     def predictions(folder: Path, progress: Progress) -> TilePredictions:
-        return predict_tiles(grid, source.read, predict, folder, progress, kept_as)
+        return predict_tiles(grid, source.read, predict, folder, progress, kept_as, side)
 
     plan = MapPlan(
         schema_version=1,
@@ -361,7 +381,9 @@ def write_map(
         source=source.made_of,
         **classifier.about,
         classes=map_classes(classifier.classes),
-        options=MapOptions(stride_px=request.stride_px, precision=request.precision),
+        options=MapOptions(
+            stride_px=1 if classifier.pixels else request.stride_px, precision=request.precision
+        ),
         areas_of=AREAS_OF,
         domain=None if request.domain is None else DomainQuantile(quantile=QUANTILE),
         labels=None if labels is None else dict(labels.identity),

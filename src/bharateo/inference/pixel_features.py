@@ -14,7 +14,7 @@ Memory does not grow with the raster, and what an invalid pixel holds changes no
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,25 +77,57 @@ class PixelFeatures:
 
 def band_features(source: RasterInput) -> PixelFeatures:
     """Bands, and the indices of ``INDICES`` whose bands are among them."""
-    names = [canonical(name) for name in source.sensor.band_names]
-    pairs = {
-        index: (names.index(one), names.index(other))
-        for index, (one, other) in INDICES.items()
-        if {one, other} <= {*names}
-    }
+    names = source.sensor.band_names
+    pairs = _index_bands(names)
 
     def of(box: Tile) -> Values:
         image, valid = source.read(*_corner(box), *box.shape)
-        layers = [image]
-        for one, other in pairs.values():
-            total = image[one] + image[other]
-            difference = image[one] - image[other]
-            index = np.divide(difference, total, np.zeros_like(total), where=total > 0)
-            layers.append(index.clip(-1, 1)[None])
-        return _by_pixel(np.concatenate(layers), valid)
+        return _by_pixel(with_indices(image, names), valid)
 
     words = [f"{len(names)} band{'s' if len(names) > 1 else ''}", *pairs]
     return PixelFeatures("bands", ", ".join(words), len(names) + len(pairs), of)
+
+
+def _index_bands(names: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """The indices that some bands allow, with the places of each one's two bands."""
+    known = [canonical(name) for name in names]
+    return {
+        index: (known.index(one), known.index(other))
+        for index, (one, other) in INDICES.items()
+        if {one, other} <= {*known}
+    }
+
+
+def with_indices(
+    image: Float[np.ndarray, "band row col"], names: Sequence[str]
+) -> Float[np.ndarray, "layer row col"]:
+    """Bands, and behind them the indices that they allow; 0 where one is undefined."""
+    layers = [image]
+    for one, other in _index_bands(names).values():
+        total = image[one] + image[other]
+        difference = image[one] - image[other]
+        index = np.divide(difference, total, np.zeros_like(total), where=total > 0)
+        layers.append(index.clip(-1, 1)[None])
+    return np.concatenate(layers)
+
+
+def surroundings(
+    image: Float[np.ndarray, "band row col"], valid: Bool[np.ndarray, "row col"]
+) -> Float[np.ndarray, "layer row col"]:
+    """Mean and deviation of every band in the squares of ``SCALES_PX`` around every pixel, as far
+    as they lie inside the image; invalid pixels are left out.
+    """
+    there = torch.from_numpy(valid).float()[None]
+    values = torch.from_numpy(image) * there
+    every = slice(0, valid.shape[0]), slice(0, valid.shape[1])
+    layers = []
+    for side in SCALES_PX:
+        num = _sums(there, every, side).clamp(min=1)
+        mean = _sums(values, every, side) / num
+        square = _sums(values.square(), every, side) / num
+        layers += [mean, (square - mean.square()).clamp(min=0).sqrt()]
+    found: np.ndarray = torch.cat(layers).numpy()
+    return found
 
 
 def energy_features(source: RasterInput) -> PixelFeatures | None:

@@ -35,10 +35,15 @@ def learning_rate(config: Config, step: int, steps_per_epoch: int) -> float:
         epoch = step // steps_per_epoch
         return training.lr * 0.5 * (1 + math.cos(math.pi * epoch / training.epochs))
     warmup = training.warmup_epochs * steps_per_epoch
+    return warm_cosine(training.lr, step, training.epochs * steps_per_epoch, warmup)
+
+
+def warm_cosine(highest: float, step: int, num_steps: int, warmup: float) -> float:
+    """The learning rate of a step: linear warm-up over some steps, then cosine to zero."""
     if step < warmup:
-        return training.lr * (step + 1) / warmup
-    share = (step - warmup) / max(training.epochs * steps_per_epoch - warmup, 1)
-    return training.lr * 0.5 * (1 + math.cos(math.pi * share))
+        return highest * (step + 1) / warmup
+    share = (step - warmup) / max(num_steps - warmup, 1)
+    return highest * 0.5 * (1 + math.cos(math.pi * share))
 
 
 def newest_in_average(average: float, step: int) -> float:

@@ -47,6 +47,7 @@ from bharateo.training.contract import (
     MODEL_FILE,
     SCHEMA_VERSION,
     Contract,
+    WeightsFile,
     check_dataset,
     check_inside,
     read_contract,
@@ -170,7 +171,7 @@ class Run:
 
         check_inside(path, MODEL_FILE)
         least = _least_values(config.model, bands)
-        both: Any = load_weights(path / MODEL_FILE, contract, build, least).eval()
+        both: Any = load_weights(path / MODEL_FILE, contract.weights, build, least).eval()
         run = cls(path, contract, both["model"], both["heads"])
         _check_normalisation(run)
         return run
@@ -316,19 +317,19 @@ def not_its_weights(file: Path, reason: object) -> RunError:
 
 
 def load_weights(
-    file: Path, contract: Contract, build: Callable[[], nn.Module], least_values: int
+    file: Path, promised: WeightsFile | None, build: Callable[[], nn.Module], least_values: int
 ) -> nn.Module:
     """The module that ``build`` makes, with the tensors of a safetensors file in it.
 
     It holds ``least_values`` numbers or more: no memory is taken for it if the file holds fewer.
 
     Raises:
-        RunError: the file is a pickle, damaged, missing or not the one the contract was written
-            with, or its tensors are others than the module's, or hold values that are no numbers.
+        RunError: the file is a pickle, damaged, missing or not the ``promised`` one, or its
+            tensors are others than the module's, or hold values that are no numbers.
     """
     try:
         _refuse_pickle(file)
-        _check_sum(file, contract)
+        _check_sum(file, promised)
         with safe_open(file, "pt") as opened:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
@@ -358,9 +359,8 @@ def _refuse_pickle(file: Path) -> None:
             )
 
 
-def _check_sum(file: Path, contract: Contract) -> None:
-    """Refuse a file that is not the one the contract was written with, if the contract says."""
-    promised = contract.weights
+def _check_sum(file: Path, promised: WeightsFile | None) -> None:
+    """Refuse a file that is not the one that was promised, if one was."""
     if promised is None:
         return
     size = file.stat().st_size

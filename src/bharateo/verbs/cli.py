@@ -20,6 +20,7 @@ from bharateo.machine import first_rank
 from bharateo.verbs.composite import write_composite
 from bharateo.verbs.demo import demo
 from bharateo.verbs.doctor import doctor
+from bharateo.verbs.finetune import finetune
 from bharateo.verbs.ground import embed, explore, export, map_raster, search, teach
 from bharateo.verbs.hectares import hectares, polygons
 from bharateo.verbs.machine import tokens
@@ -257,6 +258,7 @@ VERBS: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
     "embed": (embed, ("run", "location")),
     "map": (map_raster, ("run", "location")),
     "teach": (teach, ("source", "location")),
+    "finetune": (finetune, ("run",)),
     "sample": (sample, ("map_file",)),
     "areas": (areas, ("map_file", "labels")),
     "change": (change, ("before", "after")),

@@ -147,14 +147,15 @@ def map_raster(
 ) -> MapRecord:
     """A land-cover map of a raster of any size.
 
-    Maps the classes of a raster (path or URL) or a STAC item, by the run's land-cover head or a
-    probe on its features. Memory does not grow with the raster. Killed and run again, it goes on
-    where it stopped.
+    Maps the classes of a raster (path or URL) or a STAC item, by the run's land-cover head, a probe
+    on its features, or the dense head of a run that finetune made, which maps every pixel. Memory
+    does not grow with the raster. Killed and run again, it goes on where it stopped.
 
       bharateo map runs/v0 district.tif --output district-map.tif
       bharateo map runs/v0 district.tif --output fine.tif --stride 4
       bharateo map runs/v0 district.tif -o map.tif --probe wells/probe.safetensors
       bharateo map runs/v0 district.tif --output map.tif --against worldcover
+      bharateo map crops district.tif --output crops.tif
 
     MAP.tif holds the classes, with their colours and names. Beside it lie MAP-probabilities.tif,
     MAP-uncertainty.tif (entropy, and what is out of the domain: ground or numbers unlike all the
@@ -163,11 +164,12 @@ def map_raster(
     (areas, agreement, provenance). `bharateo hectares` says what a district has of each class.
 
     Args:
-        run: a folder made by pretrain
+        run: a folder made by pretrain or finetune
         location: a raster (path or URL), a folder of tiles or a list of them (.txt), a Sentinel-2
             product (.SAFE, .zip) or a STAC item (.json)
         output: the map to write, MAP.tif; its other files get their names
-        probe: a probe (.safetensors) to map with (default: the run's land-cover head)
+        probe: a probe (.safetensors) to map with (default: the dense head, if there is one, else
+            the run's land-cover head)
         against: labels to compare with, of which those that the map finds hard to believe are
             mapped as suspect: a raster of WorldCover codes, `worldcover` for the product itself,
             or where WorldCover tiles lie: a folder, an http(s) URL or an s3 URL that holds
@@ -175,7 +177,8 @@ def map_raster(
         colours: a class's colour, such as water=#0064c8; repeat for others (default: those that
             people know for what a class is called, in English or Hindi)
         stride_px: side of a cell of the map in pixels, a divisor of the patch size such as 8 or 4
-            (default: the patch size); time grows by (patch / PX) squared
+            (default: the patch size); time grows by (patch / PX) squared. A dense head's cells are
+            pixels
         precision: of the model's arithmetic; auto: bf16 where the processor has it
 
     Returns:
@@ -191,6 +194,7 @@ def map_raster(
 
     from bharateo.display import Display
     from bharateo.evaluation.own_classes import probe_classifier
+    from bharateo.inference.dense import dense_classifier
     from bharateo.inference.labels import open_labels
     from bharateo.inference.legend import parse_colours, recoloured
     from bharateo.inference.map import MapRequest, head_classifier, own_products, write_map
@@ -205,7 +209,10 @@ def map_raster(
     chosen = parse_colours(colours)
     labels = None if against is None else open_labels(str(against))
     opened, source = _open_raster(opened, location, reading, display)
-    classifier = head_classifier(opened) if probe is None else probe_classifier(opened, Path(probe))
+    if probe is not None:
+        classifier = probe_classifier(opened, Path(probe))
+    else:
+        classifier = dense_classifier(opened) or head_classifier(opened)
     classifier = replace(classifier, classes=recoloured(classifier.classes, chosen))
     domain = _domain(opened, display)
     request = MapRequest(classifier, domain, labels, stride_px, precision)

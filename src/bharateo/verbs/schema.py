@@ -11,6 +11,7 @@ from bharateo.verbs.arguments import AlwaysShown
 What = Literal[
     "config", "dataset", "contract", "evaluation", "probes", "ablation", "task", "precision", "map",
     "probe", "composite", "sample", "areas", "change",
+    "finetune",
 ]  # fmt: skip
 
 _MODELS = {
@@ -27,6 +28,7 @@ _MODELS = {
     "sample": "survey.sample:SampleRecord",
     "areas": "survey.areas:AreasRecord",
     "change": "survey.change:ChangeRecord",
+    "finetune": "inference.dense:FineTuned",
 }
 """The typed record that is a file's whole content; of a configuration it is ``Config``."""
 
@@ -48,7 +50,8 @@ def schema(what: What = "config", *, display: AlwaysShown = None) -> dict[str, A
     Args:
         what: a configuration; dataset.json; a run's contract.json, evaluation.json, probes.json;
             ablation.json; what probe-task writes; precision.json; a map's MAP.json; a
-            composite's NAME.json; probe.json; POINTS.json of sample; AREAS.json; CHANGE.json
+            composite's NAME.json; probe.json; POINTS.json of sample; AREAS.json; CHANGE.json;
+            finetune.json
 
     Returns:
         The schema.

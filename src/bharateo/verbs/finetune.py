@@ -46,7 +46,7 @@ def finetune(
     goes on where it stopped.
 
       bharateo finetune runs/v0 --labels worldcover --output dense
-      bharateo finetune runs/v0 --labels crops-2021.tif -o crops --classes 1=rice 2=wheat
+      bharateo finetune runs/v0 --labels crops.tif -o crops --classes 1=rice 2=wheat
       bharateo finetune runs/v0 --labels fields.gpkg --class-field crop -o crops
       bharateo map crops district.tif --output crops.tif
 

@@ -84,8 +84,8 @@ PROMISES = {
     "The packaged scene came without a mask; ours leaves its clouds out.": (
         "sources/test_sample.py::test_clouds_are_left_out_and_bright_ground_is_kept",
     ),
-    "Every verb can be killed at any moment and run again; datasets, runs, scores, vectors and "
-    "maps end in the same bytes.": (
+    "Every verb can be killed at any moment and run again; datasets, runs, scores, vectors, "
+    "maps and explorers end in the same bytes.": (
         "test_kill.py::test_ended_again_and_again_and_run_again_everything_ends_in_the_same_bytes",
         "chips/test_build.py::test_killed_at_any_moment_a_rerun_ends_in_the_same_bytes",
         "training/test_loop.py::test_killed_at_any_step_and_resumed_it_ends_in_the_same_bytes",

@@ -211,7 +211,7 @@ def test_a_scene_with_a_file_that_is_not_there_is_left_out_and_said(world, tmp_p
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["--output", "c.png"], "a composite is a .tif"),
+        (["--output", "c.png"], "must end in .tif; give bharateo composite"),
         (["--max-dates", "0"], "at least 1 date"),
         (["--margin", "-1"], "a margin is 0 pixels or more"),
         (["--dates", "yesterday"], "FIRST/LAST"),

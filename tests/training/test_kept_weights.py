@@ -535,7 +535,7 @@ def test_an_average_without_numbers_is_never_kept(reflectance_dataset, tmp_path)
     [{"average": 0.2}, {"average": 0.0}, {"keep": "last"}],
 )
 def test_a_run_is_resumed_with_what_it_began_with(reflectance_dataset, tmp_path, change):
-    begun = {"average": 0.1, "keep": "best"}
+    begun = {"average": 0.1, "keep": "best", "checkpoint_seconds": 0.0}
     killed_after(reflectance_dataset, small_config(**begun), tmp_path, 3)
     (key,) = change
     with pytest.raises(RunError, match=rf"training\.{key}: .* there, .* wanted"):

@@ -24,7 +24,7 @@ of its bands, its scale and offset, its nodata value), say it here:
 
   --bands B02,B03,B04,B08        all bands of the file, in its order
   --bands B04=3,B03=2,B02=1      some of them, by their number in the file
-  --scale 0.0001 --offset -0.1   Sentinel-2 L2A as ESA stores it since baseline 04.00
+  --scale 0.0001 --offset -0.1   Sentinel-2 L2A as ESA stores it since 2022
   --scale 0.001                  reflectance x 1000
   --mask QA_PIXEL:bits=1,3,4     clouds, by a band or a file
   --resample bilinear            20 m to the run's 10 m"""

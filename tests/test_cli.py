@@ -608,6 +608,7 @@ def test_the_demo_goes_the_whole_way(tiny_presets, root, tmp_path, capsys):
     assert [words[1:3] for words in told_next(rest)] == [
         ["explore", str(output / "run")],
         ["demo", "--preset"],
+        ["teach", "RASTER.tif"],
     ]
     provenance = json.loads((output / "run" / "provenance.json").read_text())
     assert provenance == {"source": "worldcover", "why": first.removeprefix("Pixels: ")}
@@ -637,7 +638,9 @@ def test_where_worldcover_does_not_answer_the_demo_runs_on_the_sample(
     unreachable(monkeypatch)
     assert main(["demo", "--epochs", "1", "--output", str(tmp_path / "demo")]) == 0
     first, *rest = capsys.readouterr().out.splitlines()
-    assert [words[1] for words in told_next(rest)] == ["explore", "map"]
+    assert [words[1] for words in told_next(rest)] == ["explore", "teach"]
+    assert (tmp_path / "demo" / "alike" / "sheet.png").exists()
+    assert (tmp_path / "demo" / "map" / "map.png").exists()
     assert first.startswith("Pixels: the packaged sample (one Sentinel-2 L1C crop")
     assert first.endswith("not ESA WorldCover, because the bucket did not answer within 3 s.")
     info = json.loads((tmp_path / "demo" / "dataset" / "dataset.json").read_text())

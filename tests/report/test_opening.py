@@ -179,7 +179,8 @@ class Ground:
 
     sensor = SENTINEL2_L1C
 
-    def __init__(self, valid, scene):
+    def __init__(self, valid, scene, **provenance):
+        self.info = {"regions": [{"provenance": {"image": provenance}}]}
         split = ["test", "test", "train"]
         columns = {"split": split, "block": ["a/0-0", "a/0-1", "a/0-2"], "scene": scene}
         self.chips = pd.DataFrame({**columns, "valid_fraction": valid})
@@ -190,6 +191,8 @@ def test_held_out_ground_under_cloud_is_told_where_a_mask_knows_it():
     assert said.startswith("30 % of the test ground lies under cloud")
     assert "block a/0-1 (50 %)" in said
     assert opening.cloud_note(Ground([1.0, 0.99, 0.0], ["s"] * 3), "test") == ""
+    source = Ground([0.9, 0.5, 0.0], [None] * 3, cloud="B01 above 0.19")
+    assert opening.cloud_note(source, "test") == said
 
 
 def test_without_a_mask_of_clouds_none_is_claimed_or_denied():

@@ -97,7 +97,9 @@ def _dataset_tiles(found: gpd.GeoDataFrame, dataset: Dataset) -> list[Tile]:
 
 
 def _raster_tiles(found: gpd.GeoDataFrame, file: Reader, source: Mapping[str, Any]) -> list[Tile]:
-    """True colour where its bands are there, else the first three, stretched over all tiles."""
+    """True colour where its bands are there, else the first three, each stretched over all tiles:
+    haze makes no sheet blue.
+    """
     places = [source["bands_in_file"][i] - 1 for i in bands_shown(source["bands"])]
     nodata = None if isinstance(source["nodata"], list | str) else source["nodata"]
 
@@ -108,8 +110,11 @@ def _raster_tiles(found: gpd.GeoDataFrame, file: Reader, source: Mapping[str, An
 
     (height, width), bounds = file.geobox.shape, pixel_bounds(found.geometry, file.geobox)
     looks = [_around(each, (height, width), read) for each in bounds]
-    seen = np.concatenate([pixels[:, known].ravel() for (pixels, known), _ in looks])
-    low, high = np.percentile(seen, [2, 98]) if len(seen) else (0.0, 1.0)
+    seen = np.concatenate([pixels[:, known] for (pixels, known), _ in looks], axis=1)
+    low, high = np.zeros((2, len(places)))
+    if seen.size:
+        low, high = np.percentile(seen, [2, 98], axis=1)
+    low, high = low[:, None, None], high[:, None, None]
     return [
         (hatch(stretched(pixels, low, high), ~known), place) for (pixels, known), place in looks
     ]

@@ -249,13 +249,14 @@ def _still_falling(history: Sequence[Mapping[str, Any]], name: str) -> float:
 def cloud_note(dataset: Dataset, split: str) -> str:
     """What share of a held-out split lies under cloud, as far as the pixels come with a mask of it.
 
-    Sentinel-2 from a catalogue does (its scene classification): what that calls cloud, shadow or
-    nothing is invalid in a dataset. Of other images it is said that nobody knows.
+    Sentinel-2 from a catalogue does (its scene classification), and sources that say how they told
+    ``cloud``: it is invalid in a dataset. Of other images it is said that nobody knows.
     """
     own = dataset.chips[dataset.chips["split"] == split]
     if split == "train" or not len(own) or not dataset.sensor.standardised:
         return ""
-    if not own["scene"].notna().all():
+    told = all("cloud" in each["provenance"]["image"] for each in dataset.info["regions"])
+    if not told and not own["scene"].notna().all():
         return (
             "These pixels come without a mask of clouds: whether held-out ground lies under one is "
             "to be seen in the pictures alone."

@@ -56,6 +56,9 @@ LAND_USE = "gis_osm_landuse-water_a_free_1_area-10000-to-500000.gpkg"
 GRID = GeoBox((768, 1536), Affine(10, 0, 330000, 0, -10, 5822040), "EPSG:32633")
 """The sample's own grid, that of its 10 m bands."""
 
+VILLAGE = (12.6714, 52.4634)
+"""Longitude and latitude of houses in the scene's south, to look for others like them."""
+
 _WORLDCOVER_CODES = np.array([0, 10, 40, 30, 30, 20, 50, 80, 90], np.uint8)
 """WorldCover's code for every code of ``OSM_LAND_USE``: the same class of the eight."""
 
@@ -92,7 +95,8 @@ def sample_recipe(
 
 def write_sample(folder: str | Path) -> tuple[Path, Path]:
     """Write the scene and its land use as GeoTIFFs: ``scene.tif``, ten bands of stored reflectance,
-    and ``labels.tif``, WorldCover's code of every pixel's class, 0 where there is no label.
+    nodata under cloud, and ``labels.tif``, WorldCover's code of every pixel's class, 0 where there
+    is no label.
 
     Raises:
         SourceError: the package that holds the files is not installed.
@@ -109,7 +113,7 @@ def write_sample(folder: str | Path) -> tuple[Path, Path]:
         offsets=(sensor.offset,) * sensor.num_bands,
     )
     folder.mkdir(parents=True, exist_ok=True)
-    write_cog(folder / "scene.tif", GRID, bands, [(0, 0, scene.values)])
+    write_cog(folder / "scene.tif", GRID, bands, [(0, 0, scene.values * scene.valid)])
     codes = _WORLDCOVER_CODES[labels.values]
     named = Bands("uint8", ("land cover",), 0, overviews="mode")
     write_cog(folder / "labels.tif", GRID, named, [(0, 0, codes)])

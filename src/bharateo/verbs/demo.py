@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Literal
 
 from bharateo.errors import ConfigError, UnreachableError
 from bharateo.verbs import pipeline
-from bharateo.verbs.arguments import MaybeDisplay, Output, Places
+from bharateo.verbs.arguments import MaybeDisplay, Output, Places, Readout
 
 if TYPE_CHECKING:
     from bharateo.config import Config
+    from bharateo.display import Display
 
 PATIENCE_S = 2.0
 
@@ -38,7 +39,8 @@ def demo(
 
     Builds a dataset, trains a masked autoencoder on it, evaluates it and writes a report. Reads
     ESA WorldCover where it answers within seconds, else the packaged sample; the first line says
-    which and why. A root or ROI that was asked for is never replaced.
+    which and why. A root or ROI that was asked for is never replaced. On the sample it ends with
+    twenty places like a village, and a land-use map of every pixel.
 
       bharateo demo
       bharateo demo --roi pune=73.86,18.52 --output runs/pune
@@ -88,18 +90,35 @@ def demo(
     report = pipeline.write_report(folder, display)
     program = "bharateo" if shutil.which("bharateo") else sys.argv[0]
     page = output / "explore"
+    if source == "sample":
+        _look(folder, config, output, display)
     display.say(f"next, a page to explore:   {program} explore {folder} --output {page}")
-    if source == "worldcover":  # palette colours: no raster of anybody's looks like that
+    if source != "sample":  # palette colours: no raster of anybody's looks like that
         sentinel2 = output.with_name(f"{output.name}-sentinel2")
         display.say(
             f"next, a Sentinel-2 model:  {program} demo --preset sample --output {sentinel2}"
         )
-    else:
-        display.say(
-            f"next, a map of your ten-band Sentinel-2 raster:  {program} map {folder} RASTER.tif "
-            f"--output {output / 'map.tif'}"
-        )
+    display.say(
+        f"next, a map of your raster from your points:  {program} teach RASTER.tif "
+        f"--points POINTS.gpkg --output {output / 'my-map'}"
+    )
     return report
+
+
+def _look(run: Path, config: Config, output: Path, display: Display) -> None:
+    """What people like to look at: places like a village, and the scene's land use as a map."""
+    from bharateo.sources.sample import LAND_USE, VILLAGE, fetch_sample, find_sample, write_sample
+    from bharateo.verbs.ground import embed, search, teach
+
+    scene, _ = write_sample(output / "scene")
+    vectors = output / "alike" / "vectors.tif"
+    has_energies = config.model.embedding == "energies"
+    readout: Readout = "views+energies" if has_energies else "token"
+    embed(run, scene, vectors, readout=readout, display=display)
+    search(vectors, [VILLAGE], output / "alike", display=display)
+    land_use = (find_sample() or fetch_sample()) / LAND_USE
+    teach(scene, land_use, output / "map", class_field="fclass", display=display)
+    display.say(f"look: {output / 'alike' / 'sheet.png'}, {output / 'map' / 'map.png'}")
 
 
 def choose_pixels(

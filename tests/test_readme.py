@@ -117,6 +117,18 @@ def test_every_promise_of_the_readme_is_held_by_tests():
     assert not left.strip(), f"no test holds {left.strip()!r}"
 
 
+def test_every_figure_of_how_good_stands_in_the_table_it_names():
+    section = README.split("## How good, against what")[1].split("And where it is not ahead")[0]
+    bullets = section.split("- **")[1:]
+    assert len(bullets) == 3
+    for bullet in bullets:
+        (page,) = re.findall(r"\]\(([^)]+)\)", bullet)
+        figures, there = re.findall(r"\b0\.\d+\b", bullet), (ROOT / page).read_text()
+        assert len(figures) >= 2
+        for figure in figures:
+            assert re.search(rf"\b{re.escape(figure)}\b", there), (figure, page)
+
+
 def test_a_model_refuses_a_dataset_of_another_unit(tmp_path):
     run = tiny_run(tmp_path / "run", small_dataset(tmp_path / "own", many_bands(3)))
     other = small_dataset(tmp_path / "other", many_bands(3, unit="radiance"))

@@ -169,7 +169,7 @@ def class_colours() -> UInt8[np.ndarray, "256 3"]:
 
 def palette(
     class_ids: UInt8[np.ndarray, "*shape"],
-) -> UInt8[np.ndarray, "3 *shape"]:
+) -> UInt8[np.ndarray, " 3 *shape"]:
     """The palette rendering of a class map, channels first; black where there is no label.
 
     This is the input layer of the WorldCover experiment; divided by 255 it lies in [0, 1].

@@ -42,7 +42,7 @@ class Seen:
     patches: Float[Tensor, "batch token band pixel"]
     valid: Bool[Tensor, "batch token 1 pixel"]
     counts: Int64[Tensor, "batch token cls"]
-    chip: Int64[Tensor, batch]
+    chip: Int64[Tensor, " batch"]
     train_mean: Float[Tensor, " band"]
     majority_class: int
 

@@ -35,7 +35,7 @@ def resampled_blocks(num_blocks: int, key: object) -> Int64[np.ndarray, "resampl
 
 def interval(
     scores: Float[np.ndarray, "*repeat"] | np.float64,
-    resampled: Float[np.ndarray, "resample *repeat"],
+    resampled: Float[np.ndarray, " resample *repeat"],
     num_blocks: int,
     one_block_classes: Sequence[str] = (),
     unit: str = "block",

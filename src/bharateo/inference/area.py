@@ -199,7 +199,7 @@ class CellArea:
         stored = [self._file.read_window(row, col, 1, 1)[:, 0, 0] for row, col in cells]
         return self._physical(np.stack(stored, 1)).T
 
-    def _physical(self, stored: np.ndarray) -> Float32[np.ndarray, "dim *rest"]:
+    def _physical(self, stored: np.ndarray) -> Float32[np.ndarray, " dim *rest"]:
         scale, offset = np.array(self._file.units, np.float32).T
         one_a_band = (-1,) + (1,) * (stored.ndim - 1)
         values: np.ndarray = stored * scale.reshape(one_a_band) + offset.reshape(one_a_band)

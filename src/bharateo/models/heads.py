@@ -53,7 +53,7 @@ class Batch:
     image: Float[Tensor, "batch band row col"]
     valid: Bool[Tensor, "batch row col"]
     class_counts: Int64[Tensor, "batch token cls"]
-    chip: Int64[Tensor, batch]
+    chip: Int64[Tensor, " batch"]
 
     def to(self, device: torch.device) -> Batch:
         """The batch on a device; where it is pinned, nobody waits for that."""

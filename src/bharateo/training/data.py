@@ -84,7 +84,7 @@ def physical_units(stored: Shaped[Tensor, "*shape"], sensor: Sensor) -> Float[Te
 
 def stack(
     layer: Callable[[int], np.ndarray], windows: Sequence[Window], chip_px: int
-) -> Shaped[np.ndarray, "window *shape"]:
+) -> Shaped[np.ndarray, " window *shape"]:
     """A layer of a dataset (``dataset.image`` and the like) as stored, in one window or more."""
     first = layer(windows[0].chip)
     stacked = np.empty((len(windows), *first.shape[:-2], chip_px, chip_px), first.dtype)

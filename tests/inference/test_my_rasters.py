@@ -6,22 +6,17 @@ import geopandas
 import numpy as np
 import pytest
 import rasterio
-import torch
 from affine import Affine
 from rasterio.enums import ColorInterp
 
 from bharateo.errors import ConfigError, ContractError, SourceError
 from bharateo.inference.embed import Embedding, embed_raster
 from bharateo.inference.inputs import open_alone, open_input
-from bharateo.models.heads import build_heads
-from bharateo.models.mae import build_model
 from bharateo.pixels.raster import doubled
 from bharateo.reading import Reading
-from bharateo.training.run import Run, make_contract, model_statistics, save_run
 from bharateo.verbs.cli import main
+from handover.tiny_run import tiny_run
 from inference.small_rasters import write_raster
-from models.tiny_models import randomised
-from small_datasets import small_config
 
 SHAPE = (96, 120)
 NAMES = ("B1", "B2")
@@ -29,15 +24,7 @@ NAMES = ("B1", "B2")
 
 @pytest.fixture(scope="module")
 def run(reflectance_dataset, tmp_path_factory):
-    """A run with random weights."""
-    path, config = tmp_path_factory.mktemp("run") / "run", small_config()
-    path.mkdir()
-    torch.manual_seed(0)
-    model = randomised(build_model(config.model, *model_statistics(reflectance_dataset)))
-    modules = torch.nn.ModuleDict({"model": model, "heads": build_heads(config.heads, model)})
-    contract = make_contract(config, reflectance_dataset, modules, path, 1)
-    save_run(path, modules.state_dict(), contract)
-    return Run.open(path)
+    return tiny_run(tmp_path_factory.mktemp("run") / "run", reflectance_dataset)
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from bharateo.artefacts import read_json
 from bharateo.chips.store import SPLITS, Dataset
-from bharateo.errors import ConfigError, DatasetError, RunError
+from bharateo.errors import ConfigError, RunError
 from bharateo.evaluation.comparison import ResampledScores, shown
 from bharateo.evaluation.intervals import LEAST_BLOCKS, resampled_blocks
 from bharateo.evaluation.scores import common_classes
@@ -64,7 +64,7 @@ from bharateo.training.dense import (
     show,
     train_dense,
 )
-from bharateo.training.run import Run, dataset_fingerprint, save_run
+from bharateo.training.run import Run, save_run
 from bharateo.version import __version__
 
 FOREST, UNET, MAJORITY, LABELS = "random forest", "u-net from scratch", "majority class", "labels"
@@ -126,12 +126,7 @@ def finetune_run(
         shutil.rmtree(output / _UNDER_WAY, ignore_errors=True)  # of who was killed at the very end
         say(f"{output} is there already, made of the same")
         return found
-    dataset = run.own_dataset()
-    if dataset_fingerprint(dataset) != run.contract.dataset.fingerprint:
-        raise DatasetError(
-            f"{dataset.path} is not the dataset that {run.path} was trained on any more: put that "
-            "one back, of whose test split the run has seen nothing"
-        )
+    dataset = run.unchanged_dataset()  # of whose test split the run has seen nothing
     under_way = output / _UNDER_WAY
     under_way.mkdir(parents=True, exist_ok=True)
     with (under_way / "lock").open("wb") as lock:
@@ -376,10 +371,8 @@ class _Work:
         contract = self.run.contract.model_copy(
             update={"dataset": dataset.model_copy(update={"path": path})}
         )
-        for name in (
-            CONFIG_FILE,
-            HISTORY_FILE,
-        ):  # what machine it is for, and what the report draws
+        # What machine it is for, and what the report draws.
+        for name in (CONFIG_FILE, HISTORY_FILE):
             if (there := self.run.path / name).exists():
                 write_bytes(self.output / name, read_bytes(there))
         weights = {name: value.cpu().contiguous() for name, value in both.state_dict().items()}

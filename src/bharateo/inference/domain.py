@@ -28,7 +28,7 @@ from bharateo.inference.encoder import CHIPS_AT_ONCE, FrozenEncoder
 from bharateo.models.mae import MaskedAutoencoder
 from bharateo.training.contract import check_inside
 from bharateo.training.data import cut, fixed_windows
-from bharateo.training.run import Run, dataset_fingerprint
+from bharateo.training.run import Run
 
 DOMAIN_FILE = "domain.safetensors"
 """That of all bands; a set of bands has one of its own, ``domain-SET.safetensors``."""
@@ -168,12 +168,7 @@ def domain_of(run: Run, progress: Callable[[float, float, str], object]) -> Doma
     kept = load_domain(run)
     if kept is not None:
         return kept
-    dataset = run.own_dataset()
-    if dataset_fingerprint(dataset) != run.contract.dataset.fingerprint:
-        raise DatasetError(
-            f"{dataset.path} is not the dataset that {run.path} was trained on any more: put that "
-            "one back"
-        )
+    dataset = run.unchanged_dataset()
     train, val = (views_of(run, dataset, split, progress) for split in ("train", "val"))
     domain = fit_domain(train, val)
     _keep(run, domain)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bharateo.models.mae import MaskedAutoencoder
-from bharateo.models.patches import Mask, unpatchify
+from bharateo.models.patches import all_visible, unpatchify
 
 CHANNELS = (16, 32, 48, 64, 96)
 """Of an image's own size, a half of it, a quarter, an eighth and a sixteenth."""
@@ -110,8 +110,7 @@ class DenseModel(nn.Module):
             patches, _ = model.every_patch(image, valid)
             shown = unpatchify(patches, model.config.patch_px, model.grid)
             if self.with_tokens and tokens is None:
-                every = torch.arange(model.num_tokens, device=image.device)
-                mask = Mask(every.expand(len(image), -1), model.num_tokens)
+                mask = all_visible(len(image), model.num_tokens, image.device)
                 tokens = model.encode(image, valid, mask)
         logits: Tensor = self.net(shown, valid, tokens if self.with_tokens else None)
         return logits

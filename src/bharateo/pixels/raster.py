@@ -170,7 +170,7 @@ class RasterFile:
         width: int,
         bands: Sequence[int] | None = None,
         nodata: float | None = None,
-    ) -> tuple[Shaped[np.ndarray, "band row col"], Bool[np.ndarray, "band row col"]]:
+    ) -> Known:
         """The stored values of a window as ``read_window`` gives them, and where there are any.
 
         A pixel of a band is there if it is a finite number other than the band's nodata, and
@@ -339,15 +339,6 @@ class RasterFile:
         else:
             values = self.read_window(rows.start, cols.start, height, width)
         return to_grid(values, self.geobox[rows, cols], geobox, method, nodata)
-
-    def read_known_on(
-        self, geobox: GeoBox, bands: Sequence[int], nodata: float | None = None
-    ) -> tuple[Shaped[np.ndarray, "band row col"], Bool[np.ndarray, "band row col"]]:
-        """Stored values of bands on any grid, and where each holds one: see ``read_known``.
-
-        A window of the file's own grid comes as it is, others by bilinear; 0 where nothing is.
-        """
-        return known_on(self, geobox, bands, nodata, "bilinear")
 
     def read_thinned(
         self,
@@ -527,7 +518,7 @@ def known_on(
     bands: Sequence[int],
     nodata: float | None,
     method: Method,
-) -> tuple[Shaped[np.ndarray, "band row col"], Bool[np.ndarray, "band row col"]]:
+) -> Known:
     """Stored values of a raster's bands on any grid, and where each holds one.
 
     A window of its own grid comes as it is, others by ``method``; 0 where nothing is.

@@ -56,9 +56,9 @@ def first_screen(
     found = scores.comparisons(evaluation.splits[split], scores.metrics_of(evaluation))
     shown: list[panels.Panel] = []
     place = dataset.places.replace("_", " ")
-    small_map = None
+    small_map, sensor = None, render.as_shown(dataset)
     if examples:
-        example, sensor = examples[0], render.as_shown(dataset)
+        example = examples[0]
         drawn = panels.reconstruction_panels(
             example, sensor, sensor.default_composite, ground.classes(dataset)
         )
@@ -73,7 +73,7 @@ def first_screen(
         place = address(dataset, example.region, example.chip, len(example.valid))
         small_map = ground.small_map(dataset, example.region)
     return {
-        "shown_as": render.stretch_note(render.as_shown(dataset), brief=True),
+        "shown_as": render.stretch_note(sensor, brief=True),
         "hero": shown,
         "hero_place": place,
         "hero_map": small_map,

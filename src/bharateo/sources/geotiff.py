@@ -35,6 +35,7 @@ from bharateo.pixels.raster import (
     begins_at,
     corner_in,
     existing,
+    known_on,
     open_raster,
     same_pixels,
 )
@@ -113,7 +114,7 @@ class OwnRasters(ImageSource):
         if nodata == "declared":
             nodata = None if file.says_what_is_there else 0
         geobox = geobox or file.geobox
-        stored, there = file.read_known_on(geobox, part.indices, nodata)
+        stored, there = known_on(file, geobox, part.indices, nodata, "bilinear")
         valid = np.all(there, axis=0)
         if stored.dtype != np.int16:
             return stored, valid, geobox

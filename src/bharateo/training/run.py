@@ -33,7 +33,7 @@ from torch.optim import Optimizer
 from bharateo.artefacts import Record, checked, parse_json, shortened
 from bharateo.chips.store import DATASET_FILE, Dataset
 from bharateo.config import Config, ModelConfig, parse_config
-from bharateo.errors import ConfigError, ContractError, RunError
+from bharateo.errors import ConfigError, ContractError, DatasetError, RunError
 from bharateo.files import open_file, write_atomically, write_json
 from bharateo.landcover import BHARATEO_CLASSES
 from bharateo.models.embedding import linear_inputs
@@ -266,6 +266,20 @@ class Run:
         dataset = Dataset.open(self.path / self.contract.dataset.path)
         bands = self.sensor.band_names
         return dataset.with_bands(bands) if {*bands} <= {*dataset.sensor.band_names} else dataset
+
+    def unchanged_dataset(self) -> Dataset:
+        """``own_dataset``, if it is still the one that the run was trained on.
+
+        Raises:
+            DatasetError: it has gone, or is another one.
+        """
+        dataset = self.own_dataset()
+        if dataset_fingerprint(dataset) != self.contract.dataset.fingerprint:
+            raise DatasetError(
+                f"{dataset.path} is not the dataset that {self.path} was trained on any more: put "
+                "that one back"
+            )
+        return dataset
 
     def check(self, dataset: Dataset, allow: Collection[str] = ()) -> dict[str, str]:
         """Refuse a dataset the model must not be fed.

@@ -10,7 +10,6 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -58,7 +57,6 @@ def composite_rgb(
     return rgb if valid is None else hatch(rgb, ~valid)
 
 
-@lru_cache(maxsize=2)  # every picture of a report asks for it
 def as_shown(dataset: Dataset) -> Sensor:
     """The dataset's sensor with the stretch that all pictures of it have: every band of a composite
     from 2 % to 98 % of what a few chips hold, to two digits.

@@ -1,7 +1,9 @@
+import gc
 import hashlib
 import json
 import subprocess
 import sys
+import weakref
 from dataclasses import asdict
 from pathlib import Path
 
@@ -99,6 +101,18 @@ def test_more_shards_than_file_handles_can_be_read(tmp_path, monkeypatch):
     assert len(dataset.info["shards"]) == 600
     if Path("/proc/self/fd").exists():
         assert len(list(Path("/proc/self/fd").iterdir())) < 256
+
+
+def test_a_dataset_nobody_holds_closes_its_files_at_once(dataset):
+    opened = Dataset.open(dataset.path)
+    opened.image(0)
+    gone = weakref.ref(opened)
+    gc.disable()
+    try:
+        del opened
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_a_missing_dataset_says_how_to_build_one(tmp_path):

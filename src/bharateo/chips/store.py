@@ -34,7 +34,7 @@ import os
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -173,7 +173,12 @@ class Dataset:
         self._ends = tuple(accumulate(shard["num_chips"] for shard in info["shards"]))
         self._starts = np.array((0, *self._ends[:-1]))
         self.num_chips = self._ends[-1]
-        self._shard = lru_cache(_OPEN_FILES)(self._map_shard)
+        self.layers: Mapping[str, StoredLayer] = {
+            name: _layout(name, info, self._bands if name == "image" else None) for name in LAYERS
+        }
+        """How every layer lies on disk, for those who read it by themselves (``records``)."""
+        # Not a method of the dataset: a circle would keep its files open until the collector runs.
+        self._shard = lru_cache(_OPEN_FILES)(partial(_map_shard, path, info, self.layers))
         self._table = ChipTable(path / CHIPS_FILE, info)
         self._column = lru_cache(_KEPT_COLUMNS)(self._table.column)
 
@@ -294,14 +299,6 @@ class Dataset:
         """The chips of a split (``train``, ``val`` or ``test``), ascending; may be empty."""
         return np.flatnonzero(self._split_of_chip == split)
 
-    @cached_property
-    def layers(self) -> Mapping[str, StoredLayer]:
-        """How every layer lies on disk, for those who read it by themselves (``records``)."""
-        return {
-            name: _layout(name, self.info, self._bands if name == "image" else None)
-            for name in LAYERS
-        }
-
     def locate(
         self, chips: Int64[np.ndarray, " chip"]
     ) -> tuple[Int64[np.ndarray, " chip"], Int64[np.ndarray, " chip"]]:
@@ -373,18 +370,21 @@ class Dataset:
         view: np.ndarray = self._shard(layer, shard)[chip - start]
         return view
 
-    def _map_shard(self, layer: str, shard: int) -> np.ndarray:
-        """A whole shard, mapped without reading its header: ``dataset.json`` says all of it."""
-        lies = self.layers[layer]
-        stored = (lies.num_planes, *lies.shape[1:]) if layer == "image" else lies.shape
-        shape = (self.info["shards"][shard]["num_chips"], *stored)
-        path, first = self.path / lies.files[shard], int(lies.first_byte[shard])
-        try:
-            with open_file(path) as file:
-                mapped = np.memmap(file, lies.dtype, "r", offset=first, shape=shape)
-        except (OSError, ValueError) as error:  # it was whole when the dataset was opened
-            raise _damaged_file(path, f"cannot be mapped any more ({error})") from error
-        return mapped.view(np.ndarray)  # indexing the memmap subclass is slower than the disk
+
+def _map_shard(
+    folder: Path, info: Mapping[str, Any], layers: Mapping[str, StoredLayer], layer: str, shard: int
+) -> np.ndarray:
+    """A whole shard, mapped without reading its header: ``dataset.json`` says all of it."""
+    lies = layers[layer]
+    stored = (lies.num_planes, *lies.shape[1:]) if layer == "image" else lies.shape
+    shape = (info["shards"][shard]["num_chips"], *stored)
+    path, first = folder / lies.files[shard], int(lies.first_byte[shard])
+    try:
+        with open_file(path) as file:
+            mapped = np.memmap(file, lies.dtype, "r", offset=first, shape=shape)
+    except (OSError, ValueError) as error:  # it was whole when the dataset was opened
+        raise _damaged_file(path, f"cannot be mapped any more ({error})") from error
+    return mapped.view(np.ndarray)  # indexing the memmap subclass is slower than the disk
 
 
 def _layout(name: str, info: Mapping[str, Any], planes: tuple[int, ...] | None) -> StoredLayer:

@@ -158,7 +158,7 @@ def test_a_stride_has_no_place_in_a_map_of_pixels(made, raster, tmp_path, capsys
 
 
 def test_an_encoder_that_is_tuned_too_is_the_one_of_the_run_that_it_makes(
-    map_run, raster, tmp_path
+    map_run, raster, tmp_path, capsys
 ):
     record = finetuned(map_run, tmp_path / "head", steps=3, unfreeze=True, squares=4)
     assert record.encoder == "tuned"
@@ -170,6 +170,10 @@ def test_an_encoder_that_is_tuned_too_is_the_one_of_the_run_that_it_makes(
     embed_raster(tuned, source, [tmp_path / "v.tif"], Embedding(), silent, silent)
     assert main(["map", str(tmp_path / "head"), str(raster), "--output", str(tmp_path / "m.tif"),
                  "--allow", "domain"]) == 0  # fmt: skip
+    to = ["--output", str(tmp_path / "page")]
+    for verb, *words in (["evaluate"], ["report"], ["explore", *to]):
+        assert main([verb, str(tmp_path / "head"), *words]) == 1
+        assert "no longer fits what rebuilds hidden patches" in capsys.readouterr().err
 
 
 def test_labels_are_scored_themselves_where_a_truth_is_given(map_run, dataset, tmp_path):

@@ -14,6 +14,7 @@ from bharateo.evaluation.baselines import BASELINES, Seen
 from bharateo.evaluation.intervals import LEAST_BLOCKS, LEVEL, NUM_RESAMPLES
 from bharateo.evaluation.scores import BlockSums, Scoring, against, report
 from bharateo.files import write_json
+from bharateo.inference.dense import check_rebuilds
 from bharateo.inference.encoder import device_of
 from bharateo.models.heads import Batch, declared_metrics
 from bharateo.models.patches import Mask
@@ -40,9 +41,11 @@ def evaluate(
 
     Raises:
         ContractError: the dataset breaks the run's contract.
+        RunError: the run's encoder was tuned since its pretraining.
         StorageError: ``output`` cannot be written.
     """
     run.check(dataset)
+    check_rebuilds(run)
     fingerprint = dataset_fingerprint(dataset)
     record = Evaluation(
         dataset=ScoredDataset(

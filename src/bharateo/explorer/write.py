@@ -31,6 +31,7 @@ from bharateo.explorer.records import area_record, chip_record, page_record, scr
 from bharateo.explorer.runtime import BINARY, LICENCE, LOADER, SCRIPT, runtime_files
 from bharateo.files import remove_leftovers, scratch, write_atomically, write_text
 from bharateo.handover.onnx_file import write_onnx
+from bharateo.inference.dense import check_rebuilds
 from bharateo.inference.domain import Domain
 from bharateo.inference.inputs import RasterInput
 from bharateo.outputs import beginning_with
@@ -68,8 +69,10 @@ def write_explorer(
     Raises:
         ConfigError: the runtime or onnx is not installed, or ``output`` holds something else.
         ContractError: the run must not be fed this dataset.
+        RunError: the run's encoder was tuned since its pretraining.
         StorageError: the disk is full or refuses.
     """
+    check_rebuilds(run)
     runtime = runtime_files()
     output = output.absolute()
     _check_output(output)

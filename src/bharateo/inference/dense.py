@@ -107,6 +107,21 @@ def read_finetuned(folder: Path) -> FineTuned | None:
     return checked(FineTuned, read_json(file, RunError, remedy), str(file), RunError, remedy)
 
 
+def check_rebuilds(run: Run) -> None:
+    """What the pretraining learnt to rebuild still fits the encoder.
+
+    Raises:
+        RunError: ``finetune --unfreeze`` has tuned the encoder since, and nothing else of the run.
+    """
+    record = read_finetuned(run.path)
+    if record is not None and record.encoder == "tuned":
+        raise RunError(
+            f"the encoder of {run.path} was tuned for classes since its pretraining (finetune "
+            "--unfreeze), and no longer fits what rebuilds hidden patches: give the run that it "
+            f"came from, or ask what its features are worth: bharateo probe {run.path}"
+        )
+
+
 def dense_classifier(run: Run) -> Classifier | None:
     """What tells the class of every pixel, of a run that has a dense head; None of others.
 

@@ -4,11 +4,16 @@ import json
 
 import geopandas as gpd
 import pytest
+import rasterio
 from PIL import Image
+from rasterio.warp import transform
 
+from bharateo.inference.embed import CELL_PX
+from bharateo.pixels.product import COG_TAG
 from bharateo.verbs.cli import main
 from handover.tiny_run import tiny_run
 from inference.areas import centres, table, vectors
+from inference.small_rasters import write_raster
 from small_datasets import contents
 
 LIKE = "{:.6f},{:.6f}".format(*centres([11], [17])[:, 0])
@@ -46,6 +51,26 @@ def test_a_dataset_is_embedded_once_then_searched(reflectance_dataset, tmp_path,
     assert verb(*arguments) == 0
     assert contents(tmp_path / "out") == before
     assert "is there already" in capsys.readouterr().out
+
+
+def test_a_raster_is_searched_without_a_run(tmp_path, capsys):
+    raster = write_raster(tmp_path / "r.tif", 384, 512, tile=(128, 128))  # all comes back
+    with rasterio.open(raster) as file:
+        lon, lat = transform(file.crs, "EPSG:4326", *map(list, zip(file.xy(200, 200))))
+    arguments = (raster, "--like", f"{lon[0]},{lat[0]}", "--output", tmp_path / "out")
+    assert verb(*arguments, "--count", 3) == 0
+    places = json.loads((tmp_path / "out" / "found.geojson").read_text())["features"]
+    at = [(place["properties"]["row"], place["properties"]["col"]) for place in places]
+    assert at[0] == (200 // CELL_PX, 200 // CELL_PX)
+    assert {(row % 8, col % 8) for row, col in at} == {(at[0][0] % 8, at[0][1] % 8)}
+    before = contents(tmp_path / "out")
+    assert verb(*arguments, "--count", 3) == 0
+    assert contents(tmp_path / "out") == before
+    assert "is there already" in capsys.readouterr().out
+    with rasterio.open(raster, "r+") as file:
+        file.update_tags(**{COG_TAG: json.dumps({"product": "map"})})
+    assert verb(raster, "--like", "77.2,28.6", "--output", tmp_path / "map") == 1
+    assert not (tmp_path / "map").exists()
 
 
 def test_search_is_scored_on_the_test_split(reflectance_dataset, tmp_path, capsys):

@@ -28,6 +28,7 @@ from bharateo.files import open_file
 from bharateo.geography import to_lonlat
 from bharateo.pixels.product import provenance_of
 from bharateo.pixels.raster import RasterFile, open_raster
+from bharateo.training.contract import CONTRACT_FILE
 
 _CHUNK_BYTES = 64 << 20
 
@@ -80,6 +81,16 @@ def open_area(path: Path) -> Area:
     if path.suffix == ".parquet":
         return Table(path)
     return CellArea(path)
+
+
+def holds_pixels(location: str) -> bool:
+    """Whether there are pixels at a path or URL, and neither vectors nor a run nor a map."""
+    path = Path(location)
+    if "://" in location:
+        return path.suffix != ".parquet"
+    if path.suffix == ".parquet" or not path.exists() or (path / CONTRACT_FILE).exists():
+        return False
+    return provenance_of(path).get("product") in (None, "composite")
 
 
 class Table:

@@ -1,4 +1,4 @@
-"""A run's vectors of a raster of any size, or of a dataset, as files that other programs open."""
+"""Vectors of a raster of any size, or a run's of a dataset, as files that other programs open."""
 
 from __future__ import annotations
 
@@ -24,11 +24,13 @@ from bharateo.inference.encoder import (
     Readout,
 )
 from bharateo.inference.inputs import RasterInput
+from bharateo.inference.pixel_features import band_features, energy_features, in_cells
 from bharateo.inference.products import MadeBy, MadeOf, ProductPlan
 from bharateo.inference.table import Rows, corners, write_table
 from bharateo.inference.tiles import (
     CellGrid,
     Progress,
+    Tile,
     TilePredictions,
     TokenGrid,
     blended_squares,
@@ -41,6 +43,9 @@ from bharateo.pixels.product import holding, item_path, provenance_of, write_ite
 from bharateo.training.data import physical_units
 from bharateo.training.run import Run, dataset_fingerprint
 from bharateo.version import __version__
+
+CELL_PX = 16
+"""Side of the cells of vectors that need no run: that of most runs' patches."""
 
 _INT8_NODATA, _INT8_MOST = -128, 127
 
@@ -92,6 +97,53 @@ class EmbeddingRecord(ProductPlan):
     options: Embedding
 
 
+class FeatureRecord(ProductPlan):
+    """What vectors that nothing was trained for were made of, and of what they consist."""
+
+    features: dict[str, str]
+    cell_px: int
+
+
+def embed_features(
+    source: RasterInput, output: Path, progress: Progress, say: Callable[[str], object]
+) -> None:
+    """Write vectors of a raster that need no run, as a COG: a pixel for each cell of ``CELL_PX``
+    pixels, and in it the means of bands, indices and log-energies of whitened filters
+    (``inference.pixel_features``).
+
+    Raises:
+        SourceError, StorageError: pixels cannot be read, the file cannot be written.
+    """
+    kinds = [each for each in (band_features(source), energy_features(source)) if each is not None]
+    grid = CellGrid(source.shape, CELL_PX, CELL_PX, CELL_PX)
+    plan = FeatureRecord(
+        schema_version=1,
+        product="embedding",
+        code_version=__version__,
+        run=None,
+        source=source.made_of,
+        features={each.name: each.meaning for each in kinds},
+        cell_px=CELL_PX,
+    ).sealed()
+
+    def means(tile: Tile) -> Float[np.ndarray, "row col dim"]:
+        box = Tile(*(
+            slice(each.start * CELL_PX, min(each.stop * CELL_PX, size))
+            for each, size in zip((tile.rows, tile.cols), source.shape, strict=True)
+        ))  # fmt: skip
+        return np.concatenate([in_cells(each.of(box), CELL_PX) for each in kinds], 2)
+
+    def make(folder: Path, missing: Sequence[Path]) -> None:
+        tiles = grid.tiles()
+        makers = {tile.name: partial(means, tile) for tile in tiles}
+        keep_all(folder, makers, "float32", progress)
+        vectors = TilePredictions(grid, tiles, folder)
+        for each in missing:
+            _write_cog(each, vectors, source.geobox, "float32", plan)
+
+    _write([output], plan, (), [grid.geobox(source.geobox)], make, say)
+
+
 def embed_raster(
     run: Run,
     source: RasterInput,
@@ -117,7 +169,9 @@ def embed_raster(
     stride = how.stride_px or encoder.patch_px
     grid = CellGrid(source.shape, encoder.chip_px, encoder.patch_px, stride, how.step)
 
-    def make(folder: Path, plan: EmbeddingRecord, missing: Sequence[Path]) -> None:
+    plan = _plan(run, how, source.made_of)
+
+    def make(folder: Path, missing: Sequence[Path]) -> None:
         predict = how.predicting(encoder)
         vectors = predict_tiles(grid, source.read, predict, folder, progress, how.kept_as)
         for output in missing:
@@ -127,7 +181,8 @@ def embed_raster(
             else:
                 _write_cog(output, vectors, source.geobox, how.dtype, plan)
 
-    _write(run, outputs, how, source.made_of, [grid.geobox(source.geobox)], make, say)
+    where = [grid.geobox(source.geobox)]
+    _write(outputs, plan, run.contract.attribution, where, make, say)
 
 
 def embed_dataset(
@@ -163,7 +218,9 @@ def embed_dataset(
         say(f"bands: {dataset.path} is read in {run.bands_read}")
         source = source.model_copy(update={"bands": list(run.sensor.band_names)})
 
-    def make(folder: Path, plan: EmbeddingRecord, missing: Sequence[Path]) -> None:
+    plan = _plan(run, how, source)
+
+    def make(folder: Path, missing: Sequence[Path]) -> None:
         encoder = FrozenEncoder.of_run(run)
         patch_px = encoder.patch_px
         side_px = dataset.size_px // patch_px * patch_px
@@ -186,7 +243,7 @@ def embed_dataset(
         write_table(outputs[0], rows, CRS("EPSG:4326"), plan)
 
     regions = [dataset.geobox(name) for name in dataset.regions]
-    _write(run, outputs, how, source, regions, make, say)
+    _write(outputs, plan, run.contract.attribution, regions, make, say)
 
 
 def _check(outputs: Sequence[Path], how: Embedding) -> None:
@@ -200,17 +257,8 @@ def _check(outputs: Sequence[Path], how: Embedding) -> None:
             )
 
 
-def _write(
-    run: Run,
-    outputs: Sequence[Path],
-    how: Embedding,
-    source: MadeOf,
-    geoboxes: Sequence[GeoBox],
-    make: Callable[[Path, EmbeddingRecord, Sequence[Path]], None],
-    say: Callable[[str], object],
-) -> None:
-    """Make the outputs that are not there yet, of the same, and the STAC Item beside each."""
-    plan = EmbeddingRecord(
+def _plan(run: Run, how: Embedding, source: MadeOf) -> EmbeddingRecord:
+    return EmbeddingRecord(
         schema_version=1,
         product="embedding",
         code_version=__version__,
@@ -219,11 +267,22 @@ def _write(
         options=how,
     ).sealed()
 
+
+def _write(
+    outputs: Sequence[Path],
+    plan: ProductPlan,
+    attribution: Sequence[str],
+    geoboxes: Sequence[GeoBox],
+    make: Callable[[Path, Sequence[Path]], None],
+    say: Callable[[str], object],
+) -> None:
+    """Make the outputs that are not there yet, of the same, and the STAC Item beside each."""
+
     def write_items() -> None:
-        attribution = list(dict.fromkeys([*run.contract.attribution, *source.attribution]))
+        lines = list(dict.fromkeys([*attribution, *plan.source.attribution]))
         for output in outputs:
             if not item_path(output).exists():
-                write_item(output, plan, geoboxes, {"vectors": output}, attribution)
+                write_item(output, plan, geoboxes, {"vectors": output}, lines)
 
     missing = []
     for output in outputs:
@@ -238,7 +297,7 @@ def _write(
     with scratch(outputs[0], plan.fingerprint, say) as folder:
         for output in missing:
             item_path(output).unlink(missing_ok=True)  # of an older one
-        make(folder, plan, missing)
+        make(folder, missing)
         write_items()
 
 
@@ -246,7 +305,7 @@ def _write(
 
 
 def _write_cog(
-    output: Path, vectors: TilePredictions, raster: GeoBox, dtype: str, plan: EmbeddingRecord
+    output: Path, vectors: TilePredictions, raster: GeoBox, dtype: str, plan: ProductPlan
 ) -> None:
     names = tuple(f"dim_{dim}" for dim in range(vectors.num_dims))
     bands = Bands(dtype, names, float("nan"))

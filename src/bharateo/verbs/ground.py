@@ -370,15 +370,17 @@ def search(
     OUTPUT/found.geojson (rank 0 is the place asked for), and OUTPUT/sheet.png where the area's
     pixels are still where they were.
 
-      bharateo search vectors.parquet --like 77.2536,28.6607 --output yamuna
+      bharateo search district.tif --like 77.2536,28.6607 --output yamuna
       bharateo search runs/v0 district.tif --like 77.25,28.66 --like 77.3,28.55 -o r
+      bharateo search vectors.parquet --like 77.2536,28.6607 --output yamuna
 
-    The first form takes what `bharateo embed` wrote (.parquet or .tif); the second takes a run and
-    embeds a dataset or raster first, into OUTPUT. How good a search is says `bharateo
-    score-search`.
+    The first form needs no model: cells of 16 pixels are compared by their bands and textures
+    (log-energies of whitened filters). The second takes a run and embeds a dataset or raster first,
+    into OUTPUT; the third what `bharateo embed` wrote (.parquet or .tif). How good a search is says
+    `bharateo score-search`.
 
     Args:
-        embedding: vectors made by embed; or a run, if INPUT follows
+        embedding: a raster; a run, if INPUT follows; or vectors made by embed
         like: a point in degrees, such as 77.2536,28.6607; repeat for the mean of several
         output: the folder to write into
         location: a dataset or raster to embed first
@@ -396,7 +398,9 @@ def search(
     from bharateo.chips.store import DATASET_FILE
     from bharateo.display import Display
     from bharateo.files import write_json
-    from bharateo.inference.area import open_area
+    from bharateo.inference.area import holds_pixels, open_area
+    from bharateo.inference.embed import embed_features, embedding_products
+    from bharateo.inference.inputs import open_alone
     from bharateo.inference.search import dataset_of, with_classes
     from bharateo.inference.search import search as find
     from bharateo.outputs import beginning_with, check_outputs, json_of
@@ -410,6 +414,13 @@ def search(
         ending = "parquet" if (Path(location) / DATASET_FILE).exists() else "tif"
         file = folder / f"embedding.{ending}"
         embed(embedding, location, file, reading=reading, device=device, display=display)
+        embedding = file
+    elif holds_pixels(str(embedding)):
+        file = folder / "embedding.tif"
+        check_outputs("search", embedding_products([file]), [embedding])
+        source = open_alone(str(embedding), reading)
+        with display.bar("features") as bar:
+            embed_features(source, file, bar.update, display.say)
         embedding = file
     found_file, sheet = folder / "found.geojson", folder / "sheet.png"
     products = {found_file: json_of("search"), sheet: beginning_with(SHEET_MARK)}

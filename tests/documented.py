@@ -25,6 +25,7 @@ import pytest
 import rasterio
 from affine import Affine
 from pyproj import Transformer
+from shapely import box
 
 from bharateo import config, regions
 from bharateo.evaluation.features import extract
@@ -94,11 +95,11 @@ def split_at(words: list[str], sign: str) -> tuple[list[str], list[str], list[st
 
 
 def pages() -> list[Path]:
-    """README and the documentation's pages, those first that others go on from."""
+    """README, CONTRIBUTING and the documentation's pages, those first that others go on from."""
     docs = ROOT / "docs"
     found = [p for p in docs.rglob("*.md") if not {"_build", "notebooks"} & {*p.parts}]
     first = [ROOT / "README.md", docs / "tutorial.md", docs / "how-to" / "my-district.md"]
-    return [*first, *sorted({*found} - {*first})]
+    return [*first, *sorted({*found} - {*first}), ROOT / "CONTRIBUTING.md"]
 
 
 class Reader:
@@ -202,7 +203,7 @@ def write_chips(folder: Path) -> None:
 
 
 def write_rasters(folder: Path) -> None:
-    """A raster of reflectance around Pune, one of radar, and a person's points on them."""
+    """A raster of reflectance around Pune, one of radar, a person's points and blocks on them."""
     side = 288
     x, y = _pune()
     corner = Affine(10, 0, round(x - side * 5, -2), 0, -10, round(y + side * 5, -2))
@@ -221,6 +222,12 @@ def write_rasters(folder: Path) -> None:
     points = geopandas.points_from_xy(*(corner @ (cols, rows)), crs="EPSG:32643")
     classes = np.where(cols + rows < side, "fields", "town")
     geopandas.GeoDataFrame({"class": classes}, geometry=points).to_file(folder / "my_points.gpkg")
+    halves = [
+        box(*(corner @ (left, 0)), *(corner @ (left + side // 2, side))) for left in (0, side // 2)
+    ]
+    geopandas.GeoDataFrame({"name": ["west", "east"]}, geometry=halves, crs="EPSG:32643").to_file(
+        folder / "blocks.gpkg"
+    )
 
 
 def make_small(patch: pytest.MonkeyPatch, scenes: str) -> None:

@@ -1,7 +1,8 @@
-"""What the README promises beside its commands, which ``test_docs`` runs."""
+"""What README and CONTRIBUTING promise beside their commands, which ``test_docs`` runs."""
 
 import re
 import subprocess
+import tomllib
 
 import pytest
 
@@ -31,10 +32,20 @@ def test_the_make_targets_the_readme_names_call_what_it_says():
     assert "-m pytest" in called["test"]
 
 
-def test_targets_the_readme_names_exist():
-    makefile = (ROOT / "Makefile").read_text()
-    for target in re.findall(r"`make (\w+)`", README):
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_targets_and_files_that_a_page_names_exist(page):
+    text, makefile = (ROOT / page).read_text(), (ROOT / "Makefile").read_text()
+    for target in re.findall(r"`make (\w+)`", text):
         assert f"\n{target}:" in makefile, target
+    for path in re.findall(r"`(?:python )?((?:\.ci|benchmarks|docs|src|tests)/[\w./-]*)", text):
+        assert (ROOT / path).exists(), path
+
+
+def test_its_badges_say_what_the_package_says():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    licence, python = re.findall(r"img\.shields\.io/badge/[a-z]+-(.+)-blue\)", README)
+    assert licence.replace("--", "-") == project["license"].split()[0]
+    assert python.replace("_or_later", "") == project["requires-python"].removeprefix(">=")
 
 
 def test_the_readme_prints_the_attribution_of_its_data():

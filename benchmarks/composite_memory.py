@@ -55,8 +55,9 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where to write (default: a temporary folder)")
     options = parser.parse_args()
     print(f"# Composites\n\n{' '.join((__doc__ or '').split(chr(10) * 2)[1].split())}\n")
-    print(f"Bands {' '.join(options.bands)}, {len(DAYS)} days; {os.cpu_count()} cores "
-          f"({platform.machine()}), Python {platform.python_version()}.\n")  # fmt: skip
+    print(f"{datetime.now(UTC):%Y-%m-%d}. Bands {' '.join(options.bands)}, {len(DAYS)} days; "
+          f"{os.cpu_count()} cores ({platform.machine()}), "
+          f"Python {platform.python_version()}.\n")  # fmt: skip
     print("| million pixels | peak memory, MB | seconds | requests | MB fetched |")
     print("|---|---|---|---|---|")
     for side in options.sides:

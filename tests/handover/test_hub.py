@@ -231,9 +231,10 @@ def test_images_of_any_whole_number_of_patches_are_taken(run):
     found = BharatEOEncoder(run).features(image, valid)
     assert found.shape == (2, 18, run.model.config.width) and not found.requires_grad
     assert torch.equal(found, FrozenEncoder.of_run(run).features(image, valid))
-    halves = BharatEOEncoder(run).to(torch.bfloat16).features(image, valid)
-    assert halves.dtype == torch.bfloat16
-    assert torch.nn.functional.cosine_similarity(halves.float(), found, dim=2).min() > 0.99
+    for dtype in (torch.bfloat16, torch.float16):
+        halves = BharatEOEncoder(run).to(dtype).features(image, valid)
+        assert halves.dtype == dtype
+        assert torch.nn.functional.cosine_similarity(halves.float(), found, dim=2).min() > 0.99
 
 
 def test_a_run_may_be_read_from_its_own_folder(run):

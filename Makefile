@@ -33,12 +33,13 @@ format: $(VENV)/dev.stamp ## format and mend what can be mended by itself
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-notebooks: $(VENV)/dev.stamp ## run both notebooks, minutes each; what they show goes into build/notebooks
-	mkdir -p build/notebooks
-	$(BIN)/jupyter-execute --output=../build/notebooks/bharateo_v0 notebooks/bharateo_v0.ipynb
-	$(BIN)/jupyter-execute --output=../build/notebooks/sentinel2_v0 notebooks/sentinel2_v0.ipynb
+notebooks: build/notebooks/bharateo_v0.ipynb build/notebooks/sentinel2_v0.ipynb ## run the notebooks that changed since, minutes each; what they show goes into build/notebooks
 
-docs: $(VENV)/dev.stamp ## the documentation site, in docs/_build/html
+build/notebooks/%.ipynb: notebooks/%.ipynb notebooks/%.py | $(VENV)/dev.stamp
+	mkdir -p build/notebooks
+	$(BIN)/jupyter-execute --output=../$(basename $@) $<
+
+docs: $(VENV)/dev.stamp notebooks ## the documentation site with both notebooks run, in docs/_build/html
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky --quiet -d docs/_build/doctrees docs docs/_build/html
 
 benchmarks: $(VENV)/benchmark.stamp ## run every benchmark; takes minutes and wants a quiet machine

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
-from written_from_code import WRITTEN, gather_notebooks  # noqa: E402
+from written_from_code import WRITTEN, gather_notebooks, write_rooms  # noqa: E402
 
 import bharateo  # noqa: E402
 
@@ -43,6 +42,8 @@ nb_merge_streams = True  # lines of progress are one output
 copybutton_exclude = ".linenos, .gp"
 
 autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+nitpick_ignore = [("py:exc", "RasterioError")]  # rasterio's own
 autodoc_typehints = "none"  # shapes such as Float[Tensor, "batch band"] are in the signatures' text
 autoclass_content = "class"
 napoleon_google_docstring = True
@@ -51,6 +52,7 @@ napoleon_custom_sections = [("Raises", "Raises")]
 
 
 gather_notebooks()
+write_rooms()
 
 
 def fill(_app, _page: str, source: list[str]) -> None:
@@ -60,13 +62,22 @@ def fill(_app, _page: str, source: list[str]) -> None:
             source[0] = source[0].replace(mark, write())
 
 
-def property_as_written(_app, what: str, _name, obj, _options, lines: list[str]) -> None:
-    """Take back what napoleon made of a property: a colon in its first line starts no type."""
-    if what == "property":
-        lines[:] = [*(inspect.getdoc(obj) or "").splitlines(), ""]
+written: list[str] = []
+
+
+def keep_as_written(_app, _what: str, _name, _obj, _options, lines: list[str]) -> None:
+    """Before napoleon: what stands in the code."""
+    written[:] = lines
+
+
+def take_back(_app, what: str, _name, _obj, _options, lines: list[str]) -> None:
+    """Undo what napoleon made of properties and attributes: a colon there starts no type."""
+    if what in ("property", "attribute"):
+        lines[:] = written
 
 
 def setup(app) -> None:
-    """Connect both to Sphinx."""
+    """Connect them to Sphinx."""
     app.connect("source-read", fill)
-    app.connect("autodoc-process-docstring", property_as_written, priority=900)
+    app.connect("autodoc-process-docstring", keep_as_written, priority=100)
+    app.connect("autodoc-process-docstring", take_back, priority=900)

@@ -6,20 +6,25 @@ comes in its place.
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, is_dataclass
+from importlib import import_module
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import docstring_parser
 import jupytext
+import nbformat
 from cyclopts.help import HelpEntry, create_parameter_help_panel
+from draw_rooms import first_line, rooms
 from pydantic.fields import FieldInfo
 
+import bharateo
 from bharateo import config
 from bharateo.verbs.cli import VERBS, arguments_of, panel_text
 
@@ -37,12 +42,117 @@ def gather_notebooks() -> None:
     for pair in sorted((ROOT / "notebooks").glob("*.py")):
         run = ROOT / "build" / "notebooks" / f"{pair.stem}.ipynb"
         if run.exists() and run.stat().st_mtime >= pair.stat().st_mtime:
-            content = run.read_text()
+            content = _without_progress(run)
         else:
             content = jupytext.writes(jupytext.read(pair), fmt="ipynb")
-        page = folder / run.name
-        if not page.exists() or page.read_text() != content:
-            page.write_text(content)
+        _write(folder / run.name, content)
+
+
+def _without_progress(run: Path) -> str:
+    """A notebook that was run, less the lines that said how far it was."""
+    notebook = nbformat.read(run, as_version=4)
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if output.output_type == "stream":
+                output.text = re.sub(r"^[\w-]+: +\d+ %.*\n", "", output.text, flags=re.M)
+    return nbformat.writes(notebook)
+
+
+def _write(page: Path, content: str) -> None:
+    """Write a page that Sphinx reads again only where it has changed."""
+    page.parent.mkdir(exist_ok=True)
+    if not page.exists() or page.read_text() != content:
+        page.write_text(content)
+
+
+# The Python API
+
+
+def public_names() -> str:
+    """Every public name with its first line, under the headings of ``__init__.pyi``."""
+    parts = []
+    for heading, names in _public():
+        parts += [f"## {heading}", ""]
+        for name in names:
+            summary = _markdown((inspect.getdoc(getattr(bharateo, name)) or "").split("\n\n")[0])
+            parts.append(f"- {_linked(name)}: {' '.join(summary.split())}")
+        parts.append("")
+    return "\n".join(parts)
+
+
+def _public() -> Iterator[tuple[str, list[str]]]:
+    """The headings of ``__init__.pyi``, each with the names below it."""
+    text = Path(bharateo.__file__).with_suffix(".pyi").read_text()
+    for heading, lines in re.findall(r"^# (.*)\n((?:from .*\n)+)", text, re.M):
+        names = re.findall(r" as (\w+)$", lines, re.M)
+        if names != ["__version__"]:
+            yield heading, names
+
+
+def _linked(name: str) -> str:
+    """A public name as a link to where its room's page tells of it."""
+    if name in _VERBS:
+        return f"[`bharateo.{name}`](api/verbs.md#bharateo{name})"
+    return f"{{py:obj}}`bharateo.{name}`"
+
+
+def write_rooms() -> None:
+    """A page a room of the package, with its functions and classes; what is public comes first.
+
+    Rooms of one module share a page.
+    """
+    folder = ROOT / "docs" / "reference" / "api"
+    single = []
+    for room, files in rooms().items():
+        if room.endswith("/"):
+            name = room.rstrip("/")
+            _write(folder / f"{name}.md", _room(f"`bharateo.{name}`", first_line(files[0]), files))
+        elif not room.startswith("__"):
+            single += files
+    opening = "What rooms stand on: the configuration, files, places and errors, a module each."
+    _write(folder / "modules.md", _room("Single modules", opening, single))
+
+
+def _room(title: str, opening: str, files: list[Path]) -> str:
+    modules = {_module(path): path for path in files}
+    parts = [f"# {title}", _markdown(opening), "## Public"]
+    if "bharateo.verbs" in modules:
+        parts.append(verbs_in_python())
+    public = [name for name, (module, _) in bharateo._HOMES.items() if module in modules]
+    directives = [_directive(name) for name in public if name not in {*_VERBS, "__version__"}]
+    parts += [_autodoc(*directives)] if directives else []
+    if len(parts) == 3:
+        parts.pop()
+    for module, path in modules.items():
+        public = [there for home, there in bharateo._HOMES.values() if home == module]
+        defined = (node for node in ast.parse(path.read_text()).body
+                   if isinstance(node, ast.FunctionDef | ast.ClassDef))  # fmt: skip
+        names = [node.name for node in defined if node.name not in public and node.name[0] != "_"]
+        import_module(module)  # else autodoc does, with TYPE_CHECKING set, which pydantic dislikes
+        lines = [f".. automodule:: {module}", "   :ignore-module-all:"]
+        lines += [f"   :members: {', '.join(names)}"] if names else []
+        parts += [f"## `{module}`", _autodoc(*lines)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _module(path: Path) -> str:
+    inner = path.relative_to(ROOT / "src").with_suffix("")
+    return ".".join(inner.parts).removesuffix(".__init__")
+
+
+def _directive(name: str) -> str:
+    """The autodoc directive of a public name."""
+    value = getattr(bharateo, name)
+    if inspect.isfunction(value):
+        return f".. autofunction:: bharateo.{name}"
+    if inspect.isclass(value):
+        kind = "autoexception" if issubclass(value, Exception) else "autoclass"
+        return f".. {kind}:: bharateo.{name}\n   :members:"
+    return f".. autodata:: bharateo.{name}\n   :no-value:"
+
+
+def _autodoc(*directives: str) -> str:
+    return "\n".join(["```{eval-rst}", *directives, "```"])
 
 
 # The verbs
@@ -273,8 +383,10 @@ def _markdown(text: str) -> str:
     return _escaped(re.sub(r"``([^`]+)``", r"`\1`", text))
 
 
+_VERBS = {function.__name__ for function, _ in VERBS.values()}
+
 WRITTEN: Mapping[str, Callable[[], str]] = {
     "<!-- written from the code: command line -->": command_line,
-    "<!-- written from the code: verbs in Python -->": verbs_in_python,
+    "<!-- written from the code: public names -->": public_names,
     "<!-- written from the code: configuration -->": configuration,
 }

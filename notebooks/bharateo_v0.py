@@ -57,15 +57,19 @@ print(why)
 
 # %% [markdown]
 # A **configuration** holds every choice of an experiment. We set a few: three bands, as a
-# screen has, the published objective, and a training short enough to wait for.
+# screen has, the published chips and objective, and a training short enough to wait for.
 
 # %%
 config = bharateo.with_settings(
     config,
     {
         "data.bands": ["rgb"],  # of the packaged scene; WorldCover's colours are three anyway
+        "model.chip_px": 128,
+        "model.mask_ratio": 0.75,
+        "heads.pixels.weight": 1.0,
         "heads.pixels.options.beta": 0.1,
         "heads.landcover.weight": 0.2,
+        "heads.landcover.options.encoder": 0.0,  # classes are asked of the decoder alone
         "training.epochs": epochs,
         "training.chips_per_epoch": 1280,
         "training.batch_size": 64,

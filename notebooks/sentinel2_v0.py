@@ -110,8 +110,8 @@ bharateo.show_regions(dataset)
 # %% [markdown]
 # ## 3. Chips and tokens
 #
-# A token is now 10 × 16 × 16 = 2,560 numbers. All else is as before: 64 tokens, 48 of them
-# hidden.
+# A token is now 10 × 16 × 16 = 2,560 numbers. The scene is small, and so are its chips: 112
+# pixels across, 7 × 7 = 49 tokens, 24 of them hidden.
 
 # %%
 bharateo.show_chips(dataset, config)
@@ -123,7 +123,8 @@ bharateo.show_tokens(dataset, config)
 # ## 4. Training
 #
 # The objectives of the first notebook: rebuild the hidden pixels (all ten bands of them) and
-# name the class of every patch. Where a patch has no label, only its pixels are asked for.
+# name the class of every patch. The classes of visible patches are asked of the encoder as well,
+# since it is the part that is kept. Where a patch has no label, only its pixels are asked for.
 
 # %%
 run = bharateo.pretrain(config, dataset, folder / f"run-{epochs}-epochs")
@@ -175,7 +176,7 @@ bharateo.show_scores(run)
 # (the mean, spread and quantiles of the patch's bands) and *the same encoder, untrained*. If
 # the trained one is not better than these, pretraining has bought nothing.
 
-# %%
+# %% tags=["hide-output"]
 probes = bharateo.probe(
     run,
     levels=["patch"],

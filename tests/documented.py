@@ -97,7 +97,7 @@ def split_at(words: list[str], sign: str) -> tuple[list[str], list[str], list[st
 def pages() -> list[Path]:
     """README, CONTRIBUTING and the documentation's pages, those first that others go on from."""
     docs = ROOT / "docs"
-    found = [p for p in docs.rglob("*.md") if not {"_build", "notebooks"} & {*p.parts}]
+    found = [p for p in docs.rglob("*.md") if not {"_build", "notebooks", "api"} & {*p.parts}]
     first = [ROOT / "README.md", docs / "tutorial.md", docs / "how-to" / "my-district.md"]
     return [*first, *sorted({*found} - {*first}), ROOT / "CONTRIBUTING.md"]
 

@@ -1,1 +1,1 @@
-"""Chips: where they lie (``plan``), how they are cut (``build``), stored and opened (``store``)."""
+"""Chips: where they lie (``layouts``), are cut (``build``), stored and opened (``store``)."""

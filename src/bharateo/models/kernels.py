@@ -59,7 +59,7 @@ def pixel_errors(
 ) -> tuple[Float[Tensor, ""], Float[Tensor, " band"]]:
     """Sums over valid scalars: SmoothL1, which has a gradient, and the absolute error by band.
 
-    SmoothL1 of an error d is d^2 / (2 beta) where |d| < beta, and |d| - beta / 2 elsewhere.
+    SmoothL1 of an error d is ``d^2 / (2 beta)`` where ``|d| < beta``, else ``|d| - beta / 2``.
     """
     if eager_on_cpu(predicted):
         return _PixelErrors.apply(predicted, target, valid, beta)

@@ -47,8 +47,8 @@ def test_every_command_and_snippet_of_the_readme_and_the_pages_runs(
             "runs/demo/run/report.html", "runs/demo/explore/index.html", "runs/v0/jaipur.json",
             "runs/v0/probes.json", "runs/ablation/ablation.md", "district-map.qml",
             "district-vectors.tif", "alike/found.geojson", "my-map/map.png",
-            "my-hectares/hectares.html", "my-map/polygons.gpkg", "hub/v0/README.md",
-            "timm/v0/config.json", "v0.onnx", "runs/ndvi/evaluation.json",
+            "my-hectares/hectares.html", "pune-areas.html", "my-map/polygons.gpkg",
+            "hub/v0/README.md", "timm/v0/config.json", "v0.onnx", "runs/ndvi/evaluation.json",
         ):  # fmt: skip
             assert (folder / made).exists(), made
         assert Dataset.open("datasets/pune").sensor.name == "sentinel2-l2a"

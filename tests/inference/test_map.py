@@ -1,15 +1,20 @@
 """A map and its files, as other programs see them."""
 
 import json
+import os
 import shutil
+import subprocess
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from xml.etree import ElementTree
 
+import geopandas
 import numpy as np
 import pyproj
 import pytest
 import rasterio
+import shapely
 import torch
 from affine import Affine
 from ground import AFFINE, class_codes, grid_of, write_labels, write_raster
@@ -80,6 +85,67 @@ def test_classes_have_colours_and_names_that_gdal_and_qgis_know(the_map):
         assert colours[each.id][:3] == each.colour
         assert names[each.id] == each.name
     assert 'type="paletted"' in files["style"].read_text()
+
+
+@pytest.fixture
+def in_qgis():
+    """A call that says what QGIS makes of files, by their names."""
+    python = "/usr/bin/python3"  # QGIS has its bindings there, and nothing of ours
+    alone = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+
+    def run(*words, **options):
+        options = {"env": alone | {"QT_QPA_PLATFORM": "offscreen"}, "check": True} | options
+        return subprocess.run([python, *words], capture_output=True, text=True, **options).stdout
+
+    try:
+        run("-c", "import qgis")
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip(f"no QGIS: {python} -c 'import qgis' fails")
+    program = Path(__file__).with_name("in_qgis.py")
+    return lambda paths: {
+        Path(path).name: told for path, told in json.loads(run(program, *paths)).items()
+    }
+
+
+def test_qgis_draws_every_product_and_what_is_labelled_in_it_is_read(
+    map_run, raster, the_map, in_qgis, tmp_path
+):
+    folder = tmp_path / "with spaces, जिला"
+    shutil.copytree(the_map[1]["classes"].parent, folder)
+    with rasterio.open(raster) as file:
+        ground = geopandas.GeoDataFrame({"name": ["all"]}, geometry=[shapely.box(*file.bounds)],
+                                        crs=file.crs)  # fmt: skip
+    ground.to_file(folder / "ground.gpkg")
+    lon, lat = ground.to_crs(4326).geometry[0].centroid.coords[0]
+    map_, vectors, points = (folder / name for name in ("map.tif", "vectors.tif", "points.gpkg"))
+    for words in (
+        ["embed", map_run.path, raster, "-o", vectors],
+        ["search", vectors, "--like", f"{lon},{lat}", "--count", 3, "-o", folder],
+        ["sample", map_, "--total", 20, "-o", points],
+        ["hectares", map_, "--zones", folder / "ground.gpkg", "--zone-field", "name", "-o", folder],
+        ["polygons", map_, "--min-area-ha", 1, "-o", folder / "polygons.gpkg"],
+    ):
+        assert main([*map(str, words)]) == 0, words
+    (folder / "labels.tif").unlink()
+    told = in_qgis(each for kind in ("tif", "gpkg", "geojson", "qlr")
+                   for each in folder.glob(f"*.{kind}"))  # fmt: skip
+    group = told.pop("map.qlr")["layers"]
+    assert len(group) == 1 + len(BHARATEO_CLASSES) + 3 + 4
+    for layer in (*told.values(), *group):
+        assert layer["valid"]
+        assert layer["crs"] in ("EPSG:32643", "EPSG:4326")
+        assert layer["colours"] > 1, told
+    styles = {name: layer["style"] for name, layer in told.items() if "style" in layer}
+    assert styles == {
+        "map.tif": "paletted", "map-probabilities.tif": "singlebandpseudocolor",
+        "map-uncertainty.tif": "singlebandpseudocolor", "map-suspect.tif": "paletted",
+        "vectors.tif": "multibandcolor",
+    }  # fmt: skip
+    assert told["map.tif"]["classes"] == [each.name for each in BHARATEO_CLASSES]
+    assert told["found.geojson"]["rows"] == 1 + 3
+    assert told["points.gpkg"]["saved"]
+    areas = ["areas", map_, points, "-o", folder / "areas.csv"]
+    assert main([*map(str, areas)]) == 0
 
 
 def test_the_class_is_the_most_probable_and_probabilities_add_up(the_map):

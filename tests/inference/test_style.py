@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import rasterio
 from affine import Affine
+from odc.geo.crs import CRS
 from odc.geo.geobox import GeoBox
 
 from bharateo.errors import ConfigError
@@ -25,6 +26,7 @@ from bharateo.inference.styles import (
 from bharateo.landcover import BHARATEO_CLASSES
 from bharateo.pixels.cog import Bands, write_cog
 
+UTM = CRS("EPSG:32643")
 TREE, CROP, GRASS, BUILT, BARE, WATER, WETLAND = (e.colour for e in BHARATEO_CLASSES[:7])
 
 
@@ -98,7 +100,7 @@ def root_of(path):
 
 def test_the_style_names_every_class_with_its_value_and_colour(tmp_path):
     classes = own_classes(['wells & "ponds"', "<town>"])
-    write_styles({tmp_path / "map.tif": class_style(classes)}, tmp_path / "map.qlr")
+    write_styles({tmp_path / "map.tif": class_style(classes)}, UTM, tmp_path / "map.qlr")
     root = root_of(tmp_path / "map.qml")
     renderer = root.find("pipe/rasterrenderer")
     assert renderer.get("type") == "paletted"
@@ -114,7 +116,7 @@ def test_every_band_of_every_file_is_a_layer_with_a_style(tmp_path):
         tmp_path / "map-probabilities.tif": probability_styles(classes),
         tmp_path / "map-uncertainty.tif": uncertainty_styles(),
     }
-    write_styles(files, tmp_path / "map.qlr")
+    write_styles(files, UTM, tmp_path / "map.qlr")
     root = root_of(tmp_path / "map.qlr")
     layers = [*root.iter("maplayer")]
     listed = {each.get("id"): each for each in root.iter("layer-tree-layer")}
@@ -123,6 +125,7 @@ def test_every_band_of_every_file_is_a_layer_with_a_style(tmp_path):
     for layer in layers:
         entry = listed[layer.findtext("id")]
         assert entry.get("source") == layer.findtext("datasource")
+        assert layer.findtext("srs/spatialrefsys/authid") == "EPSG:32643"
         assert layer.findtext("provider") == entry.get("providerKey") == "gdal"
         shown.append((layer.findtext("datasource"), layer.find("pipe/rasterrenderer").get("band")))
     assert shown == [(f"./{file.name}", str(style.band)) for file in files for style in files[file]]
@@ -143,7 +146,7 @@ ODD_NAMES = [
 @pytest.mark.parametrize("name", ODD_NAMES)
 def test_class_names_of_any_characters_make_files_that_are_xml(name, tmp_path):
     classes = own_classes([name, "plain"])
-    write_styles({tmp_path / "map.tif": class_style(classes)}, tmp_path / "map.qlr")
+    write_styles({tmp_path / "map.tif": class_style(classes)}, UTM, tmp_path / "map.qlr")
     ElementTree.parse(tmp_path / "map.qlr")
     root = ElementTree.parse(tmp_path / "map.qml").getroot()
     entries = [*root.iter("paletteEntry")]

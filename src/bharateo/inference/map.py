@@ -452,7 +452,10 @@ def write_drawn(
             files[name].unlink(missing_ok=True)
         measured = _write_tiles(predictions, drawn, plan, files)
         shown = _styles(drawn, files)
-        write_styles({files[name]: each for name, each in shown.items()}, files["layer-definition"])
+        crs = drawn.source.geobox.crs
+        assert crs is not None
+        layered = {files[name]: each for name, each in shown.items()}
+        write_styles(layered, crs, files["layer-definition"])
         attribution = list(dict.fromkeys(drawn.attribution))
         write_picture(files["picture"], ClassRaster.open(output), attribution)
         record = MapRecord(**plan.to_json(), attribution=attribution, **measured)

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
+from odc.geo.crs import CRS
+
 from bharateo.files import write_text
 from bharateo.inference.legend import Colour
 from bharateo.landcover import LandCoverClass
@@ -85,8 +87,12 @@ def measured_style(title: str, band: int, tags: Mapping[str, str]) -> BandStyle:
     return BandStyle(title, band, ramp=_SURE_TO_UNSURE, low=low, high=max(high, low + 1e-6))
 
 
-def write_styles(files: Mapping[Path, Sequence[BandStyle]], group: Path) -> None:
-    """Write the style of each file's first band beside it, and all as layers into ``group``."""
+def write_styles(files: Mapping[Path, Sequence[BandStyle]], crs: CRS, group: Path) -> None:
+    """Write the style of each file's first band beside it, and all as layers into ``group``.
+
+    The files' reference system is said with each layer: QGIS takes a layer of a definition without
+    one to have none, whatever its file says.
+    """
     layers = []
     for file, styles in files.items():
         qgis = ElementTree.Element("qgis", version=_QGIS, styleCategories="Symbology")
@@ -111,6 +117,10 @@ def write_styles(files: Mapping[Path, Sequence[BandStyle]], group: Path) -> None
         for tag, text in (("id", key), ("datasource", where), ("layername", name)):
             ElementTree.SubElement(layer, tag).text = text
         ElementTree.SubElement(layer, "provider").text = "gdal"
+        reference = ElementTree.SubElement(ElementTree.SubElement(layer, "srs"), "spatialrefsys")
+        ElementTree.SubElement(reference, "wkt").text = crs.to_wkt()
+        if crs.epsg is not None:
+            ElementTree.SubElement(reference, "authid").text = f"EPSG:{crs.epsg}"
         layer.append(_pipe(style))
     _write(group, root, "qgis-layer-definition")
 

@@ -290,6 +290,8 @@ def few_trees():
 def taught(tmp_path_factory):
     folder = tmp_path_factory.mktemp("teach")
     raster = write_raster(folder / "raster.tif", 300, 380)
+    composite = {"product": "composite", "attribution": ["© whoever took it"]}
+    raster.with_suffix(".json").write_text(json.dumps(composite))
     five_a_class(300, 380).to_file(folder / "points.gpkg")
     arguments = ["teach", str(raster), "--points", str(folder / "points.gpkg")]
     assert main([*arguments, "--output", str(folder / "own")]) == 0
@@ -314,6 +316,12 @@ def test_five_points_a_class_become_a_map_of_every_pixel(taught):
     recalls = [right[ours & (codes == code)].mean() for code in NAMES]
     assert low <= np.mean(recalls) <= high
     assert np.mean(recalls) > 0.8
+
+
+def test_a_map_of_a_composite_says_whose_pixels_it_is_made_of(taught):
+    folder, _ = taught
+    for name in ("map.json", "map.tif.stac.json"):
+        assert "© whoever took it" in (folder / "own" / name).read_text(), name
 
 
 def test_the_chosen_one_is_the_best_and_repeats_its_labels(taught):

@@ -482,7 +482,8 @@ def _map(
         domain=None if using is None or using.domain is None else DomainQuantile(quantile=QUANTILE),
         labels=None,
     ).sealed()
-    attribution = () if using is None else using.run.contract.attribution
+    trained_on = () if using is None else using.run.contract.attribution
+    attribution = (*trained_on, *source.attribution)
     allowing = source if using is None else using.source
     return Drawn(allowing, grid, classes, predictions, attribution), plan
 

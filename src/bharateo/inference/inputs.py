@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float, Shaped
 from odc.geo.geobox import GeoBox
 
 from bharateo.errors import ConfigError, SourceError
+from bharateo.files import read_bytes
 from bharateo.inference.contract import (
     band_places,
     check_grid,
@@ -32,6 +33,7 @@ from bharateo.inference.contract import (
 )
 from bharateo.inference.products import MadeOf
 from bharateo.inference.scene import ScenePixels, is_scene, open_scene
+from bharateo.outputs import record_in
 from bharateo.pixels.raster import RasterFile, Reader, open_raster
 from bharateo.pixels.reader import WITHIN, Mask, Masked, Resampled, Tiles, tile_paths, zoomed
 from bharateo.reading import ContractField, Reading
@@ -166,6 +168,13 @@ class RasterInput:
         }
         text = json.dumps(plain, sort_keys=True)
         return MadeOf(identity=hashlib.sha256(text.encode()).hexdigest(), **plain)
+
+    @property
+    def attribution(self) -> tuple[str, ...]:
+        """What a composite of ours says beside its raster; empty of other rasters."""
+        beside = Path(f"{self.location.removesuffix('.tif')}.json")
+        found = record_in(read_bytes(beside)) if beside.is_file() else {}
+        return tuple(found["attribution"]) if found.get("product") == "composite" else ()
 
     def read(
         self, row: int, col: int, height: int, width: int

@@ -388,7 +388,8 @@ def write_map(
         domain=None if request.domain is None else DomainQuantile(quantile=QUANTILE),
         labels=None if labels is None else dict(labels.identity),
     ).sealed()
-    attribution = [*run.contract.attribution, *(labels.source.attribution if labels else ())]
+    attribution = [*run.contract.attribution, *source.attribution,
+                   *(labels.source.attribution if labels else ())]  # fmt: skip
     drawn = Drawn(source, grid, classifier.classes, predictions, attribution, labels,
                   tuple(each.layer for each in classifier.others))  # fmt: skip
     return write_drawn(drawn, plan, output, progress, say)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -76,8 +77,19 @@ def take_back(_app, what: str, _name, _obj, _options, lines: list[str]) -> None:
         lines[:] = written
 
 
+def for_everyone(_app, _page: str, _template: str, context: dict, _doctree) -> None:
+    """What scrolls takes the keyboard, and headings of the sidebar say their level."""
+    scrolls = r'<(pre|table class="docutils[^"]*")'
+    context["body"] = re.sub(scrolls, r'<\1 tabindex="0"', context.get("body") or "")
+    tree = context.get("furo_navigation_tree", "")
+    context["furo_navigation_tree"] = tree.replace(
+        'role="heading"', 'role="heading" aria-level="2"'
+    )
+
+
 def setup(app) -> None:
     """Connect them to Sphinx."""
     app.connect("source-read", fill)
+    app.connect("html-page-context", for_everyone, priority=900)
     app.connect("autodoc-process-docstring", keep_as_written, priority=100)
     app.connect("autodoc-process-docstring", take_back, priority=900)

@@ -59,3 +59,15 @@ def reflectance_dataset(tmp_path_factory):
     from small_datasets import many_bands, small_dataset
 
     return small_dataset(tmp_path_factory.mktemp("reflectance") / "dataset", many_bands(2))
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium, for tests of pages; they are marked ``NEEDS_CHROMIUM``."""
+    from explorer.in_browser import CHROMIUM
+
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with playwright.sync_playwright() as started:
+        launched = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield launched
+        launched.close()

@@ -1,21 +1,11 @@
-"""One page of a run that was never trained, written by the verb, for all tests; a browser."""
+"""One page of a run that was never trained, written by the verb, for all tests."""
 
 import jaxtyping
 import pytest
 
 from bharateo.explorer.runtime import KEPT, VENDOR
 from bharateo.verbs.cli import main
-from explorer.in_browser import CHROMIUM
 from handover.tiny_run import tiny_run
-
-
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with playwright.sync_playwright() as started:
-        launched = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield launched
-        launched.close()
 
 
 @pytest.fixture(scope="session")

@@ -28,3 +28,11 @@ def downloaded(page, button, folder):
     path = folder / handed.value.suggested_filename
     handed.value.save_as(path)
     return path
+
+
+def serious(page):
+    """What axe finds serious or critical on a page, each with the first element that has it."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    found = axe.run(page).response["violations"]
+    return [(one["id"], one["nodes"][0]["html"], one["nodes"][0]["any"][:1])
+            for one in found if one["impact"] in ("serious", "critical")]  # fmt: skip

@@ -15,7 +15,7 @@ from bharateo.explorer.chips import chips_of_dataset
 from bharateo.inference.points import read_points
 from bharateo.models.heads import Batch
 from bharateo.models.patches import Mask, take_tokens, unpatchify
-from explorer.in_browser import NEEDS_CHROMIUM, PATIENCE_S, downloaded, until
+from explorer.in_browser import NEEDS_CHROMIUM, PATIENCE_S, downloaded, serious, until
 from explorer.page_records import array, record
 
 pytestmark = NEEDS_CHROMIUM
@@ -439,17 +439,13 @@ def test_the_slider_hides_its_share_and_the_same_patches_again(page):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1280])
 def test_axe_finds_nothing_serious(width, scheme, page):
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     page.set_viewport_size({"width": width, "height": 800})
     page.emulate_media(color_scheme=scheme)
     click_on_patch(page, 5)
     for view in ("area", "label", "paint", "about"):
         show(page, "area" if view == "label" else view)
         page.evaluate("(tool) => areaView.take(tool)", "label" if view == "label" else "choose")
-        found = axe.run(page).response["violations"]
-        serious = [(one["id"], one["nodes"][0]["html"], one["nodes"][0]["any"][:1])
-                   for one in found if one["impact"] in ("serious", "critical")]  # fmt: skip
-        assert serious == [], view
+        assert serious(page) == [], view
         assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import geopandas as gpd
 import numpy as np
@@ -13,7 +14,7 @@ from bharateo.errors import ConfigError
 from bharateo.survey.areas import read_answers
 from bharateo.survey.ground import ClassMap
 from bharateo.verbs.survey import areas, sample
-from explorer.in_browser import NEEDS_CHROMIUM, downloaded
+from explorer.in_browser import NEEDS_CHROMIUM, downloaded, serious
 from survey.class_maps import AFFINE, NAMES, answer, write_classes
 
 QUIET = Display(quiet=True)
@@ -99,11 +100,25 @@ def test_answers_outlast_the_page_and_come_from_a_file(page, survey, tmp_path):
 @NEEDS_CHROMIUM
 @pytest.mark.parametrize("width", [390, 1280])
 def test_axe_finds_nothing_serious_on_the_page_of_points(width, page):
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     page.set_viewport_size({"width": width, "height": 800})
-    found = axe.run(page).response["violations"]
-    assert [one["id"] for one in found if one["impact"] in ("serious", "critical")] == []
+    assert serious(page) == []
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+@NEEDS_CHROMIUM
+@pytest.mark.slow
+def test_axe_finds_nothing_serious_on_the_page_of_areas(browser, survey, tmp_path):
+    class_map, points, _, codes = survey
+    for file in (points, points.with_suffix(".json")):
+        shutil.copy(file, tmp_path)
+    answer(tmp_path / points.name, codes)
+    areas(class_map, tmp_path / points.name, tmp_path / "areas.csv", display=QUIET)
+    for width, scheme in ((390, "dark"), (1280, "light")):
+        page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+        page.goto((tmp_path / "areas.html").as_uri())
+        assert serious(page) == []
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        page.close()
 
 
 def test_the_page_does_not_say_what_the_map_says(survey):

@@ -13,6 +13,7 @@ from bharateo.errors import RunError
 from bharateo.report import ground, html, render
 from bharateo.sensor import SENTINEL2_L1C, WORLDCOVER_PALETTE
 from bharateo.training.contract import Kept
+from explorer.in_browser import NEEDS_CHROMIUM, serious
 
 VOID = {"meta", "link", "br", "hr", "img", "input", "path", "rect", "image", "use", "circle"}
 
@@ -379,3 +380,17 @@ def test_a_missing_file_names_the_verb_that_makes_it(
     (run / missing).unlink()
     with pytest.raises(RunError, match=f"{missing}.*{verb}"):
         html.write_report(run)
+
+
+@NEEDS_CHROMIUM
+@pytest.mark.slow
+@pytest.mark.parametrize("sensor", [SENTINEL2_L1C])
+def test_axe_finds_nothing_serious_on_the_page_of_a_run(browser, page, tmp_path):
+    file = tmp_path / "report.html"
+    file.write_text(page)
+    for width, scheme in ((390, "dark"), (1280, "light")):
+        shown = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+        shown.goto(file.as_uri())
+        assert serious(shown) == []
+        assert shown.evaluate("document.documentElement.scrollWidth") <= width
+        shown.close()

@@ -142,6 +142,8 @@ def test_relative_links_lead_to_files_and_headings(page):
     for target in re.findall(r"\]\((?![a-z]+:)([^)\s]+)\)", text):
         path, _, anchor = target.partition("#")
         there = (page.parent / path).resolve() if path else page
+        if there.parent == ROOT / "docs" / "reference" / "api":
+            continue  # written when the site is built, which follows its own links
         assert there.exists(), target
         assert not anchor or anchor in anchors(there), target
 

@@ -10,6 +10,7 @@ from PIL import Image
 from bharateo.accounting import Accounting
 from bharateo.config import Config, ModelConfig
 from bharateo.errors import SourceError
+from bharateo.evaluation import reconstruction
 from bharateo.inference.map import products
 from bharateo.pixels.cog import Bands, write_cog
 from bharateo.report import notebook
@@ -133,3 +134,10 @@ def test_a_large_raster_is_thinned_and_a_small_one_drawn_in_squares(tmp_path, wr
     assert (squares[:side, :side] == 0).all() and (squares[-side:, -side:] == 7).all()
     with rasterio.open(small) as file:
         assert squares.shape == tuple(side * cells for cells in file.shape)
+
+
+def test_classes_of_patches_are_shown_without_a_table_of_confusions(
+    dataset, make_example, monkeypatch
+):
+    monkeypatch.setattr(reconstruction, "reconstruct", lambda *_: [make_example(dataset)])
+    assert "Patch classes" in notebook.show_patch_classes(None, dataset)._repr_html_()

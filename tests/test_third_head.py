@@ -58,6 +58,7 @@ def write_raster(path, dataset):
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.slow
 def test_it_is_planned_trained_forecast_evaluated_reported_and_mapped(ndvi, tmp_path):
     dataset = small_dataset(tmp_path / "dataset", many_bands(2))
     config = small_config(epochs=1, batch_size=2, chips_per_epoch=2000)

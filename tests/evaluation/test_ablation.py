@@ -263,6 +263,7 @@ def share_right(probed):
     return np.trace(cells) / cells.sum()
 
 
+@pytest.mark.slow
 def test_controls_are_trained_and_scored_beside_the_configuration(dataset, tmp_path):
     cells = grid(CONFIG, dataset, [], also=controls(CONFIG, 2))
     record = ablated(cells, dataset, tmp_path, 1)
@@ -273,6 +274,7 @@ def test_controls_are_trained_and_scored_beside_the_configuration(dataset, tmp_p
     assert "| pixels weight | mask_ratio | epochs | landcover weight | accuracy" in text
 
 
+@pytest.mark.slow
 def test_targets_are_trained_and_scored_beside_the_configuration(dataset, tmp_path):
     cells = grid(CONFIG, dataset, [], also=targets(CONFIG, 2))
     assert len(cells) == 1 + 2 + len(TARGETS)
@@ -284,6 +286,7 @@ def test_targets_are_trained_and_scored_beside_the_configuration(dataset, tmp_pa
         assert scores.value({"pixels": "masked_mae", "features": "feature_mse"}[head]) > 0
 
 
+@pytest.mark.slow
 def test_a_killed_ablation_goes_on_and_ends_as_one_that_ran_through(done, dataset, tmp_path):
     """Killed in the middle of a training, before a probe, and in the second cell."""
     cells = grid(CONFIG, dataset, FACTORS[:1])

@@ -48,6 +48,7 @@ def test_of_equals_the_simplest_is_chosen():
     assert (found.chosen.kinds, found.chosen.classifier) == (("simple",), LINEAR[0])
 
 
+@pytest.mark.slow
 def test_labels_that_nothing_tells_are_not_said_to_be_told():
     """The best of many is right by luck; the score told is not."""
     labels, groups = labelled(8)
@@ -61,6 +62,7 @@ def test_labels_that_nothing_tells_are_not_said_to_be_told():
     assert np.mean(told) == pytest.approx(1 / 3, abs=0.1)
 
 
+@pytest.mark.slow
 def test_other_ground_gives_a_score_inside_the_interval_of_the_choice():
     labels, groups = labelled(6)
     there = np.repeat(np.arange(3), 300)

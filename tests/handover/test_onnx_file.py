@@ -58,6 +58,7 @@ def test_every_embedding_of_patches_is_exported(embedding, reflectance_dataset, 
 
 
 @pytest.mark.parametrize("embedding", ["linear", "energies"])
+@pytest.mark.slow
 def test_an_encoder_of_a_set_of_bands_is_exported(embedding, reflectance_dataset, tmp_path):
     whole = tiny_run(tmp_path / "run", reflectance_dataset, depth=1, embedding=embedding,
                      band_sets={"one": ("B02",)})  # fmt: skip

@@ -211,6 +211,7 @@ def test_noise_in_a_set_is_out_of_its_domain_and_refused(run, tmp_path, capsys):
     assert json.loads((tmp_path / "map.json").read_text())["out_of_domain"]["share"] > 0.9
 
 
+@pytest.mark.slow
 def test_a_probe_of_own_points_maps_rasters_of_its_set_alone(run, rgb, tmp_path, capsys):
     centres = class_codes(grid_of(*SHAPE))[4::8, 4::8]  # of cells: no two points lie in one
     classes = {10: "forest", 40: "fields"}

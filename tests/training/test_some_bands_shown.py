@@ -225,6 +225,7 @@ def test_speed_is_measured_with_sets_too():
 # What it is worth.
 
 
+@pytest.mark.slow
 def test_a_set_tells_more_than_the_same_model_shown_the_mean_of_absent_bands(dataset, tmp_path):
     """Classes by the run's own head, from one band: of a run that was shown that band alone, and of
     the same run without sets, with the others at their mean.

@@ -40,6 +40,7 @@ def test_the_sample_in_any_band_set_goes_the_whole_way(tmp_path, name, bands, co
     assert ("false colour" in page) == (len(composites) == 2)
 
 
+@pytest.mark.slow
 def test_bands_of_another_set_are_the_same_pixels(tmp_path):
     for name in ("10band", "rgb"):
         folder = str(tmp_path / name)

@@ -124,6 +124,7 @@ def worked_out(model, num_bands):
 
 
 @pytest.mark.parametrize("name", MODELS)
+@pytest.mark.slow
 def test_flops_are_those_of_every_layer_to_the_last(name):
     assert flops(*MODELS[name]) == worked_out(*MODELS[name])
 

@@ -41,6 +41,7 @@ def test_one_fault_in_ten_requests_changes_nothing(small_units, tmp_path):
     assert injected.total() >= 20
 
 
+@pytest.mark.slow
 def test_a_unit_that_could_not_be_reached_is_tried_again_at_the_end(small_units, tmp_path):
     once = {"data__sentinel2__retries": 0, "data__plan__max_failed": 0}
     assert done(small_units.build(tmp_path / "whole", **once))
@@ -98,6 +99,7 @@ def test_units_without_a_file_are_named_with_the_reason_and_the_rest_is_built(
 
 
 @pytest.mark.parametrize("left", [None, 0.0, 0.7], ids=["gone", "empty", "cut"])
+@pytest.mark.slow
 def test_without_failures_allowed_the_build_stops_and_goes_on_when_the_file_is_back(
     world, tmp_path, capsys, left
 ):

@@ -197,6 +197,7 @@ def test_an_area_that_is_none_is_refused_in_one_line(kind, tmp_path):
 
 
 @pytest.mark.parametrize("crs", [32643, 3031, 3857, 3995])
+@pytest.mark.slow
 def test_shapes_near_a_pole_are_placed_or_refused(crs, tmp_path):
     for size in (1e3, 1e7, 1e300):
         frame = gpd.GeoDataFrame(geometry=[shapely.box(-size, -size, size, size)], crs=crs)

@@ -162,6 +162,7 @@ def test_controls_of_one_kind_of_heads_are_refused():
         controls(without, 2)
 
 
+@pytest.mark.slow
 def test_targets_are_learned_without_labels_for_the_same_arithmetic(dataset):
     config = replace(CONFIG, training=replace(CONFIG.training, epochs=300))
     base, *others = grid(config, dataset, [], also=targets(config, 2))

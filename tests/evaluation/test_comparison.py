@@ -39,6 +39,7 @@ def covers(number, **spread):
 
 
 @pytest.mark.parametrize("spread", [{"between_blocks": 0.1}, {"between_seeds": 0.05}])
+@pytest.mark.slow
 def test_intervals_cover_the_truth_about_as_often_as_they_say(spread):
     """Also of three seeds, where resampling the seeds covered 0.70 and leaving them out 0.3."""
     hits = np.mean([covers(number, **spread) for number in range(100)])

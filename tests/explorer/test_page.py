@@ -438,6 +438,7 @@ def test_the_slider_hides_its_share_and_the_same_patches_again(page):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.slow
 def test_axe_finds_nothing_serious(width, scheme, page):
     page.set_viewport_size({"width": width, "height": 800})
     page.emulate_media(color_scheme=scheme)

@@ -49,6 +49,7 @@ def test_onnxruntime_gives_the_encoders_features(num_chips, run, encoder, reflec
 
 
 @pytest.mark.parametrize("embedding", ["energies", "stem"])
+@pytest.mark.slow
 def test_every_embedding_of_patches_is_exported(embedding, reflectance_dataset, tmp_path):
     """The whole graph is compared with PyTorch before it is written."""
     other = tiny_run(tmp_path / "run", reflectance_dataset, depth=1, embedding=embedding)

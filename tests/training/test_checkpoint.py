@@ -255,6 +255,7 @@ def full_after(monkeypatch, number):
 
 # Written in this order: config, three checkpoints, history, checkpoint, weights, contract.
 @pytest.mark.parametrize(("number", "step"), [*enumerate([0, 0, 1, 2, 3, 3, 4, 4])])
+@pytest.mark.slow
 def test_on_a_full_disk_nothing_is_lost_and_a_rerun_completes(
     reflectance_dataset, tmp_path, monkeypatch, number, step
 ):

@@ -25,6 +25,8 @@ from bharateo.training.optimisers import newest_in_average
 from bharateo.training.run import Run
 from small_datasets import PLAN, contents, many_bands, small_config, small_dataset
 
+pytestmark = pytest.mark.slow
+
 CHECKPOINT, BEST, MODEL = (
     "checkpoints/last.safetensors",
     "checkpoints/best.safetensors",

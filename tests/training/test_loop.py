@@ -236,6 +236,7 @@ def whole(request, palette_dataset, tmp_path_factory):
 
 
 @pytest.mark.parametrize("checkpoint_seconds", [0.0, 1000.0, 0.02])
+@pytest.mark.slow
 def test_killed_at_any_step_and_resumed_it_ends_in_the_same_bytes(
     whole, palette_dataset, tmp_path, checkpoint_seconds
 ):
@@ -279,6 +280,7 @@ def test_killed_and_resumed_chips_lie_under_the_light_they_would_have(
 
 
 @pytest.mark.parametrize("step", [3, 4, 6])
+@pytest.mark.slow
 def test_killed_around_the_end_of_an_epoch_no_row_is_lost_or_doubled(
     whole, palette_dataset, tmp_path, step
 ):
@@ -315,6 +317,7 @@ def test_killed_between_writing_history_and_checkpoint_no_row_is_doubled(
 
 
 @pytest.mark.parametrize("moment", ["save_checkpoint", "make_contract", "save_run"])
+@pytest.mark.slow
 def test_killed_at_the_very_end_it_is_no_finished_run(
     whole, palette_dataset, tmp_path, monkeypatch, moment
 ):
@@ -476,6 +479,7 @@ def test_classes_are_not_learnt_where_nothing_is_labelled(reflectance_dataset, t
 
 
 @pytest.mark.parametrize("target", [*TARGETS, "correction"])
+@pytest.mark.slow
 def test_what_is_hidden_is_learned_better_than_by_filling_it_in(
     reflectance_dataset, tmp_path, target
 ):

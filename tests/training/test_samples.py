@@ -39,6 +39,7 @@ def shifted(sample):
 
 
 @pytest.mark.parametrize("start", ["fork", "spawn"])
+@pytest.mark.slow
 def test_a_stock_loader_with_two_workers_gives_the_same_chips(start, reflectance_dataset):
     chips = ChipDataset(reflectance_dataset, "train", transform=shifted)
     loader = DataLoader(chips, batch_size=5, num_workers=2, multiprocessing_context=start)

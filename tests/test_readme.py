@@ -23,6 +23,7 @@ def test_the_make_targets_the_readme_names_call_what_it_says():
         words[1]: subprocess.run(
             ["make", "--dry-run", "--no-print-directory", *words[1:]],
             cwd=ROOT,
+            env=alone,
             capture_output=True,
             text=True,
             check=True,

@@ -207,8 +207,10 @@ def test_the_address_brings_the_page_back(page, browser):
     other.goto(page.url.split("#")[0] + "#paint?alike=9999999,x&layer=no&at=a")  # of another page
     until(other, "!byId('paint').hidden && likeness.state.hits.length === 0")
     show(other, "area")
+    first = other.evaluate("areaView.state.area.name")
     other.locator("#place").select_option("1")
     until(other, "location.hash.includes('region=1')")
+    until(other, f"areaView.state.area.name !== '{first}'")  # it is fetched
     second = other.evaluate("areaView.state.area.name")
     other.reload()
     until(other, "areaView.state.area !== null && byId('place').value === '1'")

@@ -57,8 +57,11 @@ def test_a_raster_is_searched_without_a_run(tmp_path, capsys):
     raster = write_raster(tmp_path / "r.tif", 384, 512, tile=(128, 128))  # all comes back
     with rasterio.open(raster) as file:
         lon, lat = transform(file.crs, "EPSG:4326", *map(list, zip(file.xy(200, 200))))
+    composite = {"product": "composite", "attribution": ["© whoever took it"]}
+    raster.with_suffix(".json").write_text(json.dumps(composite))
     arguments = (raster, "--like", f"{lon[0]},{lat[0]}", "--output", tmp_path / "out")
     assert verb(*arguments, "--count", 3) == 0
+    assert "© whoever took it" in (tmp_path / "out" / "embedding.tif.stac.json").read_text()
     places = json.loads((tmp_path / "out" / "found.geojson").read_text())["features"]
     at = [(place["properties"]["row"], place["properties"]["col"]) for place in places]
     assert at[0] == (200 // CELL_PX, 200 // CELL_PX)

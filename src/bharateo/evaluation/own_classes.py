@@ -69,11 +69,17 @@ from bharateo.inference.points import (
     cells_lonlat,
     features_at,
     next_places,
-    pixels_under,
     place,
 )
 from bharateo.inference.products import MadeBy
-from bharateo.inference.tiles import CellGrid, Progress, Tile, TilePredictions, keep_all
+from bharateo.inference.tiles import (
+    CellGrid,
+    Progress,
+    Tile,
+    TilePredictions,
+    keep_all,
+    pixels_under,
+)
 from bharateo.landcover import BHARATEO_CLASSES, LandCoverClass
 from bharateo.outputs import Own, json_of, record_in
 from bharateo.pixels.raster import existing
@@ -482,8 +488,7 @@ def _map(
         domain=None if using is None or using.domain is None else DomainQuantile(quantile=QUANTILE),
         labels=None,
     ).sealed()
-    trained_on = () if using is None else using.run.contract.attribution
-    attribution = (*trained_on, *source.attribution)
+    attribution = () if using is None else using.run.contract.attribution
     allowing = source if using is None else using.source
     return Drawn(allowing, grid, classes, predictions, attribution), plan
 

@@ -35,6 +35,7 @@ from bharateo.inference.tiles import (
     TokenGrid,
     blended_squares,
     keep_all,
+    pixels_under,
     predict_tiles,
 )
 from bharateo.outputs import Own, json_of
@@ -127,10 +128,7 @@ def embed_features(
     ).sealed()
 
     def means(tile: Tile) -> Float[np.ndarray, "row col dim"]:
-        box = Tile(*(
-            slice(each.start * CELL_PX, min(each.stop * CELL_PX, size))
-            for each, size in zip((tile.rows, tile.cols), source.shape, strict=True)
-        ))  # fmt: skip
+        box = pixels_under(tile, grid)
         return np.concatenate([in_cells(each.of(box), CELL_PX) for each in kinds], 2)
 
     def make(folder: Path, missing: Sequence[Path]) -> None:

@@ -167,14 +167,14 @@ class RasterInput:
             "overridden": dict(self.overridden),
         }
         text = json.dumps(plain, sort_keys=True)
-        return MadeOf(identity=hashlib.sha256(text.encode()).hexdigest(), **plain)
+        identity = hashlib.sha256(text.encode()).hexdigest()
+        return MadeOf(identity=identity, attribution=self._attribution(), **plain)
 
-    @property
-    def attribution(self) -> tuple[str, ...]:
+    def _attribution(self) -> list[str]:
         """What a composite of ours says beside its raster; empty of other rasters."""
         beside = Path(f"{self.location.removesuffix('.tif')}.json")
         found = record_in(read_bytes(beside)) if beside.is_file() else {}
-        return tuple(found["attribution"]) if found.get("product") == "composite" else ()
+        return list(found["attribution"]) if found.get("product") == "composite" else []
 
     def read(
         self, row: int, col: int, height: int, width: int

@@ -388,8 +388,7 @@ def write_map(
         domain=None if request.domain is None else DomainQuantile(quantile=QUANTILE),
         labels=None if labels is None else dict(labels.identity),
     ).sealed()
-    attribution = [*run.contract.attribution, *source.attribution,
-                   *(labels.source.attribution if labels else ())]  # fmt: skip
+    attribution = [*run.contract.attribution, *(labels.source.attribution if labels else ())]
     drawn = Drawn(source, grid, classifier.classes, predictions, attribution, labels,
                   tuple(each.layer for each in classifier.others))  # fmt: skip
     return write_drawn(drawn, plan, output, progress, say)
@@ -457,7 +456,7 @@ def write_drawn(
         assert crs is not None
         layered = {files[name]: each for name, each in shown.items()}
         write_styles(layered, crs, files["layer-definition"])
-        attribution = list(dict.fromkeys(drawn.attribution))
+        attribution = list(dict.fromkeys([*drawn.attribution, *plan.source.attribution]))
         write_picture(files["picture"], ClassRaster.open(output), attribution)
         record = MapRecord(**plan.to_json(), attribution=attribution, **measured)
         described = {name: path for name, path in files.items() if name != "item" and path.exists()}

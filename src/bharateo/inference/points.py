@@ -19,7 +19,7 @@ from bharateo.files import read_bytes
 from bharateo.geography import to_lonlat
 from bharateo.inference.inputs import RasterInput
 from bharateo.inference.pixel_features import PixelFeatures, in_cells
-from bharateo.inference.tiles import CellGrid, Progress, Tile
+from bharateo.inference.tiles import CellGrid, Progress, Tile, pixels_under
 from bharateo.pixels.vectors import MOST_BYTES, mended, read_features
 
 CLASS_FIELDS = ("class", "label", "landcover", "land_cover", "class_name", "name", "type")
@@ -338,14 +338,6 @@ def features_at(
             values = in_cells(kind.of(box), grid.stride_px)[..., : kind.num_features]
             found[kind.name][here] = values[tuple((cells - first).T)]
     return found
-
-
-def pixels_under(cells: Tile, grid: CellGrid) -> Tile:
-    """The pixels of the raster under some cells."""
-    return Tile(*(
-        slice(int(each.start) * grid.stride_px, min(int(each.stop) * grid.stride_px, size))
-        for each, size in zip((cells.rows, cells.cols), grid.shape_px, strict=True)
-    ))  # fmt: skip
 
 
 # Where to set the next ones

@@ -323,6 +323,14 @@ class CellGrid:
         return predicted
 
 
+def pixels_under(cells: Tile, grid: CellGrid) -> Tile:
+    """The pixels of the raster under some cells."""
+    return Tile(*(
+        slice(int(each.start) * grid.stride_px, min(int(each.stop) * grid.stride_px, size))
+        for each, size in zip((cells.rows, cells.cols), grid.shape_px, strict=True)
+    ))  # fmt: skip
+
+
 @dataclass(frozen=True)
 class TilePredictions:
     """Those of all tiles of a grid, on disk: float, NaN where a cell has no valid pixel."""

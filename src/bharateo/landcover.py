@@ -17,14 +17,17 @@ IGNORE = 255
 
 _UNKNOWN = 254
 
+Colour = tuple[int, int, int]
+"""Red, green and blue, 0 to 255."""
+
 
 @dataclass(frozen=True)
 class LandCoverClass:
-    """One of the classes a model predicts: its id (0, 1, ...), name and display colour (0..255)."""
+    """One of the classes a model predicts: its id (0, 1, ...), name and display colour."""
 
     id: int
     name: str
-    colour: tuple[int, int, int]
+    colour: Colour
 
 
 BHARATEO_CLASSES = (

@@ -3,6 +3,7 @@
 import json
 import warnings
 from dataclasses import replace
+from xml.etree import ElementTree
 
 import geopandas
 import numpy as np
@@ -10,8 +11,11 @@ import pystac
 import pytest
 import rasterio
 import shapely
+from PIL import Image
+from pystac.validation import validate_dict
 from rio_cogeo.cogeo import cog_validate
 
+from bharateo.pixels.picture import PICTURE_MARK
 from composite.worlds import (
     BANDS,
     BOX,
@@ -96,14 +100,42 @@ def test_others_open_both_files_and_the_item_describes_them(made):
             assert file.res == (10, 10)
             assert names is None or file.descriptions == names
             assert names is None or file.scales == (1e-4,) * len(names)
-    item = pystac.Item.from_file(str(made.with_name("border.tif.stac.json")))
-    assert [*item.assets] == ["composite", "observations", "record"]
+    stored = made.with_name("border.tif.stac.json")
+    assert validate_dict(json.loads(stored.read_text()), extensions=[])  # STAC's own schemas
+    item = pystac.Item.from_file(str(stored))
+    assert [*item.assets] == ["composite", "observations", "style", "picture", "record"]
     assert all((made.parent / each.href).is_file() for each in item.assets.values())
     assert item.properties["start_datetime"] == "2021-11-01T00:00:00Z"
     assert item.properties["end_datetime"] == "2022-03-31T23:59:59Z"
     assert item.properties["proj:code"] == "EPSG:32643"
     assert "Copernicus" in item.properties["attribution"][0]
     assert shapely.geometry.shape(item.geometry).contains(shapely.box(*BOX))
+
+
+def test_people_see_three_bands_each_from_its_own_black_to_its_white(made):
+    with rasterio.open(made) as file:
+        shown = [1, 2, 3]  # true colour where its bands are among them: they are not
+        values = file.read(shown) * file.scales[0]
+        known = (file.read(shown) != 0).all(0)
+    limits = np.quantile(values[:, known], (0.02, 0.98), axis=1).T
+    style = ElementTree.parse(made.with_suffix(".qml")).getroot().find("pipe/rasterrenderer")
+    assert style.get("type") == "multibandcolor"
+    for colour, band, ends in zip(("red", "green", "blue"), shown, limits, strict=True):
+        assert style.get(f"{colour}Band") == str(band)
+        said = style.find(f"{colour}ContrastEnhancement")
+        assert [float(said.findtext(end)) for end in ("minValue", "maxValue")] == pytest.approx(
+            ends, rel=1e-3
+        )
+    with Image.open(made.with_suffix(".png")) as picture:
+        assert picture.text["Software"] == PICTURE_MARK
+        drawn = np.asarray(picture)
+    # The ground begins 24 pixels in; its middle is drawn between the limits.
+    row, col = (side // 2 for side in known.shape)
+    assert known[row, col]
+    expected = (values[:, row, col] - limits[:, 0]) / (limits[:, 1] - limits[:, 0])
+    times = max(700 / max(known.shape), 1)
+    seen = drawn[24 + int((row + 0.5) * times), 24 + int((col + 0.5) * times)]
+    assert seen == pytest.approx(255 * expected.clip(0, 1), abs=1)
 
 
 def test_what_is_there_is_left_alone_and_what_is_not_ours_is_not_written_over(

@@ -6,6 +6,7 @@ import pystac
 import pytest
 import rasterio
 import shapely
+from pystac.validation import validate_dict
 
 from bharateo.verbs.cli import main
 from handover.tiny_run import tiny_run
@@ -39,6 +40,7 @@ def test_an_item_is_complete_and_every_file_of_it_is_there(products, name):
     item = pystac.Item.from_file(str(products / f"{name}.stac.json"))
     record = json.loads((products / f"{name}.stac.json").read_text())
     assert record["stac_version"] == "1.1.0"
+    assert validate_dict(record, extensions=[])  # by STAC's own schemas, which pystac brings
     assert item.datetime is not None or record["properties"]["start_datetime"]
     assert record["properties"]["license"]
     assert record["properties"]["attribution"]

@@ -17,14 +17,14 @@ from bharateo.inference.legend import (
     parse_colours,
     recoloured,
 )
-from bharateo.inference.styles import (
+from bharateo.landcover import BHARATEO_CLASSES
+from bharateo.pixels.cog import Bands, write_cog
+from bharateo.pixels.styles import (
     class_style,
     probability_styles,
     uncertainty_styles,
     write_styles,
 )
-from bharateo.landcover import BHARATEO_CLASSES
-from bharateo.pixels.cog import Bands, write_cog
 
 UTM = CRS("EPSG:32643")
 TREE, CROP, GRASS, BUILT, BARE, WATER, WETLAND = (e.colour for e in BHARATEO_CLASSES[:7])

@@ -14,7 +14,7 @@ from affine import Affine
 from PIL import Image
 
 from bharateo.inference.class_raster import ClassRaster
-from bharateo.inference.picture import PICTURE_MARK, picture_of, write_picture
+from bharateo.pixels.picture import PICTURE_MARK, write_picture
 from bharateo.verbs.cli import main
 from small_datasets import contents
 
@@ -201,7 +201,7 @@ def test_maps_too_large_for_polygons_are_refused_with_a_command(tmp_path, monkey
 
 def test_the_picture_shows_the_ground_in_its_colours_and_gaps_hatched(world):
     raster = ClassRaster.open(world[0] / "map.tif")
-    shown = picture_of(raster, 800)
+    shown = raster.picture(800)
     assert shown.has_gaps
     assert [each.id for each in shown.classes] == [1, 2, 3, 4]
     height, width = shown.rgb.shape[:2]
@@ -217,12 +217,16 @@ def test_the_picture_shows_the_ground_in_its_colours_and_gaps_hatched(world):
 @pytest.mark.parametrize("shape", [(1, 1), (3, 900), (900, 3), (90, 100)])
 def test_rasters_of_any_shape_have_a_picture_that_says_whose_pixels_they_are(tmp_path, shape):
     path = write_map(tmp_path / "map.tif", np.ones(shape, np.uint8), ["", "पानी " * 30])
-    write_picture(tmp_path / "map.png", ClassRaster.open(path), ["somebody's pixels"] * 40)
+    write_picture(
+        tmp_path / "map.png", ClassRaster.open(path).picture(), ["somebody's pixels"] * 40
+    )
     with Image.open(tmp_path / "map.png") as picture:
         assert picture.text["Software"] == PICTURE_MARK
         assert max(picture.size) < 2600
     before = (tmp_path / "map.png").read_bytes()
-    write_picture(tmp_path / "map.png", ClassRaster.open(path), ["somebody's pixels"] * 40)
+    write_picture(
+        tmp_path / "map.png", ClassRaster.open(path).picture(), ["somebody's pixels"] * 40
+    )
     assert (tmp_path / "map.png").read_bytes() == before
 
 

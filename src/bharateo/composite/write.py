@@ -38,9 +38,20 @@ from bharateo.errors import (
     StorageError,
 )
 from bharateo.files import clear_scratch, read_bytes, scratch, write_atomically, write_json
-from bharateo.outputs import Own, check_ending, json_of, record_in
+from bharateo.outputs import Own, beginning_with, check_ending, check_outputs, json_of, record_in
 from bharateo.pixels.cog import Bands, cog_writer
+from bharateo.pixels.picture import (
+    PICTURE_MARK,
+    SHOWN,
+    bands_shown,
+    picture_of,
+    stretched,
+    thinning,
+    write_picture,
+)
 from bharateo.pixels.product import holding, item_path, write_item
+from bharateo.pixels.raster import open_raster
+from bharateo.pixels.styles import STYLE_MARK, ColourStyle, write_style
 from bharateo.progress import Progress
 from bharateo.sources.scenes import CatalogueScenes, LeftOut
 from bharateo.sources.sentinel2 import VALID_SCL, DarkGround, offset_of
@@ -80,21 +91,29 @@ def products(output: Path) -> dict[str, Path]:
     return {
         "composite": output,
         "observations": output.with_name(f"{output.stem}-observations.tif"),
+        "style": output.with_suffix(".qml"),
+        "picture": output.with_suffix(".png"),
         "item": item_path(output),
         "record": output.with_suffix(".json"),
     }
 
 
 def own_products(output: Path) -> dict[Path, Own]:
-    """The files of a composite, and how each is known to be one.
+    """The files of a composite, and how each is known to be one; not its style, which a person may
+    have changed.
 
     Raises:
         ConfigError: the name is not that of a GeoTIFF.
     """
     check_ending(output, "a composite is a GeoTIFF", ".tif")
-    marks = (holding("composite"), holding("composite"), json_of("item of composite"),
-             json_of("composite"))  # fmt: skip
-    return dict(zip(products(output).values(), marks, strict=True))
+    files = products(output)
+    return {
+        files["composite"]: holding("composite"),
+        files["observations"]: holding("composite"),
+        files["picture"]: beginning_with(PICTURE_MARK),
+        files["item"]: json_of("item of composite"),
+        files["record"]: json_of("composite"),
+    }
 
 
 def write_composite(
@@ -110,13 +129,16 @@ def write_composite(
         SourceError, StorageError: pixels cannot be read, files cannot be written.
     """
     plan, files = request.plan, products(output)
-    if all(path.exists() for path in files.values()):
+    if all(path.exists() for name, path in files.items() if name not in ("style", "picture")):
         there = record_in(read_bytes(files["record"]))
         if there.get("fingerprint") == plan.fingerprint:
             say(f"{output} is there already, made of the same")
             clear_scratch(output, plan.fingerprint, say)
             remedy = "delete it, and make the composite again"
-            return checked(CompositeRecord, there, str(files["record"]), ConfigError, remedy)
+            record = checked(CompositeRecord, there, str(files["record"]), ConfigError, remedy)
+            _draw(request, files, record.attribution)
+            return record
+    check_outputs("composite", {files["style"]: beginning_with(STYLE_MARK)}, ())
     with scratch(output, plan.fingerprint, say) as folder:
         scenes, found = find_scenes(request, folder, progress)
         for complaint in scenes.complaints():
@@ -129,7 +151,8 @@ def write_composite(
                 f"no day shows a clear pixel of {request.ground.area.name} between "
                 f"{request.source.config.dates}: give more days in --dates or a higher --max-cloud"
             )
-        files["record"].unlink(missing_ok=True)  # of an older composite, whose files go now
+        for name in ("record", "picture"):  # of an older composite, whose files go now
+            files[name].unlink(missing_ok=True)
         _write_files(request, folder, files, made, progress)
         record = CompositeRecord(
             **plan.to_json(),
@@ -141,6 +164,7 @@ def write_composite(
             mean_observations=sum(each.num_clear for each in made.values())
             / sum(each.num_pixels for each in made.values()),
         )
+        _draw(request, files, record.attribution)
         described = {name: path for name, path in files.items() if name != "item"}
         write_item(output, plan, [request.ground.geobox], described, record.attribution)
         write_json(files["record"], record.to_json())
@@ -385,3 +409,28 @@ def _write_files(
             write_pixels(window.row, window.col, stored[:num_bands])
             write_about(window.row, window.col, stored[num_bands:])
     progress(total, total, "written")
+
+
+def _draw(request: Request, files: Mapping[str, Path], attribution: Sequence[str]) -> None:
+    """The composite as people look at it, true colour if it has that: the picture and the style for
+    QGIS, unless both are there.
+    """
+    if files["picture"].exists() and files["style"].exists():
+        return
+    file, grid = open_raster(str(files["composite"])), request.ground.geobox
+    assert file is not None
+    sensor = request.source.sensor
+    bands = bands_shown(sensor.band_names)
+    with file:
+        stored = file.read_thinned(thinning(grid), bands)
+    known = (stored != 0).all(0)
+    if not known.any():  # a few pixels of a large area, which thinning has lost
+        known = ~known
+    values = stored * sensor.scale + sensor.offset
+    limits = np.quantile(values[:, known], SHOWN, axis=1).T
+    rgb = stretched(values, *limits.T[..., None, None])
+    write_picture(files["picture"], picture_of(rgb, known, grid), attribution)
+    shown = bands if len(bands) == 3 else 3 * bands
+    of_band = dict(zip(bands, limits.tolist(), strict=True))
+    style = ColourStyle([band + 1 for band in shown], [of_band[band] for band in shown])
+    write_style(files["composite"], style)

@@ -40,7 +40,7 @@ from bharateo.files import read_bytes, write_json, write_text
 from bharateo.inference.domain import QUANTILE, Domain
 from bharateo.inference.encoder import FrozenEncoder, device_of
 from bharateo.inference.inputs import RasterInput
-from bharateo.inference.legend import Colour, own_classes, recoloured
+from bharateo.inference.legend import own_classes, recoloured
 from bharateo.inference.map import (
     AREAS_OF,
     NODATA,
@@ -80,7 +80,7 @@ from bharateo.inference.tiles import (
     keep_all,
     pixels_under,
 )
-from bharateo.landcover import BHARATEO_CLASSES, LandCoverClass
+from bharateo.landcover import BHARATEO_CLASSES, Colour, LandCoverClass
 from bharateo.outputs import Own, json_of, record_in
 from bharateo.pixels.raster import existing
 from bharateo.training.run import Run

@@ -15,10 +15,11 @@ from pydantic import Field
 from bharateo.artefacts import OpenRecord, checked
 from bharateo.errors import CorruptRasterError, SourceError
 from bharateo.files import read_bytes
-from bharateo.inference.legend import Colour, palette_for
-from bharateo.landcover import WORLDCOVER, LandCoverClass
+from bharateo.inference.legend import palette_for
+from bharateo.landcover import WORLDCOVER, Colour, LandCoverClass
 from bharateo.outputs import record_in
 from bharateo.pixels.formats import open_local
+from bharateo.pixels.picture import MOST_PX, Picture, picture_of, thinning
 from bharateo.pixels.product import COG_TAG
 from bharateo.pixels.raster import RasterFile, open_raster
 
@@ -124,6 +125,22 @@ class ClassRaster:
             SourceError: a value is no id, or the file cannot be read.
         """
         return read_classes(self.path, self.file, row, col, height, width)
+
+    def picture(
+        self, most_px: int = MOST_PX, part: tuple[int, int, int, int] | None = None
+    ) -> Picture:
+        """The map or a part of it (row, column, height, width in cells), from its overviews."""
+        row, col, height, width = part or (0, 0, *self.file.shape)
+        grid = self.file.geobox[row : row + height, col : col + width]
+        ids = self.file.read_thinned(thinning(grid, most_px), [0], part)[0]
+        nodata = self.file.nodata[0]
+        known = np.ones(ids.shape, bool) if nodata is None else ids != nodata
+        classes = self.classes(np.unique(ids[known]).tolist())
+        table = np.zeros((256, 3), np.uint8)
+        for each in classes:
+            table[each.id] = each.colour
+        rgb = np.where(known[..., None], table[np.where(known, ids, 0)], np.uint8(0))
+        return picture_of(rgb, known, grid, most_px, classes)
 
 
 def unnamed(number: int) -> str:

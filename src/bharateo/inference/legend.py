@@ -12,9 +12,7 @@ import numpy as np
 
 from bharateo.artefacts import shortened
 from bharateo.errors import ConfigError
-from bharateo.landcover import BHARATEO_CLASSES, LandCoverClass
-
-Colour = tuple[int, int, int]
+from bharateo.landcover import BHARATEO_CLASSES, Colour, LandCoverClass
 
 OKABE_ITO: tuple[Colour, ...] = (
     (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66),

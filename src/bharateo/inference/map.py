@@ -43,18 +43,7 @@ from bharateo.inference.domain import QUANTILE, Domain, Views, pixel_statistics
 from bharateo.inference.encoder import FrozenEncoder, PerToken, RunLayer
 from bharateo.inference.inputs import RasterInput
 from bharateo.inference.labels import LabelAgreement, Labels, compare, label_counts
-from bharateo.inference.picture import PICTURE_MARK, write_picture
 from bharateo.inference.products import MadeBy, ProductPlan
-from bharateo.inference.styles import (
-    STYLE_MARK,
-    BandStyle,
-    class_style,
-    measured_style,
-    probability_styles,
-    suspect_styles,
-    uncertainty_styles,
-    write_styles,
-)
 from bharateo.inference.tiles import (
     TILE_TOKENS,
     CellGrid,
@@ -68,7 +57,18 @@ from bharateo.models.heads import Layer
 from bharateo.outputs import Own, beginning_with, check_outputs, json_of, record_in
 from bharateo.pixels.cog import Bands, cog_writer
 from bharateo.pixels.formats import open_local
+from bharateo.pixels.picture import PICTURE_MARK, write_picture
 from bharateo.pixels.product import holding, item_path, write_item
+from bharateo.pixels.styles import (
+    STYLE_MARK,
+    BandStyle,
+    class_style,
+    measured_style,
+    probability_styles,
+    suspect_styles,
+    uncertainty_styles,
+    write_styles,
+)
 from bharateo.training.contract import Differences
 from bharateo.training.run import Run
 from bharateo.version import __version__
@@ -457,7 +457,7 @@ def write_drawn(
         layered = {files[name]: each for name, each in shown.items()}
         write_styles(layered, crs, files["layer-definition"])
         attribution = list(dict.fromkeys([*drawn.attribution, *plan.source.attribution]))
-        write_picture(files["picture"], ClassRaster.open(output), attribution)
+        write_picture(files["picture"], ClassRaster.open(output).picture(), attribution)
         record = MapRecord(**plan.to_json(), attribution=attribution, **measured)
         described = {name: path for name, path in files.items() if name != "item" and path.exists()}
         described["record"] = files["record"]

@@ -18,11 +18,11 @@ from bharateo.errors import CorruptRasterError, SourceError, UnreachableError
 from bharateo.files import write_bytes
 from bharateo.inference.area import Area
 from bharateo.inference.inputs import opened
-from bharateo.inference.picture import hatch
 from bharateo.inference.search import bounds_in_chips, dataset_of, pixel_bounds
+from bharateo.pixels.picture import bands_shown, hatch, stretched
 from bharateo.pixels.raster import Reader
 from bharateo.reading import Reading
-from bharateo.report.render import as_shown, bands_shown, composite_rgb, physical, stretched
+from bharateo.report.render import as_shown, composite_rgb, physical
 
 SHEET_MARK = "bharateo search"
 """The software that a sheet says it is of."""

@@ -17,7 +17,6 @@ from shapely.affinity import affine_transform
 from bharateo.files import write_json, write_text
 from bharateo.inference.class_raster import ClassRaster
 from bharateo.inference.hectares import ESTIMATE, SIGNED, HectaresRecord
-from bharateo.inference.picture import picture_of
 from bharateo.landcover import LandCoverClass
 from bharateo.outputs import Own, beginning_with, json_of
 from bharateo.pixels.cog import xml_characters
@@ -123,7 +122,7 @@ def _page(
     row, col = max(int(top - margin), 0), max(int(left - margin), 0)
     rows = min(int(np.ceil(bottom + margin)), grid.shape[0]) - row
     cols = min(int(np.ceil(right + margin)), grid.shape[1]) - col
-    shown = picture_of(raster, _PAGE_PX, (row, col, rows, cols))
+    shown = raster.picture(_PAGE_PX, (row, col, rows, cols))
     height, width = shown.rgb.shape[:2]
     frame = shapely.box(-5, -5, width + 5, height + 5)
     across, down = shown.scale

@@ -22,7 +22,7 @@ from markupsafe import Markup, escape
 from bharateo.accounting import Accounting
 from bharateo.errors import SourceError
 from bharateo.inference.map import NODATA, products
-from bharateo.inference.picture import hatch
+from bharateo.pixels.picture import bands_shown, hatch, stretched
 from bharateo.pixels.raster import open_raster
 from bharateo.report import ground, html, panels, probes, render, scores
 
@@ -185,10 +185,10 @@ def show_map(path: str | Path) -> Figure:
     unsure = render.ramp_rgb(entropy / 100, 1)
     shown = {}
     if "bands_in_file" in source and "tiles" not in source:  # else it is of many files
-        bands = [source["bands_in_file"][i] for i in render.bands_shown(names)]
+        bands = [source["bands_in_file"][i] for i in bands_shown(names)]
         raster = _thin(source["input"], *bands)
         low, high = np.percentile(raster, [2, 98])
-        shown["the raster"] = render.stretched(raster.astype(float), low, high)
+        shown["the raster"] = stretched(raster.astype(float), low, high)
     shown |= {
         "land cover": render.class_rgb(_thin(files["classes"], 1)[0]),
         "uncertainty": hatch(unsure, entropy == NODATA),

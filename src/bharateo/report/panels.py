@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Bool, Float, Float32, UInt8
 
-from bharateo.inference.picture import hatch
 from bharateo.landcover import BHARATEO_CLASSES, IGNORE, LandCoverClass
+from bharateo.pixels.picture import hatch
 from bharateo.report import render
 from bharateo.sensor import Sensor
 

@@ -15,12 +15,11 @@ from PIL.PngImagePlugin import PngInfo
 from bharateo.errors import SourceError
 from bharateo.files import write_bytes
 from bharateo.inference.inputs import opened
-from bharateo.inference.picture import hatch
 from bharateo.outputs import beginning_with, check_outputs
+from bharateo.pixels.picture import bands_shown, hatch, stretched
 from bharateo.pixels.raster import Reader
 from bharateo.progress import Progress
 from bharateo.reading import Reading
-from bharateo.report.render import bands_shown, stretched
 
 PICTURE_MARK = "bharateo sample"
 """The software that a picture says it is of."""

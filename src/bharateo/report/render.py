@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -17,8 +16,8 @@ from jaxtyping import Bool, Float, Shaped, UInt8
 from matplotlib import colormaps
 from PIL import Image
 
-from bharateo.inference.picture import hatch
 from bharateo.landcover import IGNORE, class_colours
+from bharateo.pixels.picture import SHOWN, hatch, stretched
 from bharateo.sensor import BandwiseComposite, Composite, Sensor
 
 if TYPE_CHECKING:
@@ -27,11 +26,8 @@ if TYPE_CHECKING:
 HIDDEN_GREY = (134, 136, 138)
 """Shown in place of a masked patch: mid grey, distinct on light and dark pages alike."""
 
-_SHOWN = (0.02, 0.98)
 _LOOKED_AT, _THINNED_BY = 32, 4
 """Chips that a dataset's stretch is taken from, and every how many of their rows and columns."""
-
-_TRUE_COLOUR = (("B04", "B03", "B02"), ("red", "green", "blue"))
 
 
 def physical(stored: Shaped[np.ndarray, "*shape"], sensor: Sensor) -> Float[np.ndarray, "*shape"]:
@@ -76,7 +72,7 @@ def as_shown(dataset: Dataset) -> Sensor:
     composites: dict[str, Composite] = {}
     for name, one in sensor.composites.items():
         shown = values[list(sensor.composite_indices(name))]
-        low, high = np.quantile(shown, _SHOWN, axis=1) if shown.size else (np.zeros(3), np.zeros(3))
+        low, high = np.quantile(shown, SHOWN, axis=1) if shown.size else (np.zeros(3), np.zeros(3))
         limits = tuple(
             (float(f"{start:.2g}"), float(f"{end:.2g}"))
             for start, end in zip(low.tolist(), high.tolist(), strict=True)
@@ -86,26 +82,6 @@ def as_shown(dataset: Dataset) -> Sensor:
             BandwiseComposite(one.bands, one.low, one.high, limits) if bandwise else one
         )
     return replace(sensor, composites=composites)
-
-
-def stretched(
-    values: Float[np.ndarray, "band row col"],
-    low: float | Float[np.ndarray, "band 1 1"],
-    high: float | Float[np.ndarray, "band 1 1"],
-) -> UInt8[np.ndarray, "row col rgb"]:
-    """One band or three, ``low`` black and ``high`` white."""
-    share = np.clip((values - low) / np.maximum(high - low, 1e-9), 0, 1)
-    rgb = np.broadcast_to(np.rint(255 * share).astype(np.uint8), (3, *values.shape[1:]))
-    return np.moveaxis(rgb, 0, -1)
-
-
-def bands_shown(names: Sequence[str]) -> list[int]:
-    """Places of the bands to show a raster in: true colour, else the first three or the first."""
-    chosen = next(
-        (each for each in _TRUE_COLOUR if {*each} <= {*names}),
-        names[:3] if len(names) > 2 else names[:1],
-    )
-    return [names.index(name) for name in chosen]
 
 
 def stretch_note(sensor: Sensor, composite: str | None = None, brief: bool = False) -> str:

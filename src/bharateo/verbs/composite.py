@@ -47,8 +47,8 @@ def write_composite(
     NAME.tif is a cloud-optimised GeoTIFF of 10 m in the UTM zone of the place's middle, clipped to
     it: reflectance x 10000, 0 where there is no data. NAME-observations.tif says of every pixel how
     many days were clear, the first, the last and the day of its values (days since 1970-01-01).
-    Beside them lie NAME.json (scenes, their offsets and why, attribution) and a STAC Item. Any
-    verb that takes a raster takes NAME.tif.
+    Beside them lie NAME.png and a QGIS style (true colour), NAME.json (scenes, their offsets and
+    why, attribution) and a STAC Item. Any verb that takes a raster takes NAME.tif.
 
     Args:
         dates: first and last day, e.g. 2024-11-01/2025-02-28

@@ -1,4 +1,4 @@
-"""QGIS styles of a map's files: one beside each, which QGIS takes by itself; all bands as layers.
+"""QGIS styles of rasters: one beside each, which QGIS takes by itself, and all bands as layers.
 
 ``MAP.qlr`` is a layer definition: dragged into QGIS it is a group with a styled layer for every
 band of every file, where a ``.qml`` can style one band of its file alone.
@@ -14,11 +14,10 @@ from xml.etree import ElementTree
 from odc.geo.crs import CRS
 
 from bharateo.files import write_text
-from bharateo.inference.legend import Colour
-from bharateo.landcover import LandCoverClass
+from bharateo.landcover import Colour, LandCoverClass
 from bharateo.pixels.cog import xml_characters
 
-STYLE_MARK = "written by bharateo map"
+STYLE_MARK = "written by bharateo"
 """In a comment at the beginning: a style without it is a person's own."""
 
 _QGIS = "3.22"
@@ -42,6 +41,17 @@ class BandStyle:
     ramp: tuple[Colour, ...] = ()
     low: float = 0.0
     high: float = 100.0
+
+
+@dataclass(frozen=True)
+class ColourStyle:
+    """Three bands as red, green and blue, each from its own black to its own white.
+
+    These are values with scale and offset applied, as QGIS does by itself.
+    """
+
+    bands: Sequence[int]
+    limits: Sequence[Sequence[float]]
 
 
 def _ids(*named: tuple[str, Colour]) -> tuple[LandCoverClass, ...]:
@@ -87,18 +97,22 @@ def measured_style(title: str, band: int, tags: Mapping[str, str]) -> BandStyle:
     return BandStyle(title, band, ramp=_SURE_TO_UNSURE, low=low, high=max(high, low + 1e-6))
 
 
+def write_style(file: Path, style: BandStyle | ColourStyle) -> None:
+    """Write a raster's style beside it."""
+    qgis = ElementTree.Element("qgis", version=_QGIS, styleCategories="Symbology")
+    qgis.append(_pipe(style))
+    _write(file.with_suffix(".qml"), qgis, "qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'")
+
+
 def write_styles(files: Mapping[Path, Sequence[BandStyle]], crs: CRS, group: Path) -> None:
     """Write the style of each file's first band beside it, and all as layers into ``group``.
 
     The files' reference system is said with each layer: QGIS takes a layer of a definition without
     one to have none, whatever its file says.
     """
-    layers = []
     for file, styles in files.items():
-        qgis = ElementTree.Element("qgis", version=_QGIS, styleCategories="Symbology")
-        qgis.append(_pipe(styles[0]))
-        _write(file.with_suffix(".qml"), qgis, "qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'")
-        layers += [(file, style) for style in styles]
+        write_style(file, styles[0])
+    layers = [(file, style) for file, styles in files.items() for style in styles]
     root = ElementTree.Element("qlr")
     tree = ElementTree.SubElement(root, "layer-tree-group")
     inner = ElementTree.SubElement(
@@ -125,9 +139,22 @@ def write_styles(files: Mapping[Path, Sequence[BandStyle]], crs: CRS, group: Pat
     _write(group, root, "qgis-layer-definition")
 
 
-def _pipe(style: BandStyle) -> ElementTree.Element:
+def _pipe(style: BandStyle | ColourStyle) -> ElementTree.Element:
     pipe = ElementTree.Element("pipe")
-    common = {"band": str(style.band), "opacity": "1", "alphaBand": "-1", "nodataColor": ""}
+    common = {"opacity": "1", "alphaBand": "-1", "nodataColor": ""}
+    if isinstance(style, ColourStyle):
+        named = {"red": 0, "green": 1, "blue": 2}
+        shown = {f"{name}Band": str(style.bands[at]) for name, at in named.items()}
+        renderer = ElementTree.SubElement(
+            pipe, "rasterrenderer", {"type": "multibandcolor", **common, **shown}
+        )
+        for name, at in named.items():
+            stretch = ElementTree.SubElement(renderer, f"{name}ContrastEnhancement")
+            for tag, value in zip(("minValue", "maxValue"), style.limits[at], strict=True):
+                ElementTree.SubElement(stretch, tag).text = f"{value:g}"
+            ElementTree.SubElement(stretch, "algorithm").text = "StretchToMinimumMaximum"
+        return pipe
+    common |= {"band": str(style.band)}
     if style.classes:
         renderer = ElementTree.SubElement(pipe, "rasterrenderer", {"type": "paletted", **common})
         palette = ElementTree.SubElement(renderer, "colorPalette")

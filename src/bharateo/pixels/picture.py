@@ -1,4 +1,4 @@
-"""A map as a picture: its classes in their colours, with legend, scale bar and attribution."""
+"""A raster as a picture: colours or classes, with legend, scale bar and attribution."""
 
 from __future__ import annotations
 
@@ -10,20 +10,25 @@ from pathlib import Path
 
 import numpy as np
 import pyproj
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Float, UInt8
+from odc.geo.geobox import GeoBox
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from bharateo.files import write_bytes
 from bharateo.geography import to_lonlat
-from bharateo.inference.class_raster import ClassRaster
 from bharateo.landcover import LandCoverClass
 
 PICTURE_MARK = "BharatEO map picture"
+"""In the text of every one: a picture without it is a person's own."""
 
 MOST_PX, LEAST_PX = 1400, 700
 """Of the longer side of the ground shown: a large map is thinned, a small one enlarged."""
 
+SHOWN = (0.02, 0.98)
+"""Quantiles of a band that are drawn black and white."""
+
+_TRUE_COLOUR = (("B04", "B03", "B02"), ("red", "green", "blue"))
 _HATCH, _HATCH_PX = ((176, 176, 172), (146, 146, 143)), 4
 _PAPER, _INK, _MUTED, _RULE = (255, 255, 255), (28, 30, 32), (92, 97, 102), (160, 160, 156)
 _EDGE, _KEY_PX, _LINE_PX, _LEGEND_PX = 24, 18, 28, 300
@@ -46,37 +51,56 @@ def hatch(
     return np.where(where[..., None], np.array(_HATCH, np.uint8)[stripe], rgb)
 
 
+def stretched(
+    values: Float[np.ndarray, "band row col"],
+    low: float | Float[np.ndarray, "band 1 1"],
+    high: float | Float[np.ndarray, "band 1 1"],
+) -> UInt8[np.ndarray, "row col rgb"]:
+    """One band or three, ``low`` black and ``high`` white."""
+    share = np.clip((values - low) / np.maximum(high - low, 1e-9), 0, 1)
+    rgb = np.broadcast_to(np.rint(255 * share).astype(np.uint8), (3, *values.shape[1:]))
+    return np.moveaxis(rgb, 0, -1)
+
+
+def bands_shown(names: Sequence[str]) -> list[int]:
+    """Places of the bands to show a raster in: true colour, else the first three or the first."""
+    chosen = next(
+        (each for each in _TRUE_COLOUR if {*each} <= {*names}),
+        names[:3] if len(names) > 2 else names[:1],
+    )
+    return [names.index(name) for name in chosen]
+
+
 @dataclass(frozen=True)
-class MapPicture:
-    """The ground of a map as pixels, hatched where it has no data; pixels to a cell; the classes
-    that it shows.
+class Picture:
+    """The ground of a raster as pixels, hatched where it has no data; the pixels of a cell, along
+    and down, and its width in metres; the classes shown, of a map.
     """
 
     rgb: UInt8[np.ndarray, "row col rgb"]
     scale: tuple[float, float]
-    classes: tuple[LandCoverClass, ...]
+    cell_m: float
     has_gaps: bool
+    classes: tuple[LandCoverClass, ...] = ()
+
+
+def thinning(geobox: GeoBox, most_px: int = MOST_PX) -> float:
+    """One cell in how many, along and down, a picture of a grid shows."""
+    (height, width), (across, down) = geobox.shape, _cell_metres(geobox)
+    return max(max(height * down, width * across) / most_px / min(across, down), 1.0)
 
 
 def picture_of(
-    raster: ClassRaster,
+    rgb: UInt8[np.ndarray, "row col rgb"],
+    known: Bool[np.ndarray, "row col"],
+    geobox: GeoBox,
     most_px: int = MOST_PX,
-    part: tuple[int, int, int, int] | None = None,
-) -> MapPicture:
-    """A map or a part of it (row, column, height, width in cells) from its overviews, in pixels
-    that are as wide as they are high on the ground.
+    classes: tuple[LandCoverClass, ...] = (),
+) -> Picture:
+    """The cells of a grid, or one in ``thinning``, as pixels that are as wide as they are high on
+    the ground.
     """
-    height, width = raster.file.shape if part is None else part[2:]
-    across, down = cell_metres(raster)
-    step = max(height * down, width * across) / most_px / min(across, down)
-    ids = raster.file.read_thinned(max(step, 1.0), [0], part)[0]
-    nodata = raster.file.nodata[0]
-    known = np.ones(ids.shape, bool) if nodata is None else ids != nodata
-    classes = raster.classes(np.unique(ids[known]).tolist())
-    table = np.zeros((256, 3), np.uint8)
-    for each in classes:
-        table[each.id] = each.colour
-    rgb = np.where(known[..., None], table[np.where(known, ids, 0)], np.uint8(0)).astype(np.uint8)
+    (height, width), (across, down) = geobox.shape, _cell_metres(geobox)
     longest = max(height * down, width * across)
     shown = min(most_px, max(LEAST_PX, round(longest / min(across, down))))
     size = (
@@ -86,30 +110,30 @@ def picture_of(
     gaps = Image.fromarray(~known).resize(size, Image.Resampling.NEAREST)
     picture = Image.fromarray(rgb).resize(size, Image.Resampling.NEAREST)
     hatched = hatch(np.asarray(picture), np.asarray(gaps))
-    return MapPicture(hatched, (size[0] / width, size[1] / height), classes, not known.all())
+    scale = (size[0] / width, size[1] / height)
+    return Picture(hatched, scale, across, not known.all(), classes)
 
 
-def cell_metres(raster: ClassRaster) -> tuple[float, float]:
-    """Width and height on the ground of the cell amid a raster."""
-    height, width = raster.file.shape
+def _cell_metres(geobox: GeoBox) -> tuple[float, float]:
+    """Width and height on the ground of the cell amid a grid."""
+    height, width = geobox.shape
     col, row = width / 2, height / 2
     points = np.array([[col, col + 1, col], [row, row, row + 1]])
-    (lon, east, south), (lat, east_lat, south_lat) = to_lonlat(raster.file.geobox, points)
+    (lon, east, south), (lat, east_lat, south_lat) = to_lonlat(geobox, points)
     return (
         _GLOBE.inv(lon, lat, east, east_lat)[2],
         _GLOBE.inv(lon, lat, south, south_lat)[2],
     )
 
 
-def write_picture(path: Path, raster: ClassRaster, attribution: Sequence[str]) -> None:
-    """Write a map's picture as PNG; the same map gives the same bytes.
+def write_picture(path: Path, shown: Picture, attribution: Sequence[str]) -> None:
+    """Write a picture with legend, scale bar and attribution as PNG; the same gives the same bytes.
 
     Raises:
         StorageError: the disk is full or refuses.
     """
-    shown = picture_of(raster)
     height, width = shown.rgb.shape[:2]
-    beside = height > width  # the legend of a wide map stands below it
+    beside = height > width and bool(shown.classes)  # else what is to be read stands below
     font, small = ImageFont.load_default(16), ImageFont.load_default(13)
     keys = [(*_written(each, font), each.colour) for each in shown.classes]
     columns = 1 if beside else max(min(len(keys) + 1, width // _LEGEND_PX), 1)
@@ -138,7 +162,7 @@ def write_picture(path: Path, raster: ClassRaster, attribution: Sequence[str]) -
             page.paste(Image.fromarray(hatch(square, square[..., 0] == 0)), (x, y))
         text = _cut(name.replace("_", " "), face, _LEGEND_PX - _KEY_PX - 24)
         draw.text((x + _KEY_PX + 8, y + _KEY_PX // 2), text, _INK, face, "lm")
-    metres_per_px = cell_metres(raster)[0] / shown.scale[0]
+    metres_per_px = shown.cell_m / shown.scale[0]
     bar_top = top + legend_px + 14
     _scale_bar(draw, (left, bar_top), metres_per_px, min(width, _LEGEND_PX), small)
     for number, line in enumerate(notes):

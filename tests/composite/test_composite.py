@@ -147,6 +147,13 @@ def test_what_is_there_is_left_alone_and_what_is_not_ours_is_not_written_over(
         assert composite(made, "--set", f"data.sentinel2.catalogue=earth-search={url}") == 0
         assert "is there already, made of the same" in capsys.readouterr().out
         assert contents(made.parent) == before
+        made.with_suffix(".png").unlink()  # drawn again; a style of a person's own stays
+        made.with_suffix(".qml").write_text("mine")
+        assert composite(made, "--set", f"data.sentinel2.catalogue=earth-search={url}") == 0
+        assert contents(made.parent) == before | {"border.qml": b"mine"}
+        made.with_suffix(".qml").unlink()
+        assert composite(made, "--set", f"data.sentinel2.catalogue=earth-search={url}") == 0
+        assert contents(made.parent) == before
         (tmp_path / "mine.tif").write_bytes(b"mine")
         assert composite(tmp_path / "mine.tif") == 1
     assert "is not what `bharateo composite` makes" in refused(capsys)

@@ -151,7 +151,7 @@ def write_composite(
                 f"no day shows a clear pixel of {request.ground.area.name} between "
                 f"{request.source.config.dates}: give more days in --dates or a higher --max-cloud"
             )
-        for name in ("record", "picture"):  # of an older composite, whose files go now
+        for name in ("record", "style", "picture"):  # of an older composite, whose files go now
             files[name].unlink(missing_ok=True)
         _write_files(request, folder, files, made, progress)
         record = CompositeRecord(
@@ -413,14 +413,16 @@ def _write_files(
 
 def _draw(request: Request, files: Mapping[str, Path], attribution: Sequence[str]) -> None:
     """The composite as people look at it, true colour if it has that: the picture and the style for
-    QGIS, unless both are there.
+    QGIS, each unless it is there.
     """
-    if files["picture"].exists() and files["style"].exists():
+    lacking = {name for name in ("style", "picture") if not files[name].exists()}
+    if not lacking:
         return
     file, grid = open_raster(str(files["composite"])), request.ground.geobox
     assert file is not None
     sensor = request.source.sensor
     bands = bands_shown(sensor.band_names)
+    bands *= 3 // len(bands)  # one band is shown as grey
     with file:
         stored = file.read_thinned(thinning(grid), bands)
     known = (stored != 0).all(0)
@@ -428,9 +430,9 @@ def _draw(request: Request, files: Mapping[str, Path], attribution: Sequence[str
         known = ~known
     values = stored * sensor.scale + sensor.offset
     limits = np.quantile(values[:, known], SHOWN, axis=1).T
-    rgb = stretched(values, *limits.T[..., None, None])
-    write_picture(files["picture"], picture_of(rgb, known, grid), attribution)
-    shown = bands if len(bands) == 3 else 3 * bands
-    of_band = dict(zip(bands, limits.tolist(), strict=True))
-    style = ColourStyle([band + 1 for band in shown], [of_band[band] for band in shown])
-    write_style(files["composite"], style)
+    if "picture" in lacking:
+        rgb = stretched(values, *limits.T[..., None, None])
+        write_picture(files["picture"], picture_of(rgb, known, grid), attribution)
+    if "style" in lacking:
+        style = ColourStyle([band + 1 for band in bands], limits.tolist())
+        write_style(files["composite"], style)

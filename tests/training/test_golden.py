@@ -27,6 +27,7 @@ def golden_config(name):
     overrides = ["training.precision=fp32", "training.epochs=4", "training.batch_size=8"]
     if name == "nano":
         overrides += ["model.size=nano", "training.chips_per_epoch=80"]
+        overrides += ["heads.pixels.options.target=pixels"]
     return load_config(preset_path("seed" if name == "seed" else "v0"), overrides)
 
 

@@ -493,6 +493,25 @@ def test_what_is_hidden_is_learned_better_than_by_filling_it_in(
     assert scores.model.value(metric) < bar.value(metric)
 
 
+@pytest.mark.slow
+def test_colours_of_a_palette_are_learned_better_as_such(palette_dataset, tmp_path):
+    config = small_config(epochs=8, chips_per_epoch=640, lr=1e-2)
+    error = {}
+    for target in ("pixels", "palette"):
+        options = {"target": target, "beta": 0.03}
+        asked = replace(config, heads={"pixels": HeadConfig(1.0, options)})
+        run = pretrain(palette_dataset, asked, tmp_path / target)
+        test = evaluate(run, palette_dataset, tmp_path / f"{target}.json").splits["test"]
+        error[target] = test.model.value("masked_mae")
+    assert error["palette"] < 0.97 * error["pixels"]
+
+
+def test_a_palette_is_refused_for_pixels_in_other_colours(reflectance_dataset, tmp_path):
+    config = replace(small_config(), heads={"pixels": HeadConfig(1.0, {"target": "palette"})})
+    with pytest.raises(ConfigError, match="target palette is for chips in the colours of"):
+        pretrain(reflectance_dataset, config, tmp_path / "run")
+
+
 def test_a_dataset_without_training_ground_is_refused(palette_dataset, tmp_path, monkeypatch):
     monkeypatch.setattr(Dataset, "indices", lambda self, split: np.zeros(0, int))
     with pytest.raises(ContractError, match="has no chip in its train split"):

@@ -153,12 +153,14 @@ def controls(config: Config, num_bands: int) -> list[dict[str, Any]]:
 
 def targets(config: Config, num_bands: int) -> list[dict[str, Any]]:
     """What is changed where the same network learns without labels what hidden patches are: their
-    pixels, what these differ by from a smooth fill, or each kind of features; ``at_equal_cost``.
+    pixels, what these differ by from a smooth fill, their colours where the configuration asks for
+    a palette's, or each kind of features; ``at_equal_cost``.
     """
     weights = {f"heads.{name}.weight": 0 for name in config.heads}
+    own = config.heads["pixels"].options.get("target") if "pixels" in config.heads else None
     rebuilt: list[dict[str, Any]] = [
         {"heads.pixels.weight": 1.0, "heads.pixels.options.target": each}
-        for each in ("pixels", "correction")
+        for each in ("pixels", "correction", *(["palette"] if own == "palette" else []))
     ]
     predicted: list[dict[str, Any]] = [
         {"heads.features.weight": 1.0, "heads.features.options.target": each} for each in TARGETS

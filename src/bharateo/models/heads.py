@@ -33,6 +33,7 @@ from bharateo.landcover import BHARATEO_CLASSES, IGNORE, NUM_CLASSES, LandCoverC
 from bharateo.models.embedding import Energies
 from bharateo.models.kernels import pixel_errors, take_patches
 from bharateo.models.mae import MaskedAutoencoder, Tokens
+from bharateo.models.palette import Palette
 from bharateo.models.patches import Mask, patchify, pull_push, take_tokens, unpatchify
 from bharateo.models.targets import TARGETS
 from bharateo.results import Metric
@@ -216,7 +217,9 @@ class PixelHead(LinearHead):
     """Rebuild the pixels of the masked patches: LayerNorm, Linear, SmoothL1 in model units.
 
     With ``target`` "correction" it says what is to be added to ``pull_push``, a smooth fill from
-    the visible patches, and starts where that ends; "pixels" are said as they are.
+    the visible patches, and starts where that ends; "pixels" are said as they are. With "palette",
+    for pixels in the colours of the classes, it says how likely each colour is and learns by
+    cross-entropy, ``palette_ce``; what it rebuilds is their median, see ``Palette``.
 
     Metrics: ``rec_smooth_l1`` (model units) and ``masked_mae`` (physical units), over valid
     scalars of masked patches.
@@ -250,10 +253,35 @@ class PixelHead(LinearHead):
         self,
         model: MaskedAutoencoder,
         beta: Annotated[float, Field(gt=0, le=1e6)] = 0.1,
-        target: Literal["pixels", "correction"] = "pixels",
+        target: Literal["pixels", "correction", "palette"] = "pixels",
     ) -> None:
-        super().__init__(model, model.values_per_patch)
+        palette = None
+        if target == "palette":
+            palette = Palette(model.normalise.model_units, model.num_bands)
+        num_values = palette.num_colours * model.config.patch_px**2 if palette else None
+        super().__init__(model, num_values or model.values_per_patch)
         self.beta, self.patch_px, self.kind = beta, model.config.patch_px, target
+        self.palette = palette
+
+    @classmethod
+    def losses(cls, options: Mapping[str, Any]) -> dict[str, float]:
+        """SmoothL1; of a palette the cross-entropy of its colours in its place."""
+        palette = options.get("target") == "palette"
+        return {"palette_ce": 1.0} if palette else super().losses(options)
+
+    def fit(
+        self,
+        patches: Float[Tensor, "batch token value"],
+        pixels: Bool[Tensor, "batch token pixel"],
+        seed: int,
+    ) -> None:
+        """Nothing, but to refuse a palette for pixels in other colours.
+
+        Raises:
+            ConfigError: some are.
+        """
+        if self.palette:
+            self.palette.check(patches, pixels)
 
     def begin(self) -> None:
         """No correction."""
@@ -269,6 +297,8 @@ class PixelHead(LinearHead):
     def answer(self, tokens: Tokens) -> Float[Tensor, "batch token value"]:
         """Patches in model units; of a correction, with what it corrects."""
         predicted = self.predict(tokens.values)
+        if self.palette:
+            return self.palette.median(predicted)
         return predicted + self.fill(tokens) if self.kind == "correction" else predicted
 
     def fill(self, tokens: Tokens) -> Float[Tensor, "batch token value"]:
@@ -303,6 +333,11 @@ class PixelHead(LinearHead):
         valid = take_patches(batch.valid[:, None], self.patch_px, mask.masked)
         return valid.sum() * batch.image.shape[1]
 
+    def counts(self, batch: Batch, mask: Mask, model: MaskedAutoencoder) -> list[Tensor]:
+        """Valid scalars of masked patches; of a palette, whose colours are whole, their pixels."""
+        scalars = self.count(batch, mask, model)
+        return [scalars // model.num_bands if self.palette else scalars]
+
     def forward(self, tokens: Tokens, batch: Batch, model: MaskedAutoencoder) -> Sums:
         """As of every head, and fast: masked patches alone are predicted, the model's own patches
         are the target, and a kernel takes the errors.
@@ -310,12 +345,16 @@ class PixelHead(LinearHead):
         masked = slice(tokens.mask.num_visible, None)
         target, valid = tokens.patches[:, masked], tokens.pixels[:, masked]
         predicted = self.predict(tokens.masked).float()
+        sums: Sums = {}
+        if self.palette:
+            entropy, predicted = self.palette.errors(predicted, target, valid)
+            sums["palette_ce"] = entropy, valid.sum()
         if self.kind == "correction":
             predicted = predicted + self.fill(tokens)[:, masked]
         total, absolute = pixel_errors(predicted, target, valid, self.beta)
         mae = (absolute * model.normalise.std).sum()
         count = valid.sum() * model.num_bands
-        return {"rec_smooth_l1": (total, count), "masked_mae": (mae, count)}
+        return sums | {"rec_smooth_l1": (total, count), "masked_mae": (mae, count)}
 
 
 class FeatureHead(LinearHead):

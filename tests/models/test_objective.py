@@ -9,7 +9,8 @@ import torch
 from tiny_models import HEADS, random_batch, tiny_heads, tiny_model
 
 from bharateo.config import HeadConfig
-from bharateo.models.objective import Objective, weighted_loss
+from bharateo.models.heads import declared_metrics
+from bharateo.models.objective import Objective, weighted_loss, weights_of_losses
 
 ENCODER_TOO = {**HEADS, "landcover": HeadConfig(0.2, {"target": "fraction", "encoder": 0.5})}
 
@@ -105,3 +106,17 @@ def test_it_is_one_graph_to_a_compiler_and_gives_the_same(name, embedding):
     environment = {**os.environ, "PYTHONPATH": path}
     command = [sys.executable, "-c", ONE_GRAPH, name, embedding]
     subprocess.run(command, check=True, env=environment)
+
+
+def test_what_heads_declare_to_be_minimised_is_what_the_loss_adds_up():
+    heads = {
+        "pixels": HeadConfig(2.0, {"target": "palette"}),
+        "landcover": HeadConfig(0.2, {"encoder": 0.5}),
+    }
+    found = {each.name: each.weight for each in declared_metrics(heads) if each.weight is not None}
+    assert found == weights_of_losses(heads)
+    assert found == {"palette_ce": 2.0, "esa_ce": 0.2, "esa_ce_encoder": 0.1}
+    plain = declared_metrics({"pixels": HeadConfig(2.0), "landcover": HeadConfig(0.2)})
+    names = [each.name for each in plain]
+    assert "palette_ce" not in names
+    assert "esa_ce_encoder" not in names

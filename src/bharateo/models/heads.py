@@ -93,6 +93,8 @@ class Head(nn.Module):
 
     loss_metric: ClassVar[str]
     metrics: ClassVar[tuple[Metric, ...]]
+    training_metrics: ClassVar[tuple[Metric, ...]] = ()
+    """Losses that ``forward`` alone gives, and ``measure`` does not; see ``losses``."""
     classes: ClassVar[tuple[LandCoverClass, ...]] = ()
     """Those that it tells apart, if it does; ``confusion`` counts them."""
     confusion_key: ClassVar[str] = ""
@@ -245,6 +247,16 @@ class PixelHead(LinearHead):
             sentence="rebuilds hidden pixels with a mean absolute error of {}, against {} for the "
             "copy",
             against="ratio",
+        ),
+    )
+    training_metrics = (
+        Metric(
+            name="palette_ce",
+            title="cross-entropy of colours",
+            better="lower",
+            meaning="cross-entropy of the colour that a pixel of a masked patch has",
+            baselines="none",
+            shown=False,
         ),
     )
     rebuilds_image = True
@@ -523,6 +535,16 @@ class LandCoverHead(LinearHead):
             mean_over_classes="macro_f1",
         ),
     )
+    training_metrics = (
+        Metric(
+            name="esa_ce_encoder",
+            title="cross-entropy, encoder",
+            better="lower",
+            meaning="cross-entropy of visible patches' classes, as the encoder's vectors tell them",
+            baselines="none",
+            shown=False,
+        ),
+    )
     classes = BHARATEO_CLASSES
     confusion_key = "confusion_masked"
     learns_of_visible = True
@@ -646,14 +668,24 @@ class Weighted(Protocol):
         """Its weight in the loss."""
         ...
 
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """What its class takes."""
+        ...
+
 
 def declared_metrics(heads: Mapping[str, Weighted]) -> list[Metric]:
-    """The metrics of configured heads, as they stand in files of scores."""
+    """The metrics of configured heads, as they stand in files of scores: those that training
+    minimises with their weight.
+    """
     found = []
     for name in (each for each in heads if each in HEADS):
-        for metric in HEADS[name].metrics:
-            weight = heads[name].weight if metric.name == HEADS[name].loss_metric else None
-            found.append(metric.model_copy(update={"head": name, "weight": weight}))
+        losses = HEADS[name].losses(heads[name].options)
+        training = [each for each in HEADS[name].training_metrics if each.name in losses]
+        for metric in (*HEADS[name].metrics, *training):
+            weight = losses.get(metric.name)
+            own = None if weight is None else weight * heads[name].weight
+            found.append(metric.model_copy(update={"head": name, "weight": own}))
     return found
 
 

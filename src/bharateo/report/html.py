@@ -160,6 +160,9 @@ def article(
         **ground.regions(dataset),
         **chips(dataset, examples),
         **reconstructions(dataset, examples),
+        whole_colours=any(
+            head.options.get("target") == "palette" for head in files.contract.heads.values()
+        ),
         curves=scores.curves(files.history, files.evaluation, files.contract.kept),
         minimised=scores.minimised(files.evaluation),
         probes=probes.section(files.probes) if files.probes else None,

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import bharateo
-from bharateo.config import SplitConfig
+from bharateo.config import HeadConfig, SplitConfig
 from bharateo.errors import ConfigError, ContractError, RunError
 from bharateo.evaluation import ablation
 from bharateo.evaluation.ablation import (
@@ -273,6 +273,20 @@ def test_controls_are_trained_and_scored_beside_the_configuration(dataset, tmp_p
     assert len([*tmp_path.glob("humble-*.json")]) == 1
     text = (tmp_path / "ablation.md").read_text()
     assert "| pixels weight | mask_ratio | epochs | landcover weight | accuracy" in text
+
+
+def test_colours_are_a_target_where_the_configuration_asks_for_them():
+    def rebuilt(config):
+        asked = [each.get("heads.pixels.options.target") for each in targets(config, 3)]
+        return [each for each in asked if each]
+
+    colours = {"pixels": HeadConfig(1.0, {"target": "palette"})}
+    assert rebuilt(CONFIG) == ["pixels", "correction"]
+    assert rebuilt(replace(CONFIG, heads=CONFIG.heads | colours)) == [
+        "pixels",
+        "correction",
+        "palette",
+    ]
 
 
 @pytest.mark.slow

@@ -157,10 +157,11 @@ def targets(config: Config, num_bands: int) -> list[dict[str, Any]]:
     a palette's, or each kind of features; ``at_equal_cost``.
     """
     weights = {f"heads.{name}.weight": 0 for name in config.heads}
-    own = config.heads["pixels"].options.get("target") if "pixels" in config.heads else None
+    kinds = ["pixels", "correction"]
+    if any(head.options.get("target") == "palette" for head in config.heads.values()):
+        kinds.append("palette")
     rebuilt: list[dict[str, Any]] = [
-        {"heads.pixels.weight": 1.0, "heads.pixels.options.target": each}
-        for each in ("pixels", "correction", *(["palette"] if own == "palette" else []))
+        {"heads.pixels.weight": 1.0, "heads.pixels.options.target": each} for each in kinds
     ]
     predicted: list[dict[str, Any]] = [
         {"heads.features.weight": 1.0, "heads.features.options.target": each} for each in TARGETS

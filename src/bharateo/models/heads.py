@@ -267,11 +267,11 @@ class PixelHead(LinearHead):
         beta: Annotated[float, Field(gt=0, le=1e6)] = 0.1,
         target: Literal["pixels", "correction", "palette"] = "pixels",
     ) -> None:
-        palette = None
+        palette, num_layers = None, model.num_bands
         if target == "palette":
             palette = Palette(model.normalise.model_units, model.num_bands)
-        num_values = palette.num_colours * model.config.patch_px**2 if palette else None
-        super().__init__(model, num_values or model.values_per_patch)
+            num_layers = palette.num_colours
+        super().__init__(model, num_layers * model.config.patch_px**2)
         self.beta, self.patch_px, self.kind = beta, model.config.patch_px, target
         self.palette = palette
 

@@ -140,8 +140,9 @@ class _Errors(torch.autograd.Function):
 def _median(odds: Tensor, half: Tensor, colours: Sequence[float], out: Tensor) -> None:
     """One band of ``Palette.median``; ``half`` is half the sum of the colours' ``odds``."""
     order = sorted(range(len(colours)), key=colours.__getitem__)
-    below = torch.zeros_like(half)
+    below, passed = torch.zeros_like(half), torch.empty_like(half)
     out.fill_(colours[order[0]])
     for darker, brighter in itertools.pairwise(order):
         below += odds[:, :, darker]
-        out.add_(below < half, alpha=colours[brighter] - colours[darker])
+        torch.lt(below, half, out=passed)  # as numbers: several times as fast as adding booleans
+        out.add_(passed, alpha=colours[brighter] - colours[darker])

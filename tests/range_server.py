@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import re
 import socket
@@ -28,7 +29,7 @@ class Request:
     status: int = 0
     num_bytes: int = 0
     start: float = 0.0
-    end: float = 0.0
+    end: float = math.inf
 
 
 @dataclass
